@@ -1,0 +1,1 @@
+"""select and attend in chunked ATen."""

@@ -1,0 +1,186 @@
+"""Every message that a user can see: errors, and the reasons why an attention call stays dense.
+
+Each says what came, what is allowed, and the way out.
+May be imported by everything; imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class VsaError(ValueError):
+    """Base of all errors that vsa_compile raises on purpose."""
+
+
+class OptionError(VsaError):
+    """A backend option that is unknown or has an impossible value."""
+
+
+class ArgumentError(VsaError):
+    """An argument of `vsa_compile.attention` that cannot be honoured."""
+
+
+class RefusedError(VsaError):
+    """An attention call was refused while `fallback="error"` was asked for."""
+
+
+class DoubleBackwardError(VsaError, RuntimeError):
+    """Someone differentiated the gradient of the sparse kernel."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """"unknown option 'sparsty'; did you mean 'sparsity'? Known: ..."."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else "."
+    return f"unknown {kind} {name!r}{guess} Known: {', '.join(known)}."
+
+
+def bad_value(name: str, got: object, allowed: str, way_out: str = "") -> str:
+    """One sentence: the name, what came, what is allowed, and the way out."""
+    return f"{name} is {got!r}, but it must be {allowed}." + (f" {way_out}" if way_out else "")
+
+
+def grid_mismatch(grid: tuple, video_start: int, tokens: int, what: str) -> str:
+    frames, rows, cols = grid
+    return (
+        f"grid {frames}x{rows}x{cols} needs {frames * rows * cols} video tokens from position "
+        f"{video_start}, but {what} has {tokens} tokens in all. Pass the grid in tokens (latent "
+        "frames, rows and cols after patchify), not in pixels, and video_start= the number of "
+        "tokens in front of the video."
+    )
+
+
+def double_backward() -> str:
+    return (
+        "the sparse attention kernel has no second derivative. Call backward without "
+        'create_graph=True, or run this model with options={"sparsity": 0}, which is dense SDPA.'
+    )
+
+
+def refused_but_required(name: str, reason: str) -> str:
+    return (
+        f'{name or "an attention call"} stays dense: {reason}. options={{"fallback": "error"}} turns '
+        'that into this error; drop the option or set it to "dense" to let the call stay dense.'
+    )
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an attention call stays dense. `slug` names the counter, `text` is for people.
+
+    `asked` tells whether the call looked like one that the user wanted converted: `fallback="error"`
+    raises on those, and lets cross-attention or a text encoder pass.
+    """
+
+    slug: str
+    text: str
+    asked: bool = False
+
+
+def dropout() -> Reason:
+    return Reason("dropout", "dropout_p is not 0; the sparse kernel has no dropout", asked=True)
+
+
+def causal() -> Reason:
+    return Reason("causal", "is_causal is set; video self-attention is not causal")
+
+
+def shape(text: str) -> Reason:
+    return Reason("shape", text)
+
+
+def dynamic_argument(name: str) -> Reason:
+    return Reason("argument", f"{name} is not a constant of the graph")
+
+
+def mask(text: str) -> Reason:
+    return Reason("mask", text, asked=True)
+
+
+def cross() -> Reason:
+    return Reason("cross", "queries and keys are different tokens (cross-attention)")
+
+
+def one_axis() -> Reason:
+    return Reason("one-axis", "the tokens have one axis (text, or time only), not frames x rows x cols")
+
+
+def two_axes() -> Reason:
+    return Reason("two-axes", "the tokens have two axes (an image, or one frame), not frames x rows x cols")
+
+
+def not_raster(axes: str) -> Reason:
+    return Reason("not-raster", f"the token order is not raster frames x rows x cols ({axes})")
+
+
+def unknown_grid() -> Reason:
+    return Reason(
+        "unknown-grid",
+        "the graph does not show the (frames, rows, cols) of these tokens; "
+        'pass options={"grid": (frames, rows, cols)}',
+        asked=True,
+    )
+
+
+def grid_symbol(symbol: str) -> Reason:
+    return Reason(
+        "grid-symbol",
+        f"the grid depends on {symbol}, which is not an input of this graph",
+        asked=True,
+    )
+
+
+def too_few_tokens(tokens: int, least: int) -> Reason:
+    return Reason("few-tokens", f"{tokens} video tokens are below min_tokens={least}; dense is faster there")
+
+
+def head_width(width: int, most: int) -> Reason:
+    return Reason("head-width", f"head width {width} is above {most}", asked=True)
+
+
+def value_width(keys: int, values: int) -> Reason:
+    return Reason("head-width", f"keys are {keys} wide and values {values}; they must agree", asked=True)
+
+
+def dtype(name: str) -> Reason:
+    return Reason("dtype", f"dtype {name} is not one of float32, bfloat16, float16, float64", asked=True)
+
+
+def mixed_dtypes(names: str) -> Reason:
+    return Reason("dtype", f"q, k and v have different dtypes ({names})", asked=True)
+
+
+def dense_layer(index: int) -> Reason:
+    return Reason("dense-layer", f"block {index} is listed in dense_layers")
+
+
+def no_layer_path() -> Reason:
+    return Reason(
+        "no-layer-path",
+        "dense_layers is set, but this call has no module path to read a block index from",
+        asked=True,
+    )
+
+
+def autograd_function() -> Reason:
+    return Reason(
+        "autograd-function",
+        "the call is inside a torch.autograd.Function, whose hand-written backward would not match",
+        asked=True,
+    )
+
+
+def higher_order(name: str) -> Reason:
+    return Reason("higher-order", f"the call is inside {name}, which is not rewritten", asked=True)
+
+
+def func_transform() -> Reason:
+    return Reason("func-transform", "the graph is under a torch.func transform", asked=True)
+
+
+def repeated_tokens() -> Reason:
+    return Reason("repeated", "the sequence holds more than one video of different grids", asked=True)

@@ -1,0 +1,78 @@
+"""Tile arithmetic of a video token grid: integers, torch.SymInt or sympy alike. No tensors here.
+
+May be imported by everything; imports only the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+Tile = tuple[int, int, int]
+
+
+def ceil_div(numerator: Any, denominator: Any) -> Any:
+    """Division rounded up, in integer arithmetic (true for symbolic integers as well)."""
+    return -(-numerator // denominator)
+
+
+class Grid(NamedTuple):
+    """The (frames, rows, cols) of a run of video tokens in raster order, cols fastest."""
+
+    frames: Any
+    rows: Any
+    cols: Any
+
+    @property
+    def tokens(self) -> Any:
+        return self.frames * self.rows * self.cols
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.rows}x{self.cols}"
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """A grid cut into boxes of `tile` tokens, row-major; border tiles hold only real tokens."""
+
+    grid: Grid
+    tile: Tile
+
+    @property
+    def shape(self) -> tuple[Any, Any, Any]:
+        """Number of tiles along frames, rows and cols."""
+        return tuple(ceil_div(n, t) for n, t in zip(self.grid, self.tile, strict=True))  # pyright: ignore[reportReturnType]
+
+    @property
+    def tiles(self) -> Any:
+        """M, the number of tiles, partial ones included."""
+        frames, rows, cols = self.shape
+        return frames * rows * cols
+
+    @property
+    def tile_tokens(self) -> int:
+        """E, the number of tokens in a full tile."""
+        frames, rows, cols = self.tile
+        return frames * rows * cols
+
+    def real_tokens(self, index: int) -> int:
+        """How many tokens tile `index` really holds, 1..E."""
+        _, rows, cols = self.shape
+        coordinates = (index // (rows * cols), index // cols % rows, index % cols)
+        count = 1
+        for n, t, c in zip(self.grid, self.tile, coordinates, strict=True):
+            count *= min(t, n - c * t)
+        return count
+
+
+def kept_tiles(tiles: Any, sparsity: float) -> Any:
+    """How many of `tiles` key tiles each query tile keeps: clamp(ceil((1 - sparsity) * tiles), 1, tiles).
+
+    `sparsity` is read as the fraction its decimal text spells (0.7 is 7/10, though no float is), so
+    that the result is exact and also holds for symbolic `tiles`.
+    """
+    share = 1 - Fraction(str(sparsity))
+    if share <= 0:
+        return 1
+    return ceil_div(share.numerator * tiles, share.denominator)

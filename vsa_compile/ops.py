@@ -1,0 +1,199 @@
+"""The torch.library operators: schemas, shapes, autograd, FLOP counts. No device code.
+
+    vsa::attention   the one node in a captured graph; CompositeImplicitAutograd, so that tracing
+                     walks into the method's plain PyTorch
+    vsa::select      pooled scores -> kept tiles (leaf)
+    vsa::attend      exact attention over the kept tiles (leaf), with vsa::attend_backward
+
+Kernels register themselves: aten.py for every device, cpu/ and gpu/ where they do better.
+May be imported by kernels and by everything above; imports reference-level modules only.
+
+Notation: B batch, H heads, N tokens, D head width, M tiles, Kcap = width of the tile lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_autograd, register_fake
+from torch.utils.flop_counter import register_flop_formula
+
+from . import methods
+from .errors import DoubleBackwardError, double_backward
+from .grid import Grid, TileGrid
+
+_LIBRARY = Library("vsa", "DEF")
+
+_SITE = "SymInt[] grid, SymInt[] tile, SymInt q_start, SymInt kv_start, Tensor? key_padding"
+
+_LIBRARY.define(
+    f"attention(Tensor q, Tensor k, Tensor v, Tensor? gate, {_SITE}, "
+    "float? scale, float sparsity, str method) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "select(Tensor scores, SymInt kept) -> (Tensor tiles, Tensor counts)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    f"attend(Tensor q, Tensor k, Tensor v, Tensor tiles, Tensor counts, {_SITE}, float scale)"
+    " -> (Tensor out, Tensor lse)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "attend_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"Tensor tiles, Tensor counts, {_SITE}, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32, or fp64 for fp64 inputs."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+# --- vsa::attention ---------------------------------------------------------------------------
+
+
+def _autocast(device_type: str, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Cast as autocast casts SDPA's arguments: floating point tensors, but not fp64."""
+    dtype = torch.get_autocast_dtype(device_type)
+    return [
+        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in tensors
+    ]
+
+
+@torch.library.impl(_LIBRARY, "attention", "CompositeImplicitAutograd")
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor | None,
+    grid: Sequence[Any],
+    tile: Sequence[Any],
+    q_start: Any,
+    kv_start: Any,
+    key_padding: Tensor | None,
+    scale: float | None,
+    sparsity: float,
+    method: str,
+) -> Tensor:
+    """Sparse self-attention of one run of video tokens: (B, H, Nq, D) -> (B, H, Nq, D).
+
+    q (B, H, Nq, D); k, v (B, Hkv, Nkv, D) with Hkv dividing H; gate like q or None. The video is
+    tokens q_start.. of q and kv_start.. of k and v, grid[0] * grid[1] * grid[2] of them, raster.
+    All other keys are attended densely; key_padding (B or 1, Nkv) bool is True where a non-video
+    key takes part. scale None is 1 / sqrt(D).
+    """
+    kind = q.device.type
+    autocast = torch.is_autocast_enabled(kind)
+    if autocast:
+        q, k, v, gate = _autocast(kind, q, k, v, gate)  # pyright: ignore[reportAssignmentType]
+    site = methods.Site(
+        tiles=TileGrid(Grid(*grid), tuple(tile)),  # pyright: ignore[reportArgumentType]
+        q_start=q_start,
+        kv_start=kv_start,
+        key_padding=key_padding,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        sparsity=sparsity,
+    )
+    run = methods.get(method)
+    if not autocast:
+        return run(q, k, v, gate, site)
+    # The coarse scores are fp32 on purpose; autocast would make them bf16 and change the selection.
+    with torch.autocast(kind, enabled=False):
+        return run(q, k, v, gate, site)
+
+
+# --- vsa::select ------------------------------------------------------------------------------
+
+
+@register_fake("vsa::select")
+def _select_fake(scores: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
+    tiles = scores.new_empty((*scores.shape[:-1], kept), dtype=torch.int32)
+    return tiles, scores.new_empty(scores.shape[:-1], dtype=torch.int32)
+
+
+# --- vsa::attend ------------------------------------------------------------------------------
+
+
+@register_fake("vsa::attend")
+def _attend_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    batch, heads, tokens, width = q.shape
+    out = q.new_empty((batch, tokens, heads, width))
+    return out, q.new_empty((batch, heads, tokens), dtype=lse_dtype(q.dtype))
+
+
+@register_fake("vsa::attend_backward")
+def _attend_backward_fake(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    def token_major(x: Tensor) -> Tensor:
+        batch, heads, tokens, width = x.shape
+        return x.new_empty((batch, tokens, heads, width))
+
+    return token_major(q), token_major(k), token_major(v)
+
+
+def _attend_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, tiles, counts, grid, tile, q_start, kv_start, key_padding, scale = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, out, lse, tiles, counts, key_padding)
+    ctx.site = (grid, tile, q_start, kv_start)
+    ctx.scale = scale
+
+
+def _attend_grad(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple:
+    if grad_out is None:
+        return (None,) * 11
+    q, k, v, out, lse, tiles, counts, key_padding = ctx.saved_tensors
+    grads = torch.ops.vsa.attend_backward(
+        grad_out, q, k, v, out, lse, tiles, counts, *ctx.site, key_padding, ctx.scale
+    )
+    grad_q, grad_k, grad_v = (grad.transpose(1, 2) for grad in grads)
+    return grad_q, grad_k, grad_v, *(None,) * 8
+
+
+register_autograd("vsa::attend", _attend_grad, setup_context=_attend_setup)
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple:
+    raise DoubleBackwardError(double_backward())
+
+
+register_autograd("vsa::attend_backward", _no_second_derivative)
+
+
+# --- FLOPs ------------------------------------------------------------------------------------
+
+
+def attended_pairs(
+    q_tokens: Any, kv_tokens: Any, grid: Sequence[Any], tile: Sequence[Any], listed: Any
+) -> Any:
+    """Query-key pairs that one head computes when every query tile lists `listed` tiles.
+
+    A listed tile counts its mean number of real tokens, so that all tiles listed is exactly dense.
+    """
+    tiles = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    video = tiles.grid.tokens
+    sparse = video * video * listed // tiles.tiles
+    return sparse + video * (kv_tokens - video) + (q_tokens - video) * kv_tokens
+
+
+@register_flop_formula(torch.ops.vsa.attend)
+def _attend_flops(q: Any, k: Any, v: Any, tiles: Any, counts: Any, grid: Any, tile: Any, *_: Any, **__: Any) -> int:
+    batch, heads, q_tokens, width = q
+    return 4 * batch * heads * width * attended_pairs(q_tokens, k[2], grid, tile, tiles[-1])
+
+
+@register_flop_formula(torch.ops.vsa.attend_backward)
+def _attend_backward_flops(
+    grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, tiles: Any, counts: Any, grid: Any, tile: Any,
+    *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    batch, heads, q_tokens, width = q
+    return 10 * batch * heads * width * attended_pairs(q_tokens, k[2], grid, tile, tiles[-1])

@@ -1,0 +1,129 @@
+"""The backend's options: frozen, comparable (Dynamo compares them to decide on a recompile), checked.
+
+May be imported by everything; imports grid and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import OptionError, bad_value, unknown_name
+from .grid import Grid, Tile
+
+FALLBACKS = ("dense", "error")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `torch.compile(model, backend="vsa", options={...})` takes; field by field.
+
+    sparsity: share of query-key work NOT computed, 0 <= sparsity <= 1. 0 is dense SDPA.
+    method: name of the sparse attention method.
+    tile: (frames, rows, cols) tokens of a tile.
+    min_tokens: calls with fewer video tokens stay dense, where sparsity does not pay.
+    dense_layers: indices of transformer blocks that stay dense.
+    grid: (frames, rows, cols) in tokens, for graphs that do not show it.
+    fallback: "dense", or "error" to raise when a call that looks like video attention is refused.
+    mode: as torch.compile's mode ("max-autotune", "reduce-overhead", ...).
+    inductor: config patches handed to Inductor unchanged.
+    """
+
+    sparsity: float = 0.875
+    method: str = "vsa"
+    tile: Tile = (4, 4, 4)
+    min_tokens: int = 4096
+    dense_layers: tuple[int, ...] = ()
+    grid: Grid | None = None
+    fallback: str = "dense"
+    mode: str | None = None
+    inductor: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any] | Options | None = None, *, mode: str | None = None) -> Options:
+        """Check user options and freeze them.
+
+        Raises OptionError, naming the nearest known key or what is allowed.
+        """
+        if isinstance(options, Options):
+            return options
+        given = dict(options or {})
+        known = {field.name for field in fields(cls)}
+        for key in given:
+            if key not in known:
+                way_out = " Inductor's own settings go into options={'inductor': {...}}."
+                raise OptionError(unknown_name("option", str(key), known) + way_out)
+        if mode is not None and given.setdefault("mode", mode) != mode:
+            raise OptionError(bad_value("mode", (mode, given["mode"]), "given once"))
+        readers = {
+            "sparsity": read_sparsity,
+            "tile": read_tile,
+            "min_tokens": _read_min_tokens,
+            "dense_layers": _read_dense_layers,
+            "grid": lambda value: None if value is None else read_grid(value),
+            "fallback": _read_fallback,
+            "inductor": _read_inductor,
+        }
+        return cls(**{key: readers.get(key, lambda x: x)(value) for key, value in given.items()})
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def read_sparsity(value: Any) -> float:
+    """A number in [0, 1], else OptionError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        allowed = "a number from 0 (dense) to 1: the share of query-key work that is NOT computed"
+        raise OptionError(bad_value("sparsity", value, allowed, "0.875 keeps one tile in eight."))
+    return float(value)
+
+
+def _three_positive_ints(name: str, value: Any, example: str) -> tuple[int, int, int]:
+    try:
+        items = tuple(value)
+    except TypeError:
+        items = ()
+    if len(items) != 3 or not all(_is_int(item) and item > 0 for item in items):
+        raise OptionError(bad_value(name, value, "three positive integers (frames, rows, cols)", example))
+    return items
+
+
+def read_tile(value: Any) -> Tile:
+    """Three positive integers, else OptionError."""
+    return _three_positive_ints("tile", value, "The papers use (4, 4, 4).")
+
+
+def read_grid(value: Any) -> Grid:
+    """Three positive integers, else OptionError."""
+    example = "It counts tokens, e.g. (21, 30, 52) for 81 frames of 480x832 in Wan."
+    return Grid(*_three_positive_ints("grid", value, example))
+
+
+def _read_min_tokens(value: Any) -> int:
+    if not _is_int(value) or value < 0:
+        raise OptionError(bad_value("min_tokens", value, "an integer >= 0"))
+    return value
+
+
+def _read_dense_layers(value: Any) -> tuple[int, ...]:
+    try:
+        items = tuple(value)
+    except TypeError:
+        items = (None,)
+    if not all(_is_int(item) and item >= 0 for item in items):
+        raise OptionError(bad_value("dense_layers", value, "a sequence of block indices >= 0, such as (0, 1)"))
+    return tuple(sorted(set(items)))
+
+
+def _read_fallback(value: Any) -> str:
+    if value not in FALLBACKS:
+        raise OptionError(bad_value("fallback", value, " or ".join(map(repr, FALLBACKS))))
+    return value
+
+
+def _read_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
+    if isinstance(value, Mapping):
+        return tuple(sorted(value.items()))
+    raise OptionError(bad_value("inductor", value, "a dict of Inductor config patches"))
