@@ -4,6 +4,7 @@ Every case says how many attention calls are 3D self-attention over the video's 
 become sparse) and how many are something else (and must stay dense), with the reason.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -291,6 +292,177 @@ def allegro() -> Built:
     return randomise(model), inputs
 
 
+def latte() -> Built:
+    from diffusers import LatteTransformer3DModel
+
+    frames, rows, _ = GRID
+    model = LatteTransformer3DModel(
+        num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2,
+        patch_size=2, sample_size=2 * rows, video_length=frames, caption_channels=24,
+        cross_attention_dim=48, norm_type="ada_norm_single", num_embeds_ada_norm=1000,
+        activation_fn="gelu-approximate", norm_elementwise_affine=False,
+    )  # fmt: skip
+
+    def inputs(grid: Grid) -> dict[str, Any]:
+        frames, rows, cols = grid
+        draw = Draw(grid)
+        return {
+            "hidden_states": draw.normal(2, 4, frames, 2 * rows, 2 * cols),
+            "encoder_hidden_states": draw.normal(2, 11, 24),
+            "timestep": timesteps(2).long(),
+            "return_dict": False,
+        }
+
+    return randomise(model), inputs
+
+
+def sana_video() -> Built:
+    from diffusers import SanaVideoTransformer3DModel
+
+    model = SanaVideoTransformer3DModel(
+        num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2,
+        num_cross_attention_heads=3, cross_attention_head_dim=16, cross_attention_dim=48,
+        caption_channels=24, rope_max_seq_len=32,
+    )  # fmt: skip
+
+    def inputs(grid: Grid) -> dict[str, Any]:
+        frames, rows, cols = grid
+        draw = Draw(grid)
+        return {
+            "hidden_states": draw.normal(2, 4, frames, 2 * rows, 2 * cols),
+            "encoder_hidden_states": draw.normal(2, 11, 24),
+            "encoder_attention_mask": text_mask(4, 9, width=11),
+            "timestep": timesteps(2),
+            "return_dict": False,
+        }
+
+    return randomise(model), inputs
+
+
+def hunyuan_video_decoder() -> Built:
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    model = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 16), layers_per_block=1, norm_num_groups=4
+    ).decoder
+
+    def inputs(grid: Grid) -> dict[str, Any]:
+        return {"hidden_states": Draw(grid).normal(2, 4, *grid)}
+
+    return randomise(model), inputs
+
+
+def flux() -> Built:
+    from diffusers import FluxTransformer2DModel
+
+    model = FluxTransformer2DModel(
+        num_attention_heads=3, attention_head_dim=16, in_channels=16, num_layers=1,
+        num_single_layers=1, joint_attention_dim=24, pooled_projection_dim=20,
+        axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+
+    def inputs(grid: Grid) -> dict[str, Any]:
+        _, rows, cols = grid
+        draw = Draw(grid)
+        positions = torch.cartesian_prod(torch.zeros(1), torch.arange(rows), torch.arange(cols))
+        return {
+            "hidden_states": draw.normal(2, rows * cols, 16),
+            "encoder_hidden_states": draw.normal(2, 11, 24),
+            "pooled_projections": draw.normal(2, 20),
+            "timestep": timesteps(2) / 1000,
+            "img_ids": positions,
+            "txt_ids": torch.zeros(11, 3),
+            "return_dict": False,
+        }
+
+    return randomise(model), inputs
+
+
+def sd3() -> Built:
+    from diffusers import SD3Transformer2DModel
+
+    model = SD3Transformer2DModel(
+        num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2,
+        sample_size=16, pos_embed_max_size=16, joint_attention_dim=24, caption_projection_dim=48,
+        pooled_projection_dim=20,
+    )  # fmt: skip
+
+    def inputs(grid: Grid) -> dict[str, Any]:
+        _, rows, cols = grid
+        draw = Draw(grid)
+        return {
+            "hidden_states": draw.normal(2, 4, 2 * rows, 2 * cols),
+            "encoder_hidden_states": draw.normal(2, 11, 24),
+            "pooled_projections": draw.normal(2, 20),
+            "timestep": timesteps(2).long(),
+            "return_dict": False,
+        }
+
+    return randomise(model), inputs
+
+
+def pixart() -> Built:
+    from diffusers import PixArtTransformer2DModel
+
+    model = PixArtTransformer2DModel(
+        num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2,
+        sample_size=16, cross_attention_dim=48, caption_channels=24,
+        use_additional_conditions=False,
+    )  # fmt: skip
+
+    def inputs(grid: Grid) -> dict[str, Any]:
+        _, rows, cols = grid
+        draw = Draw(grid)
+        return {
+            "hidden_states": draw.normal(2, 4, 2 * rows, 2 * cols),
+            "encoder_hidden_states": draw.normal(2, 11, 24),
+            "encoder_attention_mask": text_mask(4, 9, width=11),
+            "timestep": timesteps(2).long(),
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+            "return_dict": False,
+        }
+
+    return randomise(model), inputs
+
+
+def _text_inputs(grid: Grid) -> dict[str, Any]:
+    """As many text tokens as the grid has video tokens, the second sample padded."""
+    width = math.prod(grid)
+    return {
+        "input_ids": Draw(grid).tokens(2, width),
+        "attention_mask": text_mask(width, width - 7, width=width),
+        "return_dict": False,
+    }
+
+
+def _t5(name: str) -> Built:
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64, d_model=48, d_kv=16, d_ff=80, num_layers=2, num_heads=3
+    )
+    return randomise(getattr(transformers, f"{name}EncoderModel")(config)), _text_inputs
+
+
+def t5() -> Built:
+    return _t5("T5")
+
+
+def umt5() -> Built:
+    return _t5("UMT5")
+
+
+def clip_text() -> Built:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=80, projection_dim=48,
+        num_hidden_layers=2, num_attention_heads=3, max_position_embeddings=300,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return randomise(CLIPTextModel(config)), _text_inputs
+
+
 VIDEO = [
     Case("wan", wan, sites=2, refused={"cross": 2}),
     Case("wan_i2v", wan_i2v, sites=2, refused={"cross": 4}),
@@ -302,4 +474,17 @@ VIDEO = [
     Case("cosmos", cosmos, sites=2, refused={"cross": 2}),
     Case("allegro", allegro, sites=2, refused={"cross": 2}),
 ]
-NEGATIVE: list[Case] = []
+
+IMAGE_GRIDS = {"grid": (1, 6, 7), "other_grids": ((1, 7, 6), (1, 6, 10), (1, 5, 9))}
+
+NEGATIVE = [
+    Case("latte", latte, refused={"spatial": 2, "temporal": 2, "cross": 2}),
+    Case("sana_video", sana_video, refused={"cross": 2}),
+    Case("hunyuan_video_decoder", hunyuan_video_decoder, refused={"mask": 1}),
+    Case("flux", flux, refused={"image": 2}, **IMAGE_GRIDS),
+    Case("sd3", sd3, refused={"image": 2}, **IMAGE_GRIDS),
+    Case("pixart", pixart, refused={"image": 2, "cross": 2}, **IMAGE_GRIDS),
+    Case("t5", t5, refused={"text": 2}),
+    Case("umt5", umt5, refused={"text": 2}),
+    Case("clip_text", clip_text, refused={"text": 2}),
+]

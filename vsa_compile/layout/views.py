@@ -1,0 +1,211 @@
+"""Rules of ops that rearrange dimensions and move no data, or only copy it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .axes import Axis, concatenate, equal, factors, find, mark_origins, multiply, regroup, segments, unify, unit
+from .rules import rule
+from .values import Call, Layout, Value, sizes_of
+
+
+@rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "_unsafe_view")
+def _reshape(call: Call) -> Value:
+    """Any regrouping of the same elements in the same order: the output sizes say it all."""
+    layout = call.input
+    if layout is None:
+        return None
+    opaque = [find(a) for a in layout if len(factors(a)) == 1 and find(a).is_atom and not find(a).origins]
+    result = regroup(layout, call.sizes)
+    for atom in opaque:
+        # A whole axis that is split into three dimensions at once is a grid (an unpatchify, say).
+        pieces = factors(atom)
+        if len(pieces) == 3 and all(any(find(dim) is piece for dim in result) for piece in pieces):
+            mark_origins(pieces, call.node)
+    return result
+
+
+@rule("permute")
+def _permute(call: Call) -> Value:
+    layout = call.input
+    order = call.rest(1, "dims")
+    return layout and [layout[dim] for dim in order]
+
+
+@rule("transpose", "swapaxes", "swapdims")
+def _transpose(call: Call) -> Value:
+    layout = call.input
+    if layout is None:
+        return None
+    a, b = call.arg(1, "dim0"), call.arg(2, "dim1")
+    result = list(layout)
+    result[a], result[b] = result[b], result[a]
+    return result
+
+
+@rule("t", "mT")
+def _matrix_transpose(call: Call) -> Value:
+    layout = call.input
+    return layout and [*layout[:-2], *layout[-2:][::-1]]
+
+
+@rule("movedim", "moveaxis")
+def _movedim(call: Call) -> Value:
+    layout = call.input
+    source, destination = call.arg(1, "source"), call.arg(2, "destination")
+    if layout is None or not isinstance(source, int) or not isinstance(destination, int):
+        return None
+    rest = list(layout)
+    moved = rest.pop(source)
+    rest.insert(destination % len(layout), moved)
+    return rest
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def _expand(call: Call) -> Value:
+    """A stretched dimension is a new axis: its positions are copies, not the tokens of another value."""
+    layout = call.input
+    if layout is None:
+        return None
+    aligned = [unit()] * (len(call.sizes) - len(layout)) + layout
+    return [axis if equal(axis.size, size) else Axis(size) for axis, size in zip(aligned, call.sizes, strict=True)]
+
+
+@rule("repeat", "tile")
+def _repeat(call: Call) -> Value:
+    layout = call.input
+    if layout is None:
+        return None
+    times = [call.literal(t) for t in call.rest(1, "repeats")]
+    aligned = [unit()] * (len(times) - len(layout)) + layout
+    return [
+        axis if equal(t, 1) else multiply([Axis(t), axis]) for axis, t in zip(aligned, times, strict=True)
+    ] if len(aligned) == len(times) else None  # fmt: skip
+
+
+@rule("repeat_interleave")
+def _repeat_interleave(call: Call) -> Value:
+    layout, times, dim = call.input, call.literal(call.arg(1, "repeats")), call.arg(2, "dim")
+    if layout is None or not isinstance(times, int) or dim is None:
+        return None
+    result = list(layout)
+    result[dim] = multiply([result[dim], Axis(times)])
+    return result
+
+
+@rule("cat", "concat", "concatenate")
+def _cat(call: Call) -> Value:
+    tensors = [layout for layout in map(call.layout, call.arg(0, "tensors")) if layout is not None]
+    dim = call.arg(1, "dim", 0)
+    tensors = [layout for layout in tensors if len(layout) == len(call.sizes)]
+    if not tensors:
+        return None
+    dim %= len(call.sizes)
+    result = [_joined(tensors, d) if d != dim else None for d in range(len(call.sizes))]
+    return [axis or concatenate([layout[dim] for layout in tensors]) for axis in result]
+
+
+@rule("stack")
+def _stack(call: Call) -> Value:
+    tensors = [layout for layout in map(call.layout, call.arg(0, "tensors")) if layout is not None]
+    if not tensors:
+        return None
+    result: Layout = [_joined(tensors, d) for d in range(len(tensors[0]))]
+    dim = call.arg(1, "dim", 0) % (len(result) + 1)
+    result.insert(dim, Axis(call.sizes[dim]))
+    return result
+
+
+def _joined(tensors: list[Layout], dim: int) -> Axis:
+    for layout in tensors[1:]:
+        unify(tensors[0][dim], layout[dim])
+    return tensors[0][dim]
+
+
+@rule("split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk")
+def _split(call: Call) -> Value:
+    layout, dim = call.input, call.arg(2, "dim", 0)
+    if layout is None or not isinstance(call.example, (tuple, list)):
+        return None
+    dim %= len(layout)
+    pieces, start = [], 0
+    for example in call.example:
+        size = (sizes_of(example) or [])[dim]
+        pieces.append([*layout[:dim], cut(layout[dim], start, start + size), *layout[dim + 1 :]])
+        start = start + size
+    return tuple(pieces)
+
+
+@rule("unbind")
+def _unbind(call: Call) -> Value:
+    layout, dim = call.input, call.arg(1, "dim", 0)
+    if layout is None or not isinstance(call.example, (tuple, list)):
+        return None
+    dim %= len(layout)
+    return tuple([*layout[:dim], *layout[dim + 1 :]] for _ in call.example)
+
+
+@rule("narrow")
+def _narrow(call: Call) -> Value:
+    layout, dim = call.input, call.arg(1, "dim")
+    start, length = call.literal(call.arg(2, "start")), call.literal(call.arg(3, "length"))
+    if layout is None or start is None or length is None:
+        return None
+    result = list(layout)
+    result[dim] = cut(layout[dim], start, start + length)
+    return result
+
+
+@rule("select")
+def _select(call: Call) -> Value:
+    layout = call.input
+    return layout and _without(layout, call.arg(1, "dim"))
+
+
+def _without(layout: Layout, dim: int) -> Layout:
+    dim %= len(layout)
+    return [*layout[:dim], *layout[dim + 1 :]]
+
+
+def cut(axis: Axis, start: Any, stop: Any) -> Axis:
+    """axis[start:stop]: whole segments of a concatenation, the axis itself, or something unknown."""
+    size = find(axis).size
+    if equal(start, 0) and equal(stop, size):
+        return axis
+    begin: Any = 0
+    taken: list[Axis] = []
+    inside = False
+    for segment in segments(axis):
+        inside = inside or equal(begin, start)
+        if inside:
+            taken.append(segment)
+        begin = begin + segment.size
+        if inside and equal(begin, stop):
+            return concatenate(taken)
+    return Axis(stop - start)
+
+
+@rule("view_as_real")
+def _view_as_real(call: Call) -> Value:
+    layout = call.input
+    return layout and [*layout, Axis(2)]
+
+
+@rule("view_as_complex")
+def _view_as_complex(call: Call) -> Value:
+    layout = call.input
+    return layout and layout[:-1]
+
+
+@rule("pad")
+def _pad(call: Call) -> Value:
+    """Padding makes a concatenation; on pixel axes a convolution then derives its axis from it."""
+    layout, amounts = call.input, call.rest(1, "pad")
+    if layout is None:
+        return None
+    result = list(layout)
+    for pair in range(len(amounts) // 2):
+        before, after = (call.literal(a) for a in amounts[2 * pair : 2 * pair + 2])
+        if not (equal(before, 0) and equal(after, 0)):
+            result[-1 - pair] = concatenate([Axis(before), result[-1 - pair], Axis(after)])
+    return result
