@@ -16,6 +16,8 @@ from typing import Any
 
 import sympy
 
+from ..torch_compat import is_floor_division
+
 Size = Any  # int | sympy.Expr
 Origin = tuple[Hashable, int]  # (the value that introduced the axes, position among them)
 
@@ -29,7 +31,16 @@ def equal(a: Size, b: Size) -> bool:
 
 @lru_cache(maxsize=4096)
 def _is_zero(difference: sympy.Expr) -> bool:
-    return bool(sympy.expand(difference) == 0)
+    return bool(sympy.expand(_exact(difference)) == 0)
+
+
+def _exact(size: sympy.Expr) -> sympy.Expr:
+    """a // (a // d) written as d: so Dynamo spells the last size of a reshape that splits a exactly."""
+
+    def nested(x: sympy.Expr) -> bool:
+        return is_floor_division(x) and is_floor_division(x.args[1]) and x.args[1].args[0] == x.args[0]
+
+    return size.replace(nested, lambda x: x.args[1].args[1]) if size.has(sympy.Function) else size
 
 
 def divided(a: Size, b: Size) -> Size | None:
@@ -39,12 +50,12 @@ def divided(a: Size, b: Size) -> Size | None:
     """
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b and a % b == 0 else None
-    return _quotient(sympy.sympify(a), sympy.sympify(b))
+    return _quotient(_exact(sympy.sympify(a)), _exact(sympy.sympify(b)))
 
 
 @lru_cache(maxsize=4096)
 def _quotient(a: sympy.Expr, b: sympy.Expr) -> Size | None:
-    if b.func.__name__ in ("FloorDiv", "CleanDiv") and b.args[0] == a:
+    if is_floor_division(b) and b.args[0] == a:
         return _plain(b.args[1])
     numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (0, 0)
     return _plain(numerator) if denominator == 1 else None

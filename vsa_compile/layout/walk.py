@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from ..torch_compat import shape_environment, size_hint
 from . import compute, indexing, views  # noqa: F401  (they fill the table of rules)
-from .axes import Axis, equal, mark_origins
+from .axes import Axis, Size, equal, mark_origins
 from .rules import RULES, is_pointwise
 from .values import Call, Value, example_of, op_name, sizes_of, unknown
 
@@ -37,6 +39,15 @@ class Analysis:
     values: dict[Node, Value] = field(default_factory=dict)
     outer: dict[Node, Any] = field(default_factory=dict)  # body placeholder -> argument of the call
     transforms: bool = False  # under torch.func
+
+    @cached_property
+    def environment(self) -> Any | None:
+        """The ShapeEnv of the graph's symbolic sizes, None if there are none."""
+        return shape_environment(self.module)
+
+    def hint(self, size: Size) -> int:
+        """A size on the example inputs; adds no guard."""
+        return size_hint(size, self.environment)
 
     def tokens(self, argument: Any) -> Axis | None:
         """The token axis of a (..., N, D) value."""

@@ -1,0 +1,107 @@
+"""The entry point of `torch.compile(model, backend="vsa")`: options -> analysis -> rewrite -> Inductor."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from . import gpu, methods, torch_compat
+from .errors import OptionError, RefusedError, refused_but_required, unknown_name
+from .layout import analyse
+from .options import Options
+from .report import describe
+from .rewrite import rewrite
+from .sites import Refusal, Site, judge
+
+log = logging.getLogger(__name__)
+
+
+def vsa(
+    module: GraphModule,
+    example_inputs: list[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+    **_: Any,
+) -> Callable:
+    """The backend: makes 3D video self-attention of the graph sparse and hands it to Inductor.
+
+    `options` are the fields of `vsa_compile.Options`. A graph in which nothing is converted compiles
+    exactly as with backend="inductor". Raises OptionError, or RefusedError under fallback="error".
+    """
+    settings = read_options(options, mode=mode)
+    decisions = convert(module, settings)
+    patches = torch_compat.mode_patches(settings.mode) | dict(settings.inductor)
+    if any(isinstance(decision, Site) for decision in decisions):
+        gpu.register()
+        own = "post_grad_custom_pre_pass"
+        patches[own] = torch_compat.keyed_pass(source_hash(), patches.get(own))
+    return torch_compat.compile_with_inductor(module, example_inputs, patches)
+
+
+# torch._dynamo.reset() calls this; without it CUDA graph trees of our graphs would stay behind.
+vsa.reset = torch_compat.reset_inductor  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | None = None) -> Options:
+    """Check options down to the names that only torch and the methods know, before any work is done."""
+    settings = Options.read(options, mode=mode)
+    methods.get(settings.method)
+    if settings.inductor:
+        known = set(torch_compat.inductor_settings())
+        for name, _ in settings.inductor:
+            if name not in known:
+                raise OptionError(unknown_name("Inductor setting", name, known).split(" Known:")[0])
+    try:
+        torch_compat.mode_patches(settings.mode)
+    except RuntimeError as error:
+        raise OptionError(str(error)) from error
+    return settings
+
+
+def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
+    """Analyse a captured graph and rewrite it in place; counts and logs what was done."""
+    decisions = judge(analyse(module), settings)
+    if settings.fallback == "error":
+        for decision in decisions:
+            if isinstance(decision, Refusal) and decision.reason.asked:
+                raise RefusedError(refused_but_required(decision.name, decision.reason.text))
+    decisions = rewrite(decisions, settings)
+    _count(decisions)
+    _log(decisions)
+    return decisions
+
+
+def _count(decisions: list[Site | Refusal]) -> None:
+    table = torch_compat.counters()["vsa_compile"]
+    for decision in decisions:
+        if isinstance(decision, Site):
+            table["converted"] += 1
+        else:
+            table["refused"] += 1
+            table[f"refused.{decision.reason.slug}"] += 1
+
+
+def _log(decisions: list[Site | Refusal]) -> None:
+    converted = sum(isinstance(decision, Site) for decision in decisions)
+    log.info("%d of %d attention calls made sparse", converted, len(decisions))
+    for decision in decisions:
+        log.debug("%s", describe(decision))
+
+
+@cache
+def source_hash() -> bytes:
+    """One hash over all our sources, kernels and templates: a change to any of them misses every cache."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp", ".h"))
+    for path in [*sources, *gpu.template_files()]:
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.digest()

@@ -1,0 +1,155 @@
+"""Proves which keys a boolean mask lets through, from the ops that built it. Never looks at data.
+
+A text mask over a joint sequence is built in the graph: ones, cut at video + text length, or a text
+mask padded or concatenated in front. What such a chain says about the video keys can be proved; a
+mask that comes from outside, or is built otherwise, proves nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from ..torch_compat import size_expression
+from .axes import Size, equal
+from .values import example_of, op_name, sizes_of
+from .walk import Analysis
+
+_CONSTANTS = {"ones": True, "new_ones": True, "ones_like": True, "zeros": False, "new_zeros": False, "zeros_like": False}
+_CARRIERS = (
+    "unsqueeze", "squeeze", "view", "reshape", "expand", "repeat", "to", "bool", "int", "long", "contiguous", "clone",
+    "getitem", "type_as", "detach", "tile", "broadcast_to", "_to_copy", "alias", "slice",
+)  # fmt: skip
+# comparison -> (index on the left: the value it has below the bound), and with the index on the right
+_COMPARISONS = {"ge": (False, None), "lt": (True, None), "gt": (None, True), "le": (None, False)}
+
+
+def all_true(analysis: Analysis, mask: Any, start: Size, stop: Size) -> bool:
+    """Whether a boolean mask (..., keys) is True on every key of [start, stop), whatever the data."""
+    return _Proof(analysis, start, stop).holds(mask, True)
+
+
+class _Proof:
+    """One question: what a mask says about the keys of [start, stop)."""
+
+    def __init__(self, analysis: Analysis, start: Size, stop: Size) -> None:
+        self.analysis, self.start, self.stop = analysis, start, stop
+
+    def resolved(self, argument: Any) -> Any:
+        """The node outside a checkpointed body that a placeholder stands for."""
+        while isinstance(argument, Node) and argument in self.analysis.outer:
+            argument = self.analysis.outer[argument]
+        return argument
+
+    def holds(self, argument: Any, value: bool) -> bool:
+        """Whether every entry on those keys (the last dimension) is `value`."""
+        node = self.resolved(argument)
+        if not isinstance(node, Node):
+            return isinstance(node, (bool, int)) and bool(node) is value
+        if node.op not in ("call_function", "call_method"):
+            return False
+        name, args = op_name(node), node.args
+        if name in _CONSTANTS:
+            return _CONSTANTS[name] is value
+        if name in ("full", "full_like", "new_full"):
+            return bool(_argument(node, 1, "fill_value")) is value
+        if name in _CARRIERS:
+            return _same_keys(self.resolved(args[0]), node) and self.holds(args[0], value)
+        if name in ("logical_not", "invert", "bitwise_not"):
+            return self.holds(args[0], not value)
+        if name in ("and_", "logical_and", "bitwise_and", "or_", "logical_or", "bitwise_or"):
+            every = ("and" in name) is value
+            return (all if every else any)(self.holds(argument, value) for argument in args[:2])
+        if name == "masked_fill":
+            return self._masked_fill(node, value)
+        if name in _COMPARISONS:
+            return self._comparison(node, name, value)
+        return self._assembled(node, name, value)
+
+    def _masked_fill(self, node: Node, value: bool) -> bool:
+        untouched, filled = node.args[1], bool(_argument(node, 2, "value"))
+        if filled is value:
+            return self.holds(node.args[0], value) or self.holds(untouched, True)
+        return self.holds(node.args[0], value) and self.holds(untouched, False)
+
+    def _comparison(self, node: Node, name: str, value: bool) -> bool:
+        """position < bound, with a bound that is known to be at least `stop`, in any spelling."""
+        left, right = node.args[:2]
+        index_left, index_right = _COMPARISONS[name]
+        if index_left is value and self.is_position(left):
+            return self._reaches(right)
+        return index_right is value and self.is_position(right) and self._reaches(left)
+
+    def _reaches(self, bound: Any) -> bool:
+        least = self.lower_bound(bound)
+        return least is not None and _at_least(least, self.stop)
+
+    def _assembled(self, node: Node, name: str, value: bool) -> bool:
+        """The pieces of a concatenation, or of padding, that cover the keys."""
+        if name == "pad":
+            amounts, fill = _argument(node, 1, "pad"), _argument(node, 3, "value")
+            before = self.lower_bound(amounts[0])
+            return before is not None and bool(fill) is value and _at_least(before, self.stop)
+        if name not in ("cat", "concat") or _argument(node, 1, "dim", 0) not in (-1, _rank(node) - 1):
+            return False
+        begin: Size = 0
+        covered = False
+        for piece in _argument(node, 0, "tensors"):
+            end = begin + (sizes_of(example_of(piece)) or [0])[-1]
+            inside = covered or equal(begin, self.start)
+            if inside and not _Proof(self.analysis, 0, end - begin).holds(piece, value):
+                return False
+            if inside and equal(end, self.stop):
+                return True
+            begin, covered = end, inside
+        return False
+
+    def is_position(self, argument: Any) -> bool:
+        """Whether the value at key i is i itself: an arange from 0, reshaped."""
+        node = self.resolved(argument)
+        if not isinstance(node, Node):
+            return False
+        if op_name(node) == "arange":
+            starts_at = node.kwargs.get("start", 0) if len(node.args) < 2 else node.args[0]
+            return starts_at == 0 and node.kwargs.get("step", 1) == 1 and len(node.args) < 3
+        carried = op_name(node) in _CARRIERS and _same_keys(self.resolved(node.args[0]), node)
+        return carried and self.is_position(node.args[0])
+
+    def lower_bound(self, argument: Any) -> Size | None:
+        """A size that every entry is at least.
+
+        The sum of an integer or boolean tensor counts a mask's entries, so it is at least 0.
+        """
+        node = self.resolved(argument)
+        example = example_of(node)
+        if sizes_of(example) is None:
+            return size_expression(example) if hasattr(example, "__index__") else None
+        name = op_name(node)
+        if name in ("add", "iadd"):
+            bounds = [self.lower_bound(argument) for argument in node.args[:2]]
+            return None if None in bounds else bounds[0] + bounds[1]
+        if name in ("sum", "count_nonzero"):
+            summed = example_of(self.resolved(node.args[0]))
+            return None if summed is None or summed.is_floating_point() else 0
+        return self.lower_bound(node.args[0]) if name in _CARRIERS else None
+
+
+def _argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    return node.kwargs.get(name, node.args[position] if position < len(node.args) else default)
+
+
+def _rank(node: Node) -> int:
+    return len(sizes_of(example_of(node)) or [])
+
+
+def _same_keys(before: Any, after: Node) -> bool:
+    """Whether a reshaping left the last dimension, the keys, alone."""
+    sizes = sizes_of(example_of(before)), sizes_of(example_of(after))
+    return bool(sizes[0]) and bool(sizes[1]) and equal(sizes[0][-1], sizes[1][-1])
+
+
+def _at_least(a: Size, b: Size) -> bool:
+    """a >= b for all values of the symbols."""
+    difference = a - b
+    return difference >= 0 if isinstance(difference, int) else bool(difference.is_nonnegative) or equal(a, b)

@@ -1,0 +1,148 @@
+"""What was done to a model and why: the rows behind explain(), the log and the counters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from .grid import Grid, TileGrid, kept_tiles
+from .layout.values import example_of, sizes_of
+from .ops import attended_pairs
+from .options import Options
+from .sites import Refusal, Site, attention_arguments
+from .torch_compat import shape_environment, size_hint
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One attention call. Sizes are those of the example inputs, in tokens and tiles.
+
+    name: module path. converted: whether it is made sparse. reason: why not, else "".
+    grid: (frames, rows, cols) of its video tokens, or None. segments: the query tokens, in order.
+    tokens: of the query. kept_tiles of total_tiles: what each query tile keeps; 0 of 0 if refused.
+    flops_dense, flops_sparse: of the attention itself, forward (4 B H D per query-key pair).
+    """
+
+    name: str
+    converted: bool
+    reason: str
+    grid: tuple[int, int, int] | None
+    segments: tuple[str, ...]
+    tokens: int
+    kept_tiles: int
+    total_tiles: int
+    flops_dense: int
+    flops_sparse: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `explain` found. `print(report)` is a table; `.to_json()` the same for programs."""
+
+    sites: tuple[SiteReport, ...]
+    options: Options
+
+    @property
+    def converted(self) -> int:
+        return sum(site.converted for site in self.sites)
+
+    @property
+    def flops_dense(self) -> int:
+        return sum(site.flops_dense for site in self.sites)
+
+    @property
+    def flops_sparse(self) -> int:
+        return sum(site.flops_sparse for site in self.sites)
+
+    def to_json(self) -> str:
+        totals = {
+            "converted": self.converted,
+            "refused": len(self.sites) - self.converted,
+            "flops_dense": self.flops_dense,
+            "flops_sparse": self.flops_sparse,
+        }
+        options = asdict(self.options) | {"inductor": dict(self.options.inductor)}
+        sites = [asdict(site) for site in self.sites]
+        return json.dumps({"options": options, "totals": totals, "sites": sites}, indent=2, default=str)
+
+    def __str__(self) -> str:
+        header = ("attention", "", "grid", "tokens", "tiles kept", "GFLOP dense", "sparse", "why it stays dense")
+        rows = [header, *map(_row, self.sites)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+        lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
+        lines.insert(1, "-" * max(map(len, lines)))
+        return "\n".join([*lines, "", self._summary()])
+
+    def _summary(self) -> str:
+        if not self.sites:
+            return "No attention call was seen. Is scaled_dot_product_attention inside the compiled part?"
+        saved = self.flops_dense / self.flops_sparse if self.flops_sparse else 1.0
+        return (
+            f"{self.converted} of {len(self.sites)} attention calls sparse; attention FLOPs "
+            f"{_giga(self.flops_dense)} -> {_giga(self.flops_sparse)} GFLOP ({saved:.1f}x less)."
+        )
+
+
+def _giga(flops: int) -> str:
+    giga = flops / 1e9
+    return f"{giga:,.0f}" if giga >= 100 else f"{giga:.3g}"
+
+
+def _row(site: SiteReport) -> tuple[str, ...]:
+    return (
+        site.name or "(no module path)",
+        "sparse" if site.converted else "dense",
+        str(Grid(*site.grid)) if site.grid else "",
+        f"{site.tokens:,}",
+        f"{site.kept_tiles} of {site.total_tiles}" if site.converted else "",
+        _giga(site.flops_dense),
+        _giga(site.flops_sparse),
+        site.reason,
+    )
+
+
+def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
+    """One decision with its numbers, on the example inputs."""
+    environment = shape_environment(decision.call.owner)
+
+    def hint(size: object) -> int:
+        return size_hint(size, environment)  # pyright: ignore[reportArgumentType]
+
+    arguments = attention_arguments(decision.call.node)
+    shapes = [sizes_of(example_of(arguments.get(name))) or [] for name in ("query", "key")]
+    (batch, heads, q_tokens, width), kv_tokens = ([1, 1, 1, 1, *map(hint, shapes[0])][-4:], hint(shapes[1][-2]))
+    per_pair = 4 * batch * heads * width
+    dense = per_pair * q_tokens * kv_tokens
+    grid, kept, total, sparse = None, 0, 0, dense
+    if isinstance(decision, Site):
+        grid = Grid(*map(hint, decision.grid))
+        total = TileGrid(grid, options.tile).tiles
+        kept = kept_tiles(total, options.sparsity)
+        sparse = per_pair * attended_pairs(q_tokens, kv_tokens, grid, options.tile, kept)
+    return SiteReport(
+        name=decision.name,
+        converted=isinstance(decision, Site),
+        reason=decision.reason.text if isinstance(decision, Refusal) else "",
+        grid=tuple(grid) if grid else None,
+        segments=tuple(_segment_text(s, hint) for s in decision.segments),
+        tokens=q_tokens,
+        kept_tiles=kept,
+        total_tiles=total,
+        flops_dense=dense,
+        flops_sparse=sparse,
+    )
+
+
+def _segment_text(segment: object, hint: object) -> str:
+    if segment.grid:  # pyright: ignore
+        return f"video {Grid(*map(hint, segment.grid))}"  # pyright: ignore
+    return f"other {hint(segment.size)}"  # pyright: ignore
+
+
+def describe(decision: Site | Refusal) -> str:
+    """One line for the log."""
+    segments = " | ".join(map(str, decision.segments))
+    name = decision.name or decision.call.node.name
+    if isinstance(decision, Site):
+        return f"{name}: sparse, [{segments}]"
+    return f"{name}: dense, [{segments}], {decision.reason.slug}: {decision.reason.text}"

@@ -1,0 +1,246 @@
+"""Judges every SDPA call of a graph: a Site to convert, or a Refusal with its reason.
+
+Reads graphs and layouts; changes nothing, and knows none of our operators.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from . import errors
+from .errors import Reason
+from .grid import Grid
+from .layout import Analysis, Segment, read_segments, same_tokens
+from .layout.axes import Size, equal
+from .layout.masks import all_true
+from .layout.values import example_of, sizes_of
+from .layout.walk import AttentionCall
+from .options import Options
+from .torch_compat import guard_at_least
+
+MAX_HEAD_WIDTH = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention call to convert. Sizes are ints or sympy expressions, in tokens."""
+
+    call: AttentionCall
+    name: str
+    segments: tuple[Segment, ...]
+    grid: Grid
+    q_start: Size
+    kv_start: Size
+    key_padding: Node | None
+    scale: float | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One attention call that stays dense, and why."""
+
+    call: AttentionCall
+    name: str
+    segments: tuple[Segment, ...]
+    reason: Reason
+
+
+class _Refused(Exception):  # noqa: N818  (control flow inside this file, never seen outside)
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
+
+
+def judge(analysis: Analysis, options: Options, *, guard: bool = True) -> list[Site | Refusal]:
+    """One Site or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
+
+    Where the number of tokens is symbolic, min_tokens becomes a guard of the graph, so that Dynamo
+    compiles again when a call crosses it; `guard=False` only looks at the example inputs.
+    """
+    read = [_segments(analysis, call) for call in analysis.calls]
+    shows_video = any(segment.grid for segments in read for segment in segments)
+    decisions: list[Site | Refusal] = []
+    for call, segments in zip(analysis.calls, read, strict=True):
+        name = module_path(call.node)
+        try:
+            site = _judge(analysis, call, name, segments, options, shows_video)
+            _check_tokens(analysis, site.grid.tokens, options, guard)
+            decisions.append(site)
+        except _Refused as refused:
+            decisions.append(Refusal(call, name, segments, refused.reason))
+    return decisions
+
+
+def attention_arguments(node: Node) -> dict[str, Any]:
+    """SDPA's arguments by name, however they were spelled."""
+    return {**_DEFAULTS, **dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+
+
+def module_path(node: Node) -> str:
+    """The innermost module's path as `named_modules` spells it, or "" where the graph has none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    path = re.sub(r"getattr\((.*?), ?'(\w+)'\)", r"\1.\2", path)
+    path = re.sub(r"\.__dict__\['_modules'\]", "", path)
+    path = re.sub(r"^[LG]\['\w+'\]", "", path)
+    return ".".join(re.findall(r"\w+", path))
+
+
+def block_index(path: str) -> int | None:
+    """The first number in a module path: the index of the transformer block."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+
+
+def _segments(analysis: Analysis, call: AttentionCall) -> tuple[Segment, ...]:
+    tokens = analysis.tokens(attention_arguments(call.node).get("query"))
+    return tuple(read_segments(tokens)) if tokens is not None else ()
+
+
+def _judge(
+    analysis: Analysis,
+    call: AttentionCall,
+    name: str,
+    segments: tuple[Segment, ...],
+    options: Options,
+    shows_video: bool,
+) -> Site:
+    if call.enclosed_by is not None:
+        autograd = call.enclosed_by.startswith("autograd_function")
+        raise _Refused(errors.autograd_function() if autograd else errors.higher_order(call.enclosed_by))
+    if analysis.transforms:
+        raise _Refused(errors.func_transform())
+    arguments = attention_arguments(call.node)
+    _check_rank(arguments)
+    grid, q_start, kv_start = _video(analysis, arguments, segments, options, shows_video)
+    _check_call(arguments)
+    key_padding = _key_padding(analysis, arguments, kv_start, kv_start + grid.tokens)
+    _check_layer(name, options)
+    return Site(call, name, segments, grid, q_start, kv_start, key_padding, arguments["scale"])
+
+
+def _check_rank(arguments: dict[str, Any]) -> None:
+    for name in ("query", "key", "value"):
+        sizes = sizes_of(example_of(arguments.get(name)))
+        if sizes is None or len(sizes) != 4:
+            came = "unknown" if sizes is None else f"{len(sizes)}-D"
+            raise _Refused(errors.shape(f"{name} is {came}, not (batch, heads, tokens, width)"))
+
+
+def _video(
+    analysis: Analysis,
+    arguments: dict[str, Any],
+    segments: tuple[Segment, ...],
+    options: Options,
+    shows_video: bool,
+) -> tuple[Grid, Size, Size]:
+    """The grid of the video tokens, and where they start among the queries and the keys."""
+    keys = tuple(read_segments(analysis.tokens(arguments["key"])))  # pyright: ignore[reportArgumentType]
+    shared = [
+        (q.grid, _offset(segments, i), _offset(keys, j))
+        for i, q in enumerate(segments)
+        for j, k in enumerate(keys)
+        if q.grid and k.grid and same_tokens(q.axis, k.axis)
+    ]
+    if shared:
+        return max(shared, key=lambda found: analysis.hint(found[0].tokens))  # pyright: ignore[reportReturnType]
+    if options.grid is not None and not any(q.grid for q in segments):
+        hinted = _hinted(options.grid, segments, keys)
+        if hinted is not None:
+            return hinted
+    raise _Refused(_why_no_video(analysis, segments, keys, shows_video))
+
+
+def _hinted(grid: Grid, segments: tuple[Segment, ...], keys: tuple[Segment, ...]) -> tuple[Grid, Size, Size] | None:
+    """The one segment, at the same place among queries and keys, that is as long as options["grid"]."""
+    places = [i for i, q in enumerate(segments) if equal(q.size, grid.tokens)]
+    if len(places) != 1 or len(keys) != len(segments) or not equal(keys[places[0]].size, grid.tokens):
+        return None
+    return grid, _offset(segments, places[0]), _offset(keys, places[0])
+
+
+def _why_no_video(
+    analysis: Analysis, segments: tuple[Segment, ...], keys: tuple[Segment, ...], shows_video: bool
+) -> Reason:
+    same = len(segments) == len(keys) and all(
+        same_tokens(q.axis, k.axis) for q, k in zip(segments, keys, strict=True)
+    )
+    if any(q.grid for q in segments) or (not same and shows_video):
+        return errors.cross()
+    longest = max(segments, key=lambda segment: analysis.hint(segment.size))
+    if longest.factors == 2:
+        return errors.two_axes()
+    if longest.factors > 2:
+        return errors.not_raster(repr(longest.axis))
+    if not same and not equal(_offset(segments, len(segments)), _offset(keys, len(keys))):
+        return errors.cross()
+    return errors.one_axis() if shows_video or longest.factors == 0 else errors.unknown_grid()
+
+
+def _offset(segments: tuple[Segment, ...], index: int) -> Size:
+    total: Size = 0
+    for segment in segments[:index]:
+        total = total + segment.size
+    return total
+
+
+def _check_call(arguments: dict[str, Any]) -> None:
+    for name in ("dropout_p", "is_causal", "scale"):
+        if isinstance(arguments[name], Node):
+            raise _Refused(errors.dynamic_argument(name))
+    if arguments["dropout_p"]:
+        raise _Refused(errors.dropout())
+    if arguments["is_causal"]:
+        raise _Refused(errors.causal())
+    q, k, v = (example_of(arguments[name]) for name in ("query", "key", "value"))
+    widths = [sizes_of(x)[-1] for x in (q, k, v)]  # pyright: ignore[reportOptionalSubscript]
+    if not all(isinstance(width, int) for width in widths):
+        raise _Refused(errors.shape("the head width is symbolic"))
+    if widths[0] > MAX_HEAD_WIDTH:
+        raise _Refused(errors.head_width(widths[0], MAX_HEAD_WIDTH))
+    if widths[1] != widths[2]:
+        raise _Refused(errors.value_width(widths[1], widths[2]))
+    if q.dtype not in DTYPES:
+        raise _Refused(errors.dtype(str(q.dtype).removeprefix("torch.")))
+
+
+def _key_padding(analysis: Analysis, arguments: dict[str, Any], start: Size, stop: Size) -> Node | None:
+    """The mask node (B or 1, 1, 1, Nkv) if it masks non-video keys alone; refused otherwise."""
+    mask = arguments["attn_mask"]
+    if mask is None:
+        return None
+    example = example_of(mask)
+    sizes = sizes_of(example)
+    if sizes is None or len(sizes) != 4 or not (equal(sizes[1], 1) and equal(sizes[2], 1)):
+        raise _Refused(errors.mask(f"attn_mask {sizes} is not a key-padding mask (batch, 1, 1, keys)"))
+    if example.dtype != torch.bool:
+        raise _Refused(errors.mask("attn_mask is added to the scores; only a boolean mask is understood"))
+    if not equal(sizes[3], sizes_of(example_of(arguments["key"]))[2]):  # pyright: ignore[reportOptionalSubscript]
+        raise _Refused(errors.mask("attn_mask does not span the keys"))
+    if not all_true(analysis, mask, start, stop):
+        raise _Refused(errors.mask("attn_mask is not provably True on the video keys"))
+    return mask
+
+
+def _check_tokens(analysis: Analysis, tokens: Size, options: Options, guard: bool) -> None:
+    least, hint = options.min_tokens, analysis.hint(tokens)
+    enough = hint >= least if isinstance(tokens, int) or not guard else guard_at_least(tokens, least, analysis.environment)
+    if not enough:
+        raise _Refused(errors.too_few_tokens(hint, least))
+
+
+def _check_layer(name: str, options: Options) -> None:
+    if not options.dense_layers:
+        return
+    index = block_index(name)
+    if index is None:
+        raise _Refused(errors.no_layer_path())
+    if index in options.dense_layers:
+        raise _Refused(errors.dense_layer(index))
