@@ -1,1 +1,138 @@
-"""CPU kernels."""
+"""CPU kernels: the C++ of kernel.cpp where it can run, ATen elsewhere.
+
+The environment variable VSA_COMPILE_CPU=aten, read at every call, turns the C++ off.
+May be imported by everything above ops; imports aten and torch_compat.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from .. import aten
+from . import loader
+from .loader import Call, Kernel, View
+
+MOST_TILE_TOKENS = 256  # kernel.cpp: kKeysPerStep
+MOST_WIDTH = 256
+
+
+def _allowed(dtype: torch.dtype) -> Kernel | None:
+    if os.environ.get("VSA_COMPILE_CPU") == "aten" or dtype not in loader.DTYPES:
+        return None
+    return loader.kernel(dtype)
+
+
+def _kernel_for(q: Tensor, k: Tensor, v: Tensor, tile: Sequence[int]) -> Kernel | None:
+    """The C++ kernel if it serves this call."""
+    width = q.shape[-1]
+    fits = width % 16 == 0 and width <= MOST_WIDTH and tile[0] * tile[1] * tile[2] <= MOST_TILE_TOKENS
+    alike = q.dtype == k.dtype == v.dtype and k.shape == v.shape
+    # The kernel is not for nothing: empty tensors have no addresses.
+    return _allowed(q.dtype) if fits and alike and q.numel() and k.numel() else None
+
+
+def select(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """`aten.select`, several times faster for fp32 scores."""
+    kernel = _allowed(torch.float32) if scores.dtype == torch.float32 else None
+    if kernel is None or not scores.numel() or not 1 <= kept <= scores.shape[-1]:
+        return aten.select(scores, kept)
+    tiles = scores.new_empty((*scores.shape[:-1], kept), dtype=torch.int32)
+    kernel.select(scores.contiguous(), kept, tiles)
+    return tiles, torch.full(scores.shape[:-1], kept, dtype=torch.int32)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with a contiguous last dimension."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _heads_first(x: Tensor) -> View:
+    """(B, H, N, D)."""
+    return View(x.data_ptr(), *x.stride()[:3])
+
+
+def _tokens_first(x: Tensor) -> View:
+    """(B, N, H, D)."""
+    return _heads_first(x.transpose(1, 2))
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiles: Tensor,
+    counts: Tensor,
+    grid: Sequence[int],
+    tile: Sequence[int],
+    q_start: int,
+    kv_start: int,
+    key_padding: Tensor | None,
+    scale: float,
+) -> tuple[Call, tuple[Tensor | None, ...]]:
+    """The arguments as kernel.cpp takes them, and the tensors that must outlive the call."""
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    tiles, counts = tiles.contiguous(), counts.contiguous()
+    call = Call(
+        batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1], q_tokens=q.shape[2],
+        kv_tokens=k.shape[2], width=q.shape[3], q_start=q_start, kv_start=kv_start,
+        listed=tiles.shape[-1], dtype=loader.DTYPES[q.dtype], scale=scale,
+        tiles=tiles.data_ptr(), counts=counts.data_ptr(),
+        q=_heads_first(q), k=_heads_first(k), v=_heads_first(v),
+    )  # fmt: skip
+    call.grid[:], call.tile[:] = tuple(grid), tuple(tile)
+    if key_padding is not None:
+        key_padding = _rows(key_padding)
+        call.key_padding = key_padding.data_ptr()
+        call.padding_batch = key_padding.stride(0) if key_padding.shape[0] > 1 else 0
+    return call, (q, k, v, tiles, counts, key_padding)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int], tile: Sequence[int],
+           q_start: int, kv_start: int, key_padding: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See `aten.attend`."""
+    site = (tiles, counts, grid, tile, q_start, kv_start, key_padding, scale)
+    kernel = _kernel_for(q, k, v, tile)
+    if kernel is None:
+        return aten.attend(q, k, v, *site)
+    call, _alive = _call(q, k, v, *site)
+    batch, heads, tokens, width = q.shape
+    out = q.new_empty((batch, tokens, heads, width))
+    lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
+    call.out, call.lse = _tokens_first(out), lse.data_ptr()
+    kernel.attend(call)
+    return out, lse
+
+
+def attend_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tiles: Tensor, counts: Tensor,
+                    grid: Sequence[int], tile: Sequence[int], q_start: int, kv_start: int, key_padding: Tensor | None,
+                    scale: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See `aten.attend_backward`."""
+    site = (tiles, counts, grid, tile, q_start, kv_start, key_padding, scale)
+    kernel = _kernel_for(q, k, v, tile)
+    if kernel is None or grad_out.dtype != q.dtype:
+        return aten.attend_backward(grad_out, q, k, v, out, lse, *site)
+    grad_out, out, lse = _rows(grad_out), _rows(out), lse.contiguous()
+    call, _alive = _call(q, k, v, *site)
+
+    def like(x: Tensor) -> Tensor:
+        return x.new_empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3]))
+
+    grad_q, grad_k, grad_v = like(q), like(k), like(v)
+    if key_padding is not None:  # keys that take no part are not visited
+        grad_k.zero_(), grad_v.zero_()
+    call.lse = lse.data_ptr()
+    call.out, call.grad_out = _tokens_first(out), _tokens_first(grad_out)
+    call.grad_q, call.grad_k, call.grad_v = (_tokens_first(x) for x in (grad_q, grad_k, grad_v))
+    kernel.attend_backward(call)
+    return grad_q, grad_k, grad_v
+
+
+_KERNELS = Library("vsa", "IMPL")
+_KERNELS.impl("select", select, "CPU")
+_KERNELS.impl("attend", attend, "CPU")
+_KERNELS.impl("attend_backward", attend_backward, "CPU")
