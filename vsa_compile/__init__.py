@@ -4,5 +4,25 @@ Importing this package registers the operators; it loads neither triton nor Indu
 """
 
 from . import aten, cpu, ops  # noqa: F401  (operators and their kernels register themselves)
+from .backend import convert_exported, vsa
+from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, VsaError
+from .functional import attention
+from .options import Options
+from .report import Report, SiteReport, explain
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "DoubleBackwardError",
+    "OptionError",
+    "Options",
+    "RefusedError",
+    "Report",
+    "SiteReport",
+    "VsaError",
+    "attention",
+    "convert_exported",
+    "explain",
+    "vsa",
+]

@@ -9,13 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from . import gpu, methods, torch_compat
 from .errors import OptionError, RefusedError, refused_but_required, unknown_name
 from .layout import analyse
 from .options import Options
-from .report import describe
+from .report import Report, describe, site_report
 from .rewrite import rewrite
 from .sites import Refusal, Site, judge
 
@@ -76,6 +77,20 @@ def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     _count(decisions)
     _log(decisions)
     return decisions
+
+
+def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Report:
+    """Make an exported program's video self-attention sparse, in place; says what it did.
+
+    For `torch.export.export(model, ...)` before `run_decompositions` and before AOTInductor.
+    Options are those of the backend; `mode` and `inductor` belong to AOTInductor itself.
+    """
+    settings = read_options(options)
+    decisions = judge(analyse(program.graph_module), settings)
+    report = Report(tuple(site_report(decision, settings) for decision in decisions), settings)
+    convert(program.graph_module, settings)
+    gpu.register()
+    return report
 
 
 def _count(decisions: list[Site | Refusal]) -> None:

@@ -51,11 +51,12 @@ def attention(
         raise ArgumentError(grid_mismatch(checked_grid, video_start, k.shape[2], "k"))
     if q_start + video > q.shape[2]:
         raise ArgumentError(grid_mismatch(checked_grid, q_start, q.shape[2], "q"))
-    if video_start == 0 and key_padding_mask is None and whole and q.shape[2] != video:
-        # Legal only if the caller says where the text is; a wrong grid must not pass as text.
+    behind = k.shape[2] - video_start - video
+    if behind and key_padding_mask is None:
+        # Legal only if the caller says what they are: a wrong grid must not pass as text.
         raise ArgumentError(
-            grid_mismatch(checked_grid, video_start, q.shape[2], "q")
-            + " Tokens behind the video need a key_padding_mask, all True if none is padding."
+            grid_mismatch(checked_grid, video_start, k.shape[2], "k")
+            + f" The {behind} tokens behind the video need a key_padding_mask, all True if none is padding."
         )
     if key_padding_mask is not None:
         _check_mask(key_padding_mask, k)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import torch
+from torch.fx import GraphModule
+
+from . import methods
 from .grid import Grid, TileGrid, kept_tiles
+from .layout import Analysis, Segment, analyse
+from .layout.axes import Size
 from .layout.values import example_of, sizes_of
 from .ops import attended_pairs
 from .options import Options
-from .sites import Refusal, Site, attention_arguments
-from .torch_compat import shape_environment, size_hint
+from .sites import Refusal, Site, attention_arguments, judge
+from .torch_compat import explaining_compile, shape_environment, size_hint, without_compiled_calls
 
 
 @dataclass(frozen=True)
@@ -102,15 +110,16 @@ def _row(site: SiteReport) -> tuple[str, ...]:
 
 
 def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
-    """One decision with its numbers, on the example inputs."""
+    """One decision with its numbers on the example inputs. To be asked before the graph is rewritten."""
     environment = shape_environment(decision.call.owner)
 
-    def hint(size: object) -> int:
-        return size_hint(size, environment)  # pyright: ignore[reportArgumentType]
+    def hint(size: Size) -> int:
+        return size_hint(size, environment)
 
     arguments = attention_arguments(decision.call.node)
-    shapes = [sizes_of(example_of(arguments.get(name))) or [] for name in ("query", "key")]
-    (batch, heads, q_tokens, width), kv_tokens = ([1, 1, 1, 1, *map(hint, shapes[0])][-4:], hint(shapes[1][-2]))
+    queries, keys = ([hint(s) for s in sizes_of(example_of(arguments.get(n))) or [1]] for n in ("query", "key"))
+    batch, heads, q_tokens, width = [1, 1, 1, *queries][-4:]
+    kv_tokens = [1, *keys][-2]
     per_pair = 4 * batch * heads * width
     dense = per_pair * q_tokens * kv_tokens
     grid, kept, total, sparse = None, 0, 0, dense
@@ -124,7 +133,7 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
         converted=isinstance(decision, Site),
         reason=decision.reason.text if isinstance(decision, Refusal) else "",
         grid=tuple(grid) if grid else None,
-        segments=tuple(_segment_text(s, hint) for s in decision.segments),
+        segments=tuple(_segment_text(segment, hint) for segment in decision.segments),
         tokens=q_tokens,
         kept_tiles=kept,
         total_tiles=total,
@@ -133,10 +142,10 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
     )
 
 
-def _segment_text(segment: object, hint: object) -> str:
-    if segment.grid:  # pyright: ignore
-        return f"video {Grid(*map(hint, segment.grid))}"  # pyright: ignore
-    return f"other {hint(segment.size)}"  # pyright: ignore
+def _segment_text(segment: Segment, hint: Callable[[Size], int]) -> str:
+    if segment.grid:
+        return f"video {Grid(*map(hint, segment.grid))}"
+    return f"other {hint(segment.size)}"
 
 
 def describe(decision: Site | Refusal) -> str:
@@ -146,3 +155,37 @@ def describe(decision: Site | Refusal) -> str:
     if isinstance(decision, Site):
         return f"{name}: sparse, [{segments}]"
     return f"{name}: dense, [{segments}], {decision.reason.slug}: {decision.reason.text}"
+
+
+_found: list[Analysis] = []
+
+
+def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
+    """A backend that runs the graph as it is, dense and eager, and notes its analysis at every run.
+
+    One object at module level: Dynamo keys compiled code by it, so repeated explains share code.
+    """
+    analysis = analyse(module)
+
+    def run(*args: Any) -> Any:
+        _found.append(analysis)
+        return module.forward(*args)
+
+    return run
+
+
+def explain(
+    model: torch.nn.Module | Callable, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
+) -> Report:
+    """What `torch.compile(model, backend="vsa", options=options)` does to every attention call, and why.
+
+    Runs one dense forward with the given inputs; `model` may be compiled already, and stays so.
+    Raises OptionError for bad options.
+    """
+    settings = Options.read(options)
+    methods.get(settings.method)
+    _found.clear()
+    with without_compiled_calls(model) as plain:
+        explaining_compile(plain, _collect)(*args, **kwargs)
+    decisions = [decision for analysis in _found for decision in judge(analysis, settings, guard=False)]
+    return Report(tuple(site_report(decision, settings) for decision in decisions), settings)

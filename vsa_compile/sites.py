@@ -16,7 +16,7 @@ from . import errors
 from .errors import Reason
 from .grid import Grid
 from .layout import Analysis, Segment, read_segments, same_tokens
-from .layout.axes import Size, equal
+from .layout.axes import Size, equal, find
 from .layout.masks import all_true
 from .layout.values import example_of, sizes_of
 from .layout.walk import AttentionCall
@@ -172,16 +172,16 @@ def _why_no_video(
     same = len(segments) == len(keys) and all(
         same_tokens(q.axis, k.axis) for q, k in zip(segments, keys, strict=True)
     )
-    if any(q.grid for q in segments) or (not same and shows_video):
-        return errors.cross()
     longest = max(segments, key=lambda segment: analysis.hint(segment.size))
+    as_long = equal(_offset(segments, len(segments)), _offset(keys, len(keys)))
+    if not same and (shows_video or longest.factors > 1 or not as_long):
+        return errors.cross()
     if longest.factors == 2:
         return errors.two_axes()
     if longest.factors > 2:
         return errors.not_raster(repr(longest.axis))
-    if not same and not equal(_offset(segments, len(segments)), _offset(keys, len(keys))):
-        return errors.cross()
-    return errors.one_axis() if shows_video or longest.factors == 0 else errors.unknown_grid()
+    known = shows_video or longest.factors == 0 or bool(find(longest.axis).origins)
+    return errors.one_axis() if known else errors.unknown_grid()
 
 
 def _offset(segments: tuple[Segment, ...], index: int) -> Size:

@@ -5,7 +5,10 @@ May be imported by everything but grid, errors and options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import ctypes
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -130,3 +133,142 @@ def fake_mode_of(module: GraphModule) -> Any | None:
         if isinstance(example, FakeTensor):
             return example.fake_mode
     return None
+
+
+@contextmanager
+def without_compiled_calls(model: Any) -> Iterator[Any]:
+    """The model as it was before torch.compile(model), model.compile() or a block's .compile().
+
+    The compiled calls are back afterwards, still compiled. Checked on torch 2.13.
+    """
+    plain = getattr(model, "_orig_mod", model)
+    modules = list(plain.modules()) if isinstance(plain, torch.nn.Module) else []
+    compiled = [(module, module._compiled_call_impl) for module in modules if module._compiled_call_impl]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield plain
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
+
+
+def explaining_compile(model: Callable, backend: Callable) -> Callable:
+    """torch.compile for a look at the graphs: static sizes, and no share in the recompile limit of code
+    that the model already has compiled, where torch can keep them apart (2.13)."""
+    isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    extra = {"isolate_recompiles": True} if isolated else {}
+    compiled = torch.compile(model, backend=backend, dynamic=False, **extra)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+        with torch._dynamo.config.patch({limit: 1024}):
+            return compiled(*args, **kwargs)
+
+    return run
+
+
+# --- Inductor: lowerings and Triton templates ---------------------------------------------------
+# Imported inside the functions: importing vsa_compile loads neither Inductor nor triton.
+
+
+def register_lowering(operator: Any, lower: Callable) -> None:
+    """Make Inductor call `lower` with the lowered arguments of `operator`. Checked on torch 2.13."""
+    from torch._inductor.lowering import register_lowering as register
+
+    register(operator, type_promotion_kind=None)(lower)
+
+
+def eager_lowering(operator: Any) -> Callable:
+    """The lowering that calls `operator`'s eager kernel, as Inductor does by itself. Checked on torch 2.13."""
+    from torch._inductor.lowering import fallback_handler
+
+    return fallback_handler(operator, add_to_fallback_set=False)
+
+
+def triton_template(name: str, launch_grid: Callable, source: str) -> Any:
+    """The template called `name`, made once per process: Inductor refuses a name twice. Checked on torch 2.13."""
+    from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate
+
+    known = TritonTemplate.all_templates.get(name)
+    if known is not None:
+        return known
+    # Without it (up to 2.11 there is none) an input's strides could still change after rendering.
+    freeze = "always_freeze_layout" in inspect.signature(TritonTemplate.__init__).parameters
+    extra: dict[str, Any] = {"always_freeze_layout": True} if freeze else {}
+    return TritonTemplate(name=name, grid=SymbolicGridFn(launch_grid), source=source, **extra)
+
+
+def template_buffer(
+    template: Any,
+    inputs: list[Any],
+    *,
+    mutated: list[Any],
+    size: tuple,
+    dtype: torch.dtype,
+    device: torch.device,
+    launch: tuple,
+    constants: dict[str, Any],
+) -> Any:
+    """The contiguous output of a template in its one configuration, so nothing is benchmarked.
+
+    `mutated` inputs are further outputs; `launch` are the sizes that the launch grid is made of.
+    Checked on torch 2.13.
+    """
+    from torch._inductor import ir
+    from torch._inductor.select_algorithm import autotune_select_algorithm
+
+    inputs = [ir.ExternKernel.realize_input(x) for x in inputs]
+    layout = ir.FixedLayout(device, dtype, list(size))
+    choices: list[Any] = []
+    error = template.maybe_append_choice(
+        choices, input_nodes=inputs, layout=layout, mutated_inputs=mutated, call_sizes=list(launch), **constants
+    )
+    if error is not None:
+        raise error
+    chosen = autotune_select_algorithm(template.name, choices, inputs, layout)
+    return chosen[0] if isinstance(chosen, tuple) else chosen  # a tuple since 2.12 or 2.13
+
+
+def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Any:
+    """An uninitialised contiguous buffer of the graph, to be written by a template. Checked on torch 2.13."""
+    from torch._inductor.lowering import empty_strided
+
+    buffer = empty_strided(list(size), None, dtype=dtype, device=device)
+    buffer.realize()
+    return buffer
+
+
+def shape_carrier(like: Any, sizes: tuple) -> Any:
+    """An alias of `like` whose shape is `sizes` and that holds nothing: every stride is 0. Checked on torch 2.13."""
+    from torch._inductor.lowering import lowerings
+
+    return lowerings[torch.ops.aten.as_strided.default](like, list(sizes), [0] * len(sizes))
+
+
+def expanded(x: Any, size: tuple) -> Any:
+    """`x.expand(size)` in Inductor's IR. Checked on torch 2.13."""
+    from torch._inductor.lowering import lowerings
+
+    return lowerings[torch.ops.aten.expand.default](x, list(size))
+
+
+def static_size(size: Any) -> int:
+    """A size as an int; guards on it if it is symbolic. Checked on torch 2.13."""
+    from torch._inductor.virtualized import V
+
+    return V.graph.sizevars.guard_int(size)
+
+
+def surely(expression: Any, value: int) -> bool:
+    """Whether a size expression is `value` on every run of the graph. Adds no guard. Checked on torch 2.13."""
+    from torch._inductor.virtualized import V
+
+    return V.graph.sizevars.statically_known_equals(expression, value)
+
+
+def load_cpp(source: str) -> ctypes.CDLL:
+    """Compile C++ against libtorch through Inductor's cache and load it. Checked on torch 2.13."""
+    from torch._inductor.codecache import CppCodeCache
+
+    return CppCodeCache.load(source)

@@ -56,10 +56,13 @@ def _linear(call: Call) -> Value:
 
 @rule("embedding")
 def _embedding(call: Call) -> Value:
-    """F.embedding(indices, table), aten.embedding(table, indices)."""
+    """F.embedding(indices, table), aten.embedding(table, indices). Looked-up ids are text, so one axis."""
     arguments = [call.layout(call.arg(0, "input")), call.layout(call.arg(1, "weight"))]
     indices = [a for a in arguments if a is not None and len(a) == len(call.sizes) - 1]
-    return [*indices[0], Axis(call.sizes[-1])] if indices else None
+    if not indices:
+        return None
+    mark_origins(indices[0], call.node)
+    return [*indices[0], Axis(call.sizes[-1])]
 
 
 @rule("matmul", "bmm", "mm")

@@ -1,0 +1,40 @@
+# Every target sets up what it needs: a virtual environment in .venv, from Python, pip and a C++ compiler alone.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+MINUTES ?= 10
+
+.PHONY: demo test check fuzz bench format clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet torch==2.13.0
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## the main job: a real Wan transformer, sparse, on this machine
+	$(RUN) examples/demo.py
+
+test: $(READY)  ## everything, on CPU
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+check: $(READY)  ## format, lint, types and the quick tests, in under a minute
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/pyright > $(VENV)/pyright.log || (cat $(VENV)/pyright.log; false)
+	$(RUN) -m pytest -q -m quick
+
+fuzz: $(READY)  ## hypothesis for MINUTES, with its example database kept
+	$(RUN) tests/fuzz.py --minutes $(MINUTES)
+
+bench: $(READY)  ## speed against dense attention, as a table and as JSON
+	$(RUN) benchmarks/attention_cpu.py
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix --quiet .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
