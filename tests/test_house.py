@@ -1,0 +1,105 @@
+"""The house keeps its shape: who imports whom, how long files grow, what an import loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.quick
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "vsa_compile"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part may import; a part is a file or a folder of the package.
+ALLOWED = {
+    "grid": set(),
+    "errors": set(),
+    "options": {"grid", "errors"},
+    "torch_compat": set(),
+    "reference": {"grid"},
+    "methods": {"grid", "errors"},
+    "ops": {"grid", "errors", "methods"},
+    "aten": {"grid", "ops"},
+    "cpu": {"grid", "ops", "aten", "torch_compat"},
+    "gpu": {"grid", "ops", "errors", "torch_compat"},
+    "layout": {"grid", "torch_compat"},
+    "sites": {"grid", "errors", "options", "layout", "torch_compat"},
+    "rewrite": {"errors", "options", "layout", "sites", "torch_compat"},
+    "report": {"grid", "options", "ops", "methods", "layout", "sites", "torch_compat"},
+    "functional": {"errors", "options", "methods"},
+    "backend": {"errors", "options", "methods", "layout", "sites", "rewrite", "report", "gpu", "torch_compat"},
+}
+OPEN = {"__init__", "__main__"}
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_parts(path: Path) -> set[str]:
+    here = ("vsa_compile", *path.relative_to(PACKAGE).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = [*here[: len(here) - node.level + 1], *(node.module.split(".") if node.module else [])]
+            names = [[*module, alias.name] for alias in node.names] if module == ["vsa_compile"] else [module]
+            found |= {name[1] for name in names if len(name) > 1}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    part = part_of(path)
+    if part not in OPEN:
+        assert imported_parts(path) - {part} <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_torch_apis_live_in_torch_compat(path):
+    if path.stem == "torch_compat":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules = [node.module]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        for module in modules:
+            assert not module.startswith(("torch._", "torch.fx.experimental")), f"{path.name}: {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+
+
+def test_import_loads_neither_triton_nor_inductor():
+    code = (
+        "import sys, torch; before = set(sys.modules); import vsa_compile; "
+        "new = set(sys.modules) - before; "
+        "print([m for m in new if m.split('.')[0] in ('triton', 'matplotlib') or m.startswith('torch._inductor')])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_the_backend_is_listed_without_an_import_of_ours():
+    code = "import torch._dynamo as d, sys; assert 'vsa' in d.list_backends(); assert 'vsa_compile' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_torch_logs_can_name_the_package():
+    environment = {"TORCH_LOGS": "+vsa_compile", "PATH": ""}
+    code = "import torch, logging, vsa_compile; print(logging.getLogger('vsa_compile.backend').getEffectiveLevel())"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    assert shown.stdout.strip() == "10"
