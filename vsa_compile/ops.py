@@ -1,4 +1,4 @@
-"""The torch.library operators: schemas, shapes, autograd, FLOP counts. No device code.
+"""The torch.library operators: schemas, shapes, autograd. No device code.
 
     vsa::attention   the one node in a captured graph; CompositeImplicitAutograd, so that tracing
                      walks into the method's plain PyTorch
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
-from torch.utils.flop_counter import register_flop_formula
 
 from . import methods
 from .errors import DoubleBackwardError, double_backward
@@ -166,34 +165,3 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple:
 
 
 register_autograd("vsa::attend_backward", _no_second_derivative)
-
-
-# --- FLOPs ------------------------------------------------------------------------------------
-
-
-def attended_pairs(
-    q_tokens: Any, kv_tokens: Any, grid: Sequence[Any], tile: Sequence[Any], listed: Any
-) -> Any:
-    """Query-key pairs that one head computes when every query tile lists `listed` tiles.
-
-    A listed tile counts its mean number of real tokens, so that all tiles listed is exactly dense.
-    """
-    tiles = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
-    video = tiles.grid.tokens
-    sparse = video * video * listed // tiles.tiles
-    return sparse + video * (kv_tokens - video) + (q_tokens - video) * kv_tokens
-
-
-@register_flop_formula(torch.ops.vsa.attend)
-def _attend_flops(q: Any, k: Any, v: Any, tiles: Any, counts: Any, grid: Any, tile: Any, *_: Any, **__: Any) -> int:
-    batch, heads, q_tokens, width = q
-    return 4 * batch * heads * width * attended_pairs(q_tokens, k[2], grid, tile, tiles[-1])
-
-
-@register_flop_formula(torch.ops.vsa.attend_backward)
-def _attend_backward_flops(
-    grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, tiles: Any, counts: Any, grid: Any, tile: Any,
-    *_: Any, **__: Any,
-) -> int:  # fmt: skip
-    batch, heads, q_tokens, width = q
-    return 10 * batch * heads * width * attended_pairs(q_tokens, k[2], grid, tile, tiles[-1])

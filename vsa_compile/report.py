@@ -11,11 +11,11 @@ import torch
 from torch.fx import GraphModule
 
 from . import methods
+from .flops import attended_pairs
 from .grid import Grid, TileGrid, kept_tiles
 from .layout import Analysis, Segment, analyse
 from .layout.axes import Size
 from .layout.values import example_of, sizes_of
-from .ops import attended_pairs
 from .options import Options
 from .sites import Refusal, Site, attention_arguments, judge
 from .torch_compat import explaining_compile, shape_environment, size_hint, without_compiled_calls
