@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def _join(video: Tensor, others: Tensor, start: int) -> Tensor:
     return torch.cat([others[:, :, :start], video, others[:, :, start:]], dim=2)
 
 
-# --- What a query tile sees ---------------------------------------------------------------------
+# --- What a query sees --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -96,55 +97,74 @@ class Chunk:
 
 
 class Keys:
-    """Keys and values laid out by tile, and the gather of what each query tile sees."""
+    """Keys and values laid out by tile, and the gather of what each query sees."""
 
-    def __init__(
-        self, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, tiling: Tiling, start: int, padding: Tensor | None
-    ) -> None:
-        self.tiles, self.counts, self.tiling = tiles, counts, tiling
+    def __init__(self, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int],
+                 tile: Sequence[int], start: int, padding: Tensor | None) -> None:  # fmt: skip
         self.wide = torch.promote_types(k.dtype, torch.float32)
-        self.kv_heads, self.width = k.shape[1], k.shape[3]
-        video = tiling.slot.numel()
-        (k_video, k_others), (v_video, v_others) = _split(k, start, video), _split(v, start, video)
-        self.k_tiles, self.v_tiles = (tiling.to_tiles(x).flatten(0, 2) for x in (k_video, v_video))
-        taking_part = k.new_ones(k.shape[0], k_others.shape[2], dtype=torch.bool)
+        self.tiles, self.counts, self.start = tiles, counts, start
+        self.tiling = Tiling.of(grid, tile, k.device)
+        self.video = self.tiling.slot.numel()
+        self.kv_heads = k.shape[1]
+        # What non-video queries see: everything but the padding among non-video keys.
+        self.seen = k.new_ones((k.shape[0], k.shape[2]), dtype=torch.bool)
         if padding is not None:
-            taking_part &= torch.cat([padding[:, :start], padding[:, start + video :]], dim=1)
-        self.others = taking_part.repeat_interleave(self.kv_heads, dim=0)  # (B * Hkv, T)
-        absent = ~taking_part[:, None, :, None]
-        self.k_others, self.v_others = (
-            x.masked_fill(absent, 0).flatten(0, 1) for x in (k_others, v_others)
-        )
+            self.seen &= padding
+            self.seen[:, start : start + self.video] = True
+            k, v = (x.masked_fill(~self.seen[:, None, :, None], 0) for x in (k, v))
+        self.k, self.v = k, v
+        _, others_seen = _split(self.seen[:, None].expand(-1, self.kv_heads, -1), start, self.video)
+        self.others_seen = others_seen.flatten(0, 1)
+        self.k_tiles, self.k_others = self._by_tile(k)
+        self.v_tiles, self.v_others = self._by_tile(v)
+
+    def _by_tile(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Hkv, N, D) -> (B * Hkv * (M + 1), E, D) and (B * Hkv, T, D)."""
+        video, others = _split(x, self.start, self.video)
+        return self.tiling.to_tiles(video).flatten(0, 2), others.flatten(0, 1)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All query tiles, as many at a time as SCRATCH_BYTES allows."""
+        """All video query tiles, as many at a time as SCRATCH_BYTES allows."""
         units = self.counts.numel()
         slots = self.tiling.real.shape[1]
-        offered = self.tiles.shape[-1] * slots + self.others.shape[1]
-        each = self.wide.itemsize * offered * (3 * self.width + 3 * slots)
+        offered = self.tiles.shape[-1] * slots + self.others_seen.shape[1]
+        each = 3 * self.wide.itemsize * offered * (self.k.shape[3] + slots)
         step = max(1, SCRATCH_BYTES // max(1, each))
         for first in range(0, units, step):
             yield self._gather(slice(first, min(first + step, units)))
 
     def _gather(self, units: slice) -> Chunk:
         """The chunk of these query tiles: listed tiles first, then all other keys."""
-        batch, heads, query_tiles = self.counts.shape
+        _, heads, query_tiles = self.counts.shape
         device = self.tiles.device
-        unit = torch.arange(units.start, units.stop, device=device)
-        head = unit // query_tiles
+        head = torch.arange(units.start, units.stop, device=device) // query_tiles
         kv_head = head // heads * self.kv_heads + head % heads // (heads // self.kv_heads)
 
         empty = self.tiling.real.shape[0] - 1
         listed = torch.arange(self.tiles.shape[-1], device=device) < self.counts.flatten()[units, None]
         ids = self.tiles.flatten(0, 2)[units].long().clamp(0, empty - 1).where(listed, empty)
         rows = kv_head[:, None] * (empty + 1) + ids
-        seen = torch.cat([self.tiling.real[ids].flatten(1), self.others[kv_head]], dim=1)
+        seen = torch.cat([self.tiling.real[ids].flatten(1), self.others_seen[kv_head]], dim=1)
 
         def gather(tiles: Tensor, others: Tensor) -> Tensor:
             return torch.cat([tiles[rows].flatten(1, 2), others[kv_head]], dim=1).to(self.wide)
 
         keys, values = gather(self.k_tiles, self.k_others), gather(self.v_tiles, self.v_others)
         return Chunk(units, rows, kv_head, keys, values, seen[:, None, :])
+
+    def dense_rows(self, q: Tensor) -> Iterator[tuple[tuple, tuple, Tensor, Tensor]]:
+        """Runs of non-video queries of one head, such that their weights fit the scratch.
+
+        Yields their index (b, h, rows), the index (b, kv head) of what they see, its keys and values.
+        """
+        batch, heads, tokens, _ = q.shape
+        step = max(1, SCRATCH_BYTES // (3 * self.wide.itemsize * max(1, self.k.shape[2])))
+        for b in range(batch if tokens else 0):
+            for h in range(heads):
+                kv = b, h // (heads // self.kv_heads)
+                keys, values = self.k[kv].to(self.wide), self.v[kv].to(self.wide)
+                for first in range(0, tokens, step):
+                    yield (b, h, slice(first, min(first + step, tokens))), kv, keys, values
 
 
 def _logits(q: Tensor, keys: Tensor, seen: Tensor, scale: float) -> Tensor:
@@ -154,22 +174,6 @@ def _logits(q: Tensor, keys: Tensor, seen: Tensor, scale: float) -> Tensor:
 def _weights(logits: Tensor, lse: Tensor) -> Tensor:
     """exp(logits - lse): 0 for masked keys, and for the rows that see no key."""
     return torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0)[..., None])
-
-
-def _row_steps(rows: int, keys: int, wide: torch.dtype) -> Iterator[slice]:
-    """Slices of `rows` queries whose weights over `keys` keys fit the scratch."""
-    step = max(1, SCRATCH_BYTES // (3 * wide.itemsize * max(1, keys)))
-    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
-
-
-def _visible(k: Tensor, v: Tensor, start: int, video: int, padding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What a non-video query sees: (B, Nkv) bool, and k and v with everything else zero."""
-    seen = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool)
-    if padding is not None:
-        seen &= padding
-        seen[:, start : start + video] = True
-    absent = ~seen[:, None, :, None]
-    return seen, k.masked_fill(absent, 0), v.masked_fill(absent, 0)
 
 
 # --- Forward ------------------------------------------------------------------------------------
@@ -193,16 +197,12 @@ def attend(
     q (B, H, Nq, D); k, v (B, Hkv, Nkv, D); tiles (B, H, M, Kcap), counts (B, H, M) int32
     -> out (B, Nq, H, D), lse (B, H, Nq) in fp32 or wider.
     """
-    tiling = Tiling.of(grid, tile, q.device)
-    video = tiling.slot.numel()
-    keys = Keys(k, v, tiles, counts, tiling, kv_start, key_padding)
-    q_video, q_others = _split(q, q_start, video)
-    out_video, lse_video = _attend_video(q_video, keys, scale)
-    out_others, lse_others = _attend_others(
-        q_others, *_visible(k, v, kv_start, video, key_padding), scale
-    )
-    out = _join(out_video, out_others, q_start).transpose(1, 2).contiguous()
-    return out, _join(lse_video, lse_others, q_start)
+    keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding)
+    q_video, q_others = _split(q, q_start, keys.video)
+    out, lse = _attend_video(q_video, keys, scale)
+    out_others, lse_others = _attend_others(q_others, keys, scale)
+    out = _join(out, out_others, q_start).transpose(1, 2).contiguous()
+    return out, _join(lse, lse_others, q_start)
 
 
 def _attend_video(q: Tensor, keys: Keys, scale: float) -> tuple[Tensor, Tensor]:
@@ -219,25 +219,26 @@ def _attend_video(q: Tensor, keys: Keys, scale: float) -> tuple[Tensor, Tensor]:
     return to_tokens(out.view_as(boxes)), to_tokens(lse.view(boxes.shape[:-1]))
 
 
-def _attend_others(q: Tensor, seen: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Dense attention of the few non-video queries, one head at a time."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    batch, heads, tokens, _ = q.shape
-    out, lse = torch.empty_like(q), q.new_empty((batch, heads, tokens), dtype=wide)
-    if tokens == 0:
-        return out, lse
-    groups = heads // k.shape[1]
-    for b in range(batch):
-        for h in range(heads):
-            keys, values = k[b, h // groups].to(wide), v[b, h // groups].to(wide)
-            for rows in _row_steps(tokens, k.shape[2], wide):
-                logits = _logits(q[b, h, rows].to(wide), keys, seen[b], scale)
-                lse[b, h, rows] = logits.logsumexp(-1)
-                out[b, h, rows] = (_weights(logits, lse[b, h, rows]) @ values).to(q.dtype)
+def _attend_others(q: Tensor, keys: Keys, scale: float) -> tuple[Tensor, Tensor]:
+    """Dense attention of the non-video queries (B, H, T, D): out alike, lse (B, H, T)."""
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=keys.wide)
+    for at, _, k, v in keys.dense_rows(q):
+        logits = _logits(q[at].to(keys.wide), k, keys.seen[at[0]], scale)
+        lse[at] = logits.logsumexp(-1)
+        out[at] = (_weights(logits, lse[at]) @ v).to(q.dtype)
     return out, lse
 
 
 # --- Backward -----------------------------------------------------------------------------------
+
+
+class Queries(NamedTuple):
+    """Some queries (B, H, n, D), what the backward knows of them, and delta = sum(grad_out * out)."""
+
+    q: Tensor
+    grad_out: Tensor
+    lse: Tensor
+    delta: Tensor
 
 
 def attend_backward(
@@ -257,19 +258,13 @@ def attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v as (B, N, H, D), recomputing the weights from lse."""
-    tiling = Tiling.of(grid, tile, q.device)
-    video = tiling.slot.numel()
-    keys = Keys(k, v, tiles, counts, tiling, kv_start, key_padding)
+    keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding)
     grad_out = grad_out.transpose(1, 2)  # to (B, H, N, D), as q
     delta = (grad_out.to(keys.wide) * out.transpose(1, 2).to(keys.wide)).sum(-1)
-
-    rows = [_split(x, q_start, video) for x in (q, grad_out, lse, delta)]
-    grad_q_video, grad_k, grad_v = _video_gradients(*(x for x, _ in rows), keys, scale)
-    grad_k, grad_v = (_join(*x, kv_start) for x in (grad_k, grad_v))
-    grad_q_others = _add_others_gradients(
-        *(x for _, x in rows), *_visible(k, v, kv_start, video, key_padding), grad_k, grad_v, scale
-    )
-    grad_q = _join(grad_q_video, grad_q_others, q_start)
+    parts = [_split(x, q_start, keys.video) for x in (q, grad_out, lse, delta)]
+    video, others = Queries(*(x for x, _ in parts)), Queries(*(x for _, x in parts))
+    grad_q, grad_k, grad_v = _video_gradients(video, keys, scale)
+    grad_q = _join(grad_q, _add_others_gradients(others, keys, grad_k, grad_v, scale), q_start)
     grads = ((grad_q, q), (grad_k, k), (grad_v, v))
     return tuple(g.to(x.dtype).transpose(1, 2).contiguous() for g, x in grads)  # pyright: ignore[reportReturnType]
 
@@ -279,43 +274,46 @@ def _score_gradient(weights: Tensor, grad_out: Tensor, values: Tensor, delta: Te
     return weights * (grad_out @ values.transpose(-1, -2) - delta[..., None])
 
 
-def _video_gradients(
-    q: Tensor, grad_out: Tensor, lse: Tensor, delta: Tensor, keys: Keys, scale: float
-) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Through the video queries: grad_q (B, H, video, D), and (video, others) parts of grad_k and grad_v.
+def _video_gradients(queries: Queries, keys: Keys, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Through the video queries: grad_q (B, H, video, D), and wide grad_k and grad_v (B, Hkv, N, D).
 
     Key tiles collect their gradients in the order of the query tiles, without atomics.
     """
     tiling, wide = keys.tiling, keys.wide
-    batch, heads, _ = keys.counts.shape
-    slots = tiling.real.shape[1]
 
     def by_tile(x: Tensor) -> Tensor:
         return tiling.to_tiles(x)[:, :, :-1].flatten(0, 2)
 
-    q_tiles, grad_tiles = by_tile(q), by_tile(grad_out)
-    lse_tiles, delta_tiles = (by_tile(x[..., None])[..., 0] for x in (lse, delta))
-    grad_q = torch.zeros_like(q_tiles)
-    onto_tiles = [keys.k_tiles.new_zeros(keys.k_tiles.shape, dtype=wide) for _ in range(2)]
-    onto_others = [keys.k_others.new_zeros(keys.k_others.shape, dtype=wide) for _ in range(2)]
+    rows, grad_rows = by_tile(queries.q), by_tile(queries.grad_out)
+    lse_rows, delta_rows = (by_tile(x[..., None])[..., 0] for x in (queries.lse, queries.delta))
+    grad_q = torch.zeros_like(rows)
+    grad_k, grad_v = (
+        (torch.zeros_like(keys.k_tiles, dtype=wide), torch.zeros_like(keys.k_others, dtype=wide))
+        for _ in range(2)
+    )
     for chunk in keys.chunks():
-        rows, grad_rows = q_tiles[chunk.units].to(wide), grad_tiles[chunk.units].to(wide)
-        weights = _weights(_logits(rows, chunk.keys, chunk.seen, scale), lse_tiles[chunk.units])
-        score_grad = _score_gradient(weights, grad_rows, chunk.values, delta_tiles[chunk.units]) * scale
-        grad_q[chunk.units] = (score_grad @ chunk.keys).to(q.dtype)
-        grads = (score_grad.transpose(1, 2) @ rows, weights.transpose(1, 2) @ grad_rows)
-        video = chunk.tiles.shape[1] * slots
-        for grad, tiles, others in zip(grads, onto_tiles, onto_others, strict=True):
-            _add_rows(tiles, chunk.tiles.flatten(), grad[:, :video].reshape(-1, *tiles.shape[1:]))
-            _add_rows(others, chunk.heads, grad[:, video:])
+        q_tiles, grad_tiles = rows[chunk.units].to(wide), grad_rows[chunk.units].to(wide)
+        weights = _weights(_logits(q_tiles, chunk.keys, chunk.seen, scale), lse_rows[chunk.units])
+        score_grad = _score_gradient(weights, grad_tiles, chunk.values, delta_rows[chunk.units]) * scale
+        grad_q[chunk.units] = (score_grad @ chunk.keys).to(rows.dtype)
+        _collect(grad_k, chunk, score_grad.transpose(1, 2) @ q_tiles)
+        _collect(grad_v, chunk, weights.transpose(1, 2) @ grad_tiles)
 
-    def parts(tiles: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (batch, keys.kv_heads)
-        return tiling.to_tokens(tiles.view(*shape, *tiling.real.shape, -1)), others.unflatten(0, shape)
+    def to_tokens(tiles: Tensor, others: Tensor) -> Tensor:
+        shape = (-1, keys.kv_heads)
+        video = tiling.to_tokens(tiles.view(*shape, *tiling.real.shape, tiles.shape[-1]))
+        return _join(video, others.unflatten(0, shape), keys.start)
 
-    grad_q = tiling.to_tokens(grad_q.view(batch, heads, -1, slots, q.shape[-1]))
-    (k_tiles, v_tiles), (k_others, v_others) = onto_tiles, onto_others
-    return grad_q, parts(k_tiles, k_others), parts(v_tiles, v_others)
+    grad_q = tiling.to_tokens(grad_q.view(*keys.counts.shape, *rows.shape[1:]))
+    return grad_q, to_tokens(*grad_k), to_tokens(*grad_v)
+
+
+def _collect(onto: tuple[Tensor, Tensor], chunk: Chunk, grad: Tensor) -> None:
+    """Adds (U, L, D), the gradient of what the chunk gathered, to (key tiles, other keys)."""
+    tiles, others = onto
+    listed = grad[:, : chunk.tiles.shape[1] * tiles.shape[1]]
+    _add_rows(tiles, chunk.tiles.flatten(), listed.reshape(-1, *tiles.shape[1:]))
+    _add_rows(others, chunk.heads, grad[:, listed.shape[1] :])
 
 
 def _add_rows(onto: Tensor, rows: Tensor, what: Tensor) -> None:
@@ -327,35 +325,18 @@ def _add_rows(onto: Tensor, rows: Tensor, what: Tensor) -> None:
 
 
 def _add_others_gradients(
-    q: Tensor,
-    grad_out: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    seen: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
-    scale: float,
+    queries: Queries, keys: Keys, grad_k: Tensor, grad_v: Tensor, scale: float
 ) -> Tensor:
-    """Through the non-video queries: returns grad_q (B, H, Nq - video, D), adds to grad_k and grad_v."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    batch, heads, tokens, _ = q.shape
+    """Through the non-video queries: returns grad_q (B, H, T, D), adds to grad_k and grad_v."""
+    q, grad_out, lse, delta = queries
     grad_q = torch.empty_like(q)
-    if tokens == 0:
-        return grad_q
-    groups = heads // k.shape[1]
-    for b in range(batch):
-        for h in range(heads):
-            kv = h // groups
-            keys, values = k[b, kv].to(wide), v[b, kv].to(wide)
-            for rows in _row_steps(tokens, k.shape[2], wide):
-                q_rows, grad_rows = q[b, h, rows].to(wide), grad_out[b, h, rows].to(wide)
-                weights = _weights(_logits(q_rows, keys, seen[b], scale), lse[b, h, rows])
-                score_grad = _score_gradient(weights, grad_rows, values, delta[b, h, rows]) * scale
-                grad_q[b, h, rows] = (score_grad @ keys).to(q.dtype)
-                grad_k[b, kv] += score_grad.T @ q_rows
-                grad_v[b, kv] += weights.T @ grad_rows
+    for at, kv, k, v in keys.dense_rows(q):
+        q_rows, grad_rows = q[at].to(keys.wide), grad_out[at].to(keys.wide)
+        weights = _weights(_logits(q_rows, k, keys.seen[at[0]], scale), lse[at])
+        score_grad = _score_gradient(weights, grad_rows, v, delta[at]) * scale
+        grad_q[at] = (score_grad @ k).to(q.dtype)
+        grad_k[kv] += score_grad.T @ q_rows
+        grad_v[kv] += weights.T @ grad_rows
     return grad_q
 
 

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from . import gpu, methods, torch_compat
 from .errors import OptionError, RefusedError, refused_but_required, unknown_name
+from .gpu.templates import template_files
 from .layout import analyse
 from .options import Options
 from .report import Report, describe, site_report
@@ -116,7 +117,7 @@ def source_hash() -> bytes:
     digest = hashlib.sha256()
     package = Path(__file__).parent
     sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp", ".h"))
-    for path in [*sources, *gpu.template_files()]:
+    for path in [*sources, *template_files()]:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.digest()

@@ -123,7 +123,7 @@ def _judge(
     _check_call(arguments)
     key_padding = _key_padding(analysis, arguments, kv_start, kv_start + grid.tokens)
     _check_layer(name, options)
-    return Site(call, name, segments, grid, q_start, kv_start, key_padding, arguments["scale"])
+    return Site(call, name, segments, grid, q_start, kv_start, key_padding, _constant(arguments, "scale"))
 
 
 def _check_rank(arguments: dict[str, Any]) -> None:
@@ -192,12 +192,9 @@ def _offset(segments: tuple[Segment, ...], index: int) -> Size:
 
 
 def _check_call(arguments: dict[str, Any]) -> None:
-    for name in ("dropout_p", "is_causal", "scale"):
-        if isinstance(arguments[name], Node):
-            raise _Refused(errors.dynamic_argument(name))
-    if arguments["dropout_p"]:
+    if _constant(arguments, "dropout_p"):
         raise _Refused(errors.dropout())
-    if arguments["is_causal"]:
+    if _constant(arguments, "is_causal"):
         raise _Refused(errors.causal())
     q, k, v = (example_of(arguments[name]) for name in ("query", "key", "value"))
     widths = [sizes_of(x)[-1] for x in (q, k, v)]  # pyright: ignore[reportOptionalSubscript]
@@ -209,6 +206,16 @@ def _check_call(arguments: dict[str, Any]) -> None:
         raise _Refused(errors.value_width(widths[1], widths[2]))
     if q.dtype not in DTYPES:
         raise _Refused(errors.dtype(str(q.dtype).removeprefix("torch.")))
+
+
+def _constant(arguments: dict[str, Any], name: str) -> Any:
+    """A scalar argument. dynamic=True makes a graph value of every float; its value becomes a guard."""
+    value = example_of(arguments[name])
+    if isinstance(value, torch.SymFloat):
+        return float(value)
+    if value is not None and not isinstance(value, (bool, int, float)):
+        raise _Refused(errors.dynamic_argument(name))
+    return value
 
 
 def _key_padding(analysis: Analysis, arguments: dict[str, Any], start: Size, stop: Size) -> Node | None:

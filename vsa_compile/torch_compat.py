@@ -267,8 +267,8 @@ def surely(expression: Any, value: int) -> bool:
     return V.graph.sizevars.statically_known_equals(expression, value)
 
 
-def load_cpp(source: str) -> ctypes.CDLL:
-    """Compile C++ against libtorch through Inductor's cache and load it. Checked on torch 2.13."""
+def cpp_loader() -> Callable[[str], ctypes.CDLL]:
+    """Compiles C++ source against libtorch through Inductor's cache and loads it. Checked on torch 2.13."""
     from torch._inductor.codecache import CppCodeCache
 
-    return CppCodeCache.load(source)
+    return CppCodeCache.load

@@ -43,6 +43,10 @@ struct View {  // (B, heads, N, D) with a contiguous last dimension; strides in 
   int64_t batch, head, token;
 };
 
+struct Head {
+  int64_t batch, head;
+};
+
 struct Call {
   int64_t batch, heads, kv_heads, q_tokens, kv_tokens, width;
   int64_t grid[3], tile[3];
@@ -107,7 +111,8 @@ void add_tile(Groups& groups, const Call& c, const int64_t (&tile)[3], int64_t f
   }
   for (int64_t f = low[0]; f < high[0]; ++f)
     for (int64_t r = low[1]; r < high[1]; ++r)
-      for (int64_t x = low[2]; x < high[2]; ++x) groups.token.push_back(first + (f * c.grid[1] + r) * c.grid[2] + x);
+      for (int64_t x = low[2]; x < high[2]; ++x)
+        groups.token.push_back(first + (f * c.grid[1] + r) * c.grid[2] + x);
   groups.close();
 }
 
@@ -149,24 +154,25 @@ struct Plan {
   }
 };
 
-// The key groups that query group g of head h sees, in ascending order.
-void list_keys(const Call& c, const Groups& keys, int64_t b, int64_t h, int64_t g, std::vector<int64_t>& list) {
-  list.clear();
-  int64_t tiles = tile_count(c), first_other = tiles;
-  if (g < tiles) {
-    int64_t row = (b * c.heads + h) * tiles + g;
+// The key groups that query group g of a head sees, in ascending order.
+std::vector<int64_t> list_keys(const Call& c, const Groups& keys, Head at, int64_t g) {
+  std::vector<int64_t> list;
+  int64_t tiles = tile_count(c);
+  bool video = g < tiles;
+  if (video) {
+    int64_t row = (at.batch * c.heads + at.head) * tiles + g;
+    const int32_t* ids = c.tiles + row * c.listed;
     int64_t count = std::clamp<int64_t>(c.counts[row], 0, c.listed);
-    for (int64_t i = 0; i < count; ++i) list.push_back(std::clamp<int64_t>(c.tiles[row * c.listed + i], 0, tiles - 1));
-  } else {
-    first_other = 0;
+    for (int64_t i = 0; i < count; ++i) list.push_back(std::clamp<int64_t>(ids[i], 0, tiles - 1));
   }
-  for (int64_t other = first_other; other < keys.count(); ++other) list.push_back(other);
+  for (int64_t other = video ? tiles : 0; other < keys.count(); ++other) list.push_back(other);
+  return list;
 }
 
 // --- Vectors --------------------------------------------------------------------------------------
 
-// 2^x for x <= 127, 0 below the normal numbers and outside `lanes`, NaN for NaN. Relative error 7.5e-8, or 7.5e-5 if the
-// result is rounded to bf16 anyway (half a unit there is 2e-3). Coefficients: minimax on [-1/2, 1/2].
+// 2^x for x <= 127; 0 below the normal numbers and outside `lanes`; NaN for NaN. Relative error 7.5e-8,
+// or 7.5e-5 if the result is rounded to bf16 anyway (to 2e-3). Coefficients: minimax on [-1/2, 1/2].
 template <typename T>
 inline __m512 exp2_lanes(__m512 x, __mmask16 lanes = 0xffff) {
   __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -238,7 +244,9 @@ inline void store_pair(float* to, int64_t stride, __m512 even, __m512 odd) {
   store_lanes(to + stride, odd);
 }
 
-inline void store_pair(BFloat16* to, int64_t, __m512 even, __m512 odd) { _mm512_storeu_si512(to, interleave_bf16(even, odd)); }
+inline void store_pair(BFloat16* to, int64_t, __m512 even, __m512 odd) {
+  _mm512_storeu_si512(to, interleave_bf16(even, odd));
+}
 
 // Transpose 16 x 16 in registers: pairs, quadruples, then 128-bit blocks.
 inline void transpose16(__m512 (&x)[16]) {
@@ -255,7 +263,8 @@ inline void transpose16(__m512 (&x)[16]) {
     }
   // x[4 q + r] now holds, in 128-bit block b, column 4 b + r of rows 4 q .. 4 q + 3.
   for (int r = 0; r < 4; ++r) {
-    __m512 low01 = _mm512_shuffle_f32x4(x[r], x[4 + r], 0x44), high01 = _mm512_shuffle_f32x4(x[r], x[4 + r], 0xee);
+    __m512 low01 = _mm512_shuffle_f32x4(x[r], x[4 + r], 0x44);
+    __m512 high01 = _mm512_shuffle_f32x4(x[r], x[4 + r], 0xee);
     __m512 low23 = _mm512_shuffle_f32x4(x[8 + r], x[12 + r], 0x44);
     __m512 high23 = _mm512_shuffle_f32x4(x[8 + r], x[12 + r], 0xee);
     y[r] = _mm512_shuffle_f32x4(low01, low23, 0x88);
@@ -285,12 +294,14 @@ void transpose(const float* from, int64_t rows, int64_t columns, float* to, int6
 
 // C (m, n) f32 = [C +] A (m, k) B (k, n), rows of A `lda` apart; B and C are dense.
 template <typename T>
-inline void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, float* c, bool add) {
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, float* c, bool add) {
   blas::brgemm(m, n, k, lda, n, n, add, a, b, c, !std::is_same_v<T, float>);
 }
 
 // As a left operand: plain rows.
-inline void as_left(const float* from, int64_t elements, float* to) { std::memcpy(to, from, elements * sizeof(float)); }
+inline void as_left(const float* from, int64_t elements, float* to) {
+  std::memcpy(to, from, elements * sizeof(float));
+}
 
 inline void as_left(const float* from, int64_t elements, BFloat16* to) {
   int64_t i = 0;
@@ -299,48 +310,45 @@ inline void as_left(const float* from, int64_t elements, BFloat16* to) {
 }
 
 // As a right operand: (rows, columns), pairs of rows interleaved in bf16; rows even, columns % 16 = 0.
-inline void as_right(const float* from, int64_t rows, int64_t columns, float* to) { as_left(from, rows * columns, to); }
+inline void as_right(const float* from, int64_t rows, int64_t columns, float* to) {
+  as_left(from, rows * columns, to);
+}
 
 inline void as_right(const float* from, int64_t rows, int64_t columns, BFloat16* to) {
   for (int64_t r = 0; r < rows; r += 2)
     for (int64_t c = 0; c < columns; c += kLanes) {
       const float* even = from + r * columns + c;
-      _mm512_storeu_si512(to + r * columns + 2 * c, interleave_bf16(load_lanes(even), load_lanes(even + columns)));
+      store_pair(to + r * columns + 2 * c, columns, load_lanes(even), load_lanes(even + columns));
     }
-}
-
-// Rows of some tokens of a view, as f32; rows from `count` to `padded` are zero.
-template <typename S>
-void gather_rows(const S* from, int64_t stride, const int64_t* tokens, int64_t count, int64_t padded, int64_t width, float* to) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t d = 0; d < width; d += kLanes) store_lanes(to + i * width + d, load_lanes(from + tokens[i] * stride + d));
-  std::fill(to + count * width, to + padded * width, 0.f);
-}
-
-template <typename S>
-void scatter_rows(const float* from, S* to, int64_t stride, const int64_t* tokens, int64_t count, int64_t width) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t d = 0; d < width; d += kLanes) store_lanes(to + tokens[i] * stride + d, load_lanes(from + i * width + d));
 }
 
 // Calls f with the typed start of head (b, h) of a view.
 template <typename F>
-void with_head(const Call& c, const View& view, int64_t b, int64_t h, F f) {
-  int64_t offset = b * view.batch + h * view.head;
+void with_head(const Call& c, const View& view, Head at, F f) {
+  int64_t offset = at.batch * view.batch + at.head * view.head;
   if (c.dtype == kFloat32) f(static_cast<float*>(view.data) + offset);
   if (c.dtype == kBFloat16) f(static_cast<BFloat16*>(view.data) + offset);
   if (c.dtype == kFloat16) f(static_cast<Half*>(view.data) + offset);
 }
 
-void gather(const Call& c, const View& view, int64_t b, int64_t h, const Groups& groups, int64_t g, int64_t padded, float* to) {
-  with_head(c, view, b, h, [&](const auto* from) {
-    gather_rows(from, view.token, groups.tokens(g), groups.size(g), padded, c.width, to);
-  });
+template <typename From, typename To>
+void copy_row(const From* from, int64_t width, To* to) {
+  for (int64_t d = 0; d < width; d += kLanes) store_lanes(to + d, load_lanes(from + d));
 }
 
-void scatter(const Call& c, const View& view, int64_t b, int64_t h, const Groups& groups, int64_t g, const float* from) {
-  with_head(c, view, b, h, [&](auto* to) {
-    scatter_rows(from, to, view.token, groups.tokens(g), groups.size(g), c.width);
+// The rows of group g of a head, as f32; rows from the group's size to `padded` are zero.
+void gather(const Call& c, const View& view, Head at, const Groups& groups, int64_t g, int64_t padded, float* to) {
+  with_head(c, view, at, [&](const auto* from) {
+    for (int64_t i = 0; i < groups.size(g); ++i)
+      copy_row(from + groups.tokens(g)[i] * view.token, c.width, to + i * c.width);
+  });
+  std::fill(to + groups.size(g) * c.width, to + padded * c.width, 0.f);
+}
+
+void scatter(const Call& c, const View& view, Head at, const Groups& groups, int64_t g, const float* from) {
+  with_head(c, view, at, [&](auto* to) {
+    for (int64_t i = 0; i < groups.size(g); ++i)
+      copy_row(from + i * c.width, c.width, to + groups.tokens(g)[i] * view.token);
   });
 }
 

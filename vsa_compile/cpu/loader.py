@@ -18,7 +18,7 @@ from .. import torch_compat
 log = logging.getLogger("vsa_compile.cpu")
 
 _SOURCE = Path(__file__).with_name("kernel.cpp")
-_NOTICE_AFTER = 1.0  # seconds; a cached library loads in less
+_NOTICE_AFTER = 2.0  # seconds; a cached library loads in less
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -33,7 +33,10 @@ class Call(ctypes.Structure):
     """`struct Call` of kernel.cpp, field by field."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "q_tokens", "kv_tokens", "width")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "heads", "kv_heads", "q_tokens", "kv_tokens", "width")
+        ),
         ("grid", ctypes.c_int64 * 3),
         ("tile", ctypes.c_int64 * 3),
         *((name, ctypes.c_int64) for name in ("q_start", "kv_start", "listed", "padding_batch", "dtype")),
@@ -78,12 +81,13 @@ class Kernel:
 
 def _build() -> Kernel:
     """Compile, or load from Inductor's cache. A user who waits for the compiler is told so."""
-    notice = threading.Timer(
-        _NOTICE_AFTER, log.warning, ("compiling the CPU attention kernel; about 20 seconds, once per machine",)
-    )
+    load = torch_compat.cpp_loader()
+    message = "compiling the CPU attention kernel: some seconds, once per machine"
+    notice = threading.Timer(_NOTICE_AFTER, log.warning, (message,))
+    notice.daemon = True
     notice.start()
     try:
-        return Kernel(torch_compat.load_cpp(_SOURCE.read_text()))
+        return Kernel(load(_SOURCE.read_text()))
     finally:
         notice.cancel()
 
@@ -91,13 +95,17 @@ def _build() -> Kernel:
 @functools.cache
 def _kernel() -> Kernel | None:
     if "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        reason: object = f"it needs AVX-512, and this processor offers {torch.backends.cpu.get_cpu_capability()}"
+        reason: object = (
+            f"it needs AVX-512, and this processor offers {torch.backends.cpu.get_cpu_capability()}"
+        )
     else:
         try:
             return _build()
         except Exception as error:  # whatever a compiler or linker may say: ATen still computes
             reason = error
-    log.warning("the CPU attention kernel is not available, ATen runs instead, several times slower: %s", reason)
+    log.warning(
+        "the CPU attention kernel is not available, ATen runs instead, several times slower: %s", reason
+    )
     return None
 
 
