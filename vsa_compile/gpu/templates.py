@@ -1,0 +1,41 @@
+"""Finds the kernel templates: inside an installed wheel, or at the top of a source tree.
+
+May be imported by lowering and backend (which hashes the files); imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+_SUFFIX = ".py.jinja"
+
+
+@functools.cache
+def template_folder() -> Traversable:
+    """The folder with the *.py.jinja files: `_templates` of a wheel, else `templates` of the source tree."""
+    package = files(__package__.partition(".")[0])
+    source_tree = Path(__file__).resolve().parents[2] / "templates"
+    for folder in (package / "_templates", source_tree):
+        if folder.is_dir() and any(item.name.endswith(_SUFFIX) for item in folder.iterdir()):
+            return folder
+    raise FileNotFoundError(
+        f"no kernel template (*{_SUFFIX}) in {package / '_templates'} or {source_tree}: the installation of "
+        "vsa_compile is incomplete. Reinstall it from a wheel, or install the source tree in editable mode."
+    )
+
+
+def template_files() -> tuple[Traversable, ...]:
+    """All template files, sorted by name; their bytes belong into every compilation cache key."""
+    found = (item for item in template_folder().iterdir() if item.name.endswith(_SUFFIX))
+    return tuple(sorted(found, key=lambda item: item.name))
+
+
+def template_source(name: str) -> str:
+    """The text of template `name`, without its extension."""
+    return (template_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
