@@ -1,23 +1,26 @@
 """CPU kernels: the C++ of kernel.cpp where it can run, ATen elsewhere.
 
 The environment variable VSA_COMPILE_CPU=aten, read at every call, turns the C++ off.
-May be imported by everything above ops; imports aten and torch_compat.
+May be imported by everything above ops; imports aten, errors and grid.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
 from .. import aten
+from ..errors import ArgumentError, bad_value, grid_mismatch
+from ..grid import Grid, TileGrid
 from . import loader
 from .loader import Call, Kernel, View
 
-MOST_TILE_TOKENS = 256  # kernel.cpp: kKeysPerStep
+MOST_TILE_TOKENS = 256  # call.h: kMostTokens
 MOST_WIDTH = 256
 
 
@@ -31,8 +34,8 @@ def _kernel_for(q: Tensor, k: Tensor, v: Tensor, tile: Sequence[int]) -> Kernel 
     """The C++ kernel if it serves this call."""
     width = q.shape[-1]
     fits = width % 16 == 0 and width <= MOST_WIDTH and tile[0] * tile[1] * tile[2] <= MOST_TILE_TOKENS
-    alike = q.dtype == k.dtype == v.dtype and k.shape == v.shape
-    # The kernel is not for nothing: empty tensors have no addresses.
+    alike = q.dtype == k.dtype == v.dtype and k.shape == v.shape and q.shape[::3] == k.shape[::3]
+    # Empty tensors have no address to hand over.
     return _allowed(q.dtype) if fits and alike and q.numel() and k.numel() else None
 
 
@@ -44,6 +47,12 @@ def select(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     tiles = scores.new_empty((*scores.shape[:-1], kept), dtype=torch.int32)
     kernel.select(scores.contiguous(), kept, tiles)
     return tiles, torch.full(scores.shape[:-1], kept, dtype=torch.int32)
+
+
+def _check(name: str, got: object, allowed: object) -> None:
+    """The kernel follows pointers: arguments of another shape would read what is not theirs."""
+    if got != allowed:
+        raise ArgumentError(bad_value(name, got, f"{allowed}"))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -75,28 +84,36 @@ def _call(
     scale: float,
 ) -> tuple[Call, tuple[Tensor | None, ...]]:
     """The arguments as kernel.cpp takes them, and the tensors that must outlive the call."""
+    batch, heads, kv_tokens = q.shape[0], q.shape[1], k.shape[2]
+    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    _check("tiles", (tiles.shape[:-1], tiles.dtype), ((batch, heads, boxes.tiles), torch.int32))
+    _check("counts", (counts.shape, counts.dtype), ((batch, heads, boxes.tiles), torch.int32))
+    _check("the remainder of query by key heads", heads % k.shape[1], 0)
+    for name, x, start in (("q", q, q_start), ("k", k, kv_start)):
+        if start < 0 or start + boxes.grid.tokens > x.shape[2]:
+            raise ArgumentError(grid_mismatch(tuple(grid), start, x.shape[2], name))
     q, k, v = _rows(q), _rows(k), _rows(v)
     tiles, counts = tiles.contiguous(), counts.contiguous()
     call = Call(
-        batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1], q_tokens=q.shape[2],
-        kv_tokens=k.shape[2], width=q.shape[3], q_start=q_start, kv_start=kv_start,
+        batch=batch, heads=heads, kv_heads=k.shape[1], q_tokens=q.shape[2],
+        kv_tokens=kv_tokens, width=q.shape[3], q_start=q_start, kv_start=kv_start,
         listed=tiles.shape[-1], dtype=loader.DTYPES[q.dtype], scale=scale,
         tiles=tiles.data_ptr(), counts=counts.data_ptr(),
         q=_heads_first(q), k=_heads_first(k), v=_heads_first(v),
     )  # fmt: skip
     call.grid[:], call.tile[:] = tuple(grid), tuple(tile)
     if key_padding is not None:
+        rows = 1 if key_padding.shape[0] == 1 else batch
+        _check("key_padding", (key_padding.shape, key_padding.dtype), ((rows, kv_tokens), torch.bool))
         key_padding = _rows(key_padding)
         call.key_padding = key_padding.data_ptr()
-        call.padding_batch = key_padding.stride(0) if key_padding.shape[0] > 1 else 0
+        call.padding_batch = key_padding.stride(0) if rows > 1 else 0
     return call, (q, k, v, tiles, counts, key_padding)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int], tile: Sequence[int],
-           q_start: int, kv_start: int, key_padding: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """See `aten.attend`."""
-    site = (tiles, counts, grid, tile, q_start, kv_start, key_padding, scale)
-    kernel = _kernel_for(q, k, v, tile)
+def attend(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> tuple[Tensor, Tensor]:
+    """`aten.attend`."""
+    kernel = _kernel_for(q, k, v, tile=site[3])
     if kernel is None:
         return aten.attend(q, k, v, *site)
     call, _alive = _call(q, k, v, *site)
@@ -108,12 +125,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid:
     return out, lse
 
 
-def attend_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tiles: Tensor, counts: Tensor,
-                    grid: Sequence[int], tile: Sequence[int], q_start: int, kv_start: int, key_padding: Tensor | None,
-                    scale: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `aten.attend_backward`."""
-    site = (tiles, counts, grid, tile, q_start, kv_start, key_padding, scale)
-    kernel = _kernel_for(q, k, v, tile)
+def attend_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *site: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`aten.attend_backward`."""
+    kernel = _kernel_for(q, k, v, tile=site[3])
     if kernel is None or grad_out.dtype != q.dtype:
         return aten.attend_backward(grad_out, q, k, v, out, lse, *site)
     grad_out, out, lse = _rows(grad_out), _rows(out), lse.contiguous()
@@ -123,8 +139,9 @@ def attend_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tens
         return x.new_empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3]))
 
     grad_q, grad_k, grad_v = like(q), like(k), like(v)
-    if key_padding is not None:  # keys that take no part are not visited
-        grad_k.zero_(), grad_v.zero_()
+    if call.key_padding:  # keys that take no part are not visited
+        grad_k.zero_()
+        grad_v.zero_()
     call.lse = lse.data_ptr()
     call.out, call.grad_out = _tokens_first(out), _tokens_first(grad_out)
     call.grad_q, call.grad_k, call.grad_v = (_tokens_first(x) for x in (grad_q, grad_k, grad_v))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import re
 import threading
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .. import torch_compat
 
 log = logging.getLogger("vsa_compile.cpu")
 
-_SOURCE = Path(__file__).with_name("kernel.cpp")
+_FOLDER = Path(__file__).parent
 _NOTICE_AFTER = 2.0  # seconds; a cached library loads in less
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -79,6 +80,24 @@ class Kernel:
             raise KernelError(message.value.decode(errors="replace"))
 
 
+def source() -> str:
+    """kernel.cpp with our headers in place, so that the text alone is the key of every cache."""
+    seen: set[str] = set()
+
+    def inlined(name: str) -> str:
+        text = (_FOLDER / name).read_text()
+        return re.sub(r'^(?:#include "(.+)"|#pragma once)$', include, text, flags=re.MULTILINE)
+
+    def include(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None or name in seen:
+            return ""
+        seen.add(name)
+        return inlined(name)
+
+    return inlined("kernel.cpp")
+
+
 def _build() -> Kernel:
     """Compile, or load from Inductor's cache. A user who waits for the compiler is told so."""
     load = torch_compat.cpp_loader()
@@ -87,7 +106,7 @@ def _build() -> Kernel:
     notice.daemon = True
     notice.start()
     try:
-        return Kernel(load(_SOURCE.read_text()))
+        return Kernel(load(source()))
     finally:
         notice.cancel()
 
