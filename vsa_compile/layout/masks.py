@@ -88,9 +88,11 @@ class _Proof:
     def _assembled(self, node: Node, name: str, value: bool) -> bool:
         """The pieces of a concatenation, or of padding, that cover the keys."""
         if name == "pad":
-            amounts, fill = _argument(node, 1, "pad"), _argument(node, 3, "value")
-            before = self.lower_bound(amounts[0])
-            return before is not None and bool(fill) is value and _at_least(before, self.stop)
+            fill, before = _argument(node, 3, "value"), self.lower_bound(_argument(node, 1, "pad")[0])
+            inner = (sizes_of(example_of(self.resolved(node.args[0]))) or [0])[-1]
+            if before is None or bool(fill) is not value:
+                return False
+            return _at_least(before, self.stop) or _at_least(self.start, before + inner)
         if name not in ("cat", "concat") or _argument(node, 1, "dim", 0) not in (-1, _rank(node) - 1):
             return False
         begin: Size = 0

@@ -1,0 +1,130 @@
+"""The axis algebra: products, concatenations, unification and reshapes."""
+
+import pytest
+import sympy
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._sympy.functions import FloorDiv
+
+from vsa_compile.layout.axes import (
+    Axis, concatenate, divided, equal, factors, find, mark_origins, multiply, regroup, same, segments, unify, unit,
+)  # fmt: skip
+from vsa_compile.layout.tokens import is_raster, read_segments
+from vsa_compile.layout.views import cut
+
+pytestmark = pytest.mark.quick
+
+T, H, W = (sympy.Symbol(name, integer=True, positive=True) for name in "THW")
+
+
+def sizes(axis):
+    return [find(factor).size for factor in factors(axis)]
+
+
+def video(frames=3, rows=6, cols=10):
+    axes = [Axis(frames), Axis(rows), Axis(cols)]
+    mark_origins(axes, "latent")
+    return axes
+
+
+def test_flattening_and_unflattening_gives_the_same_axes_back():
+    grid = video()
+    (tokens,) = regroup(grid, [180])
+    assert sizes(tokens) == [3, 6, 10]
+    assert [find(a) for a in regroup([tokens], [3, 6, 10])] == [find(a) for a in grid]
+
+
+def test_an_opaque_axis_learns_its_factors_from_the_other_side():
+    tokens = Axis(180)
+    unify(tokens, multiply(video()))
+    assert read_segments(tokens)[0].grid == (3, 6, 10)
+
+
+def test_knowledge_flows_backwards_through_a_concatenation():
+    video_tokens, text = Axis(180), Axis(11)
+    joint = concatenate([video_tokens, text])
+    unify(video_tokens, multiply(video()))
+    assert [segment.grid for segment in read_segments(joint)] == [(3, 6, 10), None]
+
+
+def test_a_cut_at_a_segment_boundary_is_the_segment_and_elsewhere_unknown():
+    tokens, text = multiply(video()), Axis(11)
+    joint = concatenate([text, tokens])
+    assert same(cut(joint, 11, 191), tokens)
+    assert same(cut(joint, 0, 11), text)
+    assert find(cut(joint, 10, 191)).is_atom
+
+
+def test_swapped_axes_are_not_raster():
+    frames, rows, cols = video()
+    assert is_raster([frames, rows, cols])
+    assert not is_raster([rows, frames, cols])
+    assert not is_raster([frames, rows])
+    assert not is_raster([frames, rows, Axis(10)])
+
+
+def test_two_videos_of_equal_size_are_not_the_same_tokens():
+    assert not same(multiply(video()), multiply(video()))
+
+
+def test_contradicting_structure_never_makes_a_grid():
+    left, right = multiply(video(6, 10, 3)), multiply(video(3, 6, 10))
+    unify(left, right)
+    assert len(factors(left)) > 3 or not same(left, right)
+
+
+def test_patches_split_pixels_and_keep_the_origin():
+    latent = video(3, 12, 20)
+    axes = regroup(latent, [3, 6, 2, 10, 2])
+    (tokens,) = regroup([axes[0], axes[1], axes[3]], [180])
+    assert read_segments(tokens)[0].grid == (3, 6, 10)
+    (wrong,) = regroup([axes[0], axes[2], axes[4]], [12])
+    assert read_segments(wrong)[0].grid == (3, 2, 2)  # a raster of its own: positions inside a patch
+
+
+def test_symbolic_sizes_split_and_merge():
+    latent = [Axis(size) for size in (T, H, W)]
+    mark_origins(latent, "latent")
+    axes = regroup(latent, [T, FloorDiv(H, 2), 2, FloorDiv(W, 2), FloorDiv(W, FloorDiv(W, 2))])
+    (tokens,) = regroup([axes[0], axes[1], axes[3]], [T * FloorDiv(H, 2) * FloorDiv(W, 2)])
+    assert read_segments(tokens)[0].grid == (T, FloorDiv(H, 2), FloorDiv(W, 2))
+
+
+def test_symbolic_division_is_exact_or_refused():
+    assert divided(T * H * W, H) == T * W
+    assert divided(T * H, W) is None
+    assert divided(12, 5) is None
+    assert equal(2 * T + T, 3 * T)
+    assert not equal(T, H)
+
+
+def test_units_carry_nothing():
+    one = unit()
+    unify(one, Axis(5))
+    assert factors(one) == []
+    assert sizes(multiply([unit(), Axis(4), unit()])) == [4]
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_a_reshape_keeps_the_atoms_in_order(dims, random):
+    """Merging neighbours at random and splitting again restores every axis."""
+    axes = [Axis(size) for size in dims]
+    merged, position = [], 0
+    while position < len(dims):
+        step = random.randint(1, len(dims) - position)
+        merged.append(dims[position : position + step])
+        position += step
+    flat = regroup(axes, [sympy.prod(group) for group in merged])
+    back = regroup(flat, dims)
+    for before, after in zip(axes, back, strict=True):
+        assert before.size == 1 or find(before) is find(after)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_concatenation_remembers_its_segments(lengths):
+    axes = [Axis(length) for length in lengths]
+    joint = concatenate(axes)
+    assert [segment.size for segment in segments(joint)] == lengths
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    for axis, start in zip(axes, starts, strict=True):
+        assert same(cut(joint, start, start + axis.size), axis)
