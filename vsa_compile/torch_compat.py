@@ -180,14 +180,14 @@ def register_lowering(operator: Any, lower: Callable) -> None:
 
 
 def eager_lowering(operator: Any) -> Callable:
-    """The lowering that calls `operator`'s eager kernel, as Inductor does by itself. Checked on torch 2.13."""
+    """The lowering that calls `operator`'s eager kernel, as Inductor's own does. Checked on torch 2.13."""
     from torch._inductor.lowering import fallback_handler
 
     return fallback_handler(operator, add_to_fallback_set=False)
 
 
 def triton_template(name: str, launch_grid: Callable, source: str) -> Any:
-    """The template called `name`, made once per process: Inductor refuses a name twice. Checked on torch 2.13."""
+    """The template called `name`, made once: Inductor refuses a name twice. Checked on torch 2.13."""
     from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate
 
     known = TritonTemplate.all_templates.get(name)
@@ -221,9 +221,8 @@ def template_buffer(
     inputs = [ir.ExternKernel.realize_input(x) for x in inputs]
     layout = ir.FixedLayout(device, dtype, list(size))
     choices: list[Any] = []
-    error = template.maybe_append_choice(
-        choices, input_nodes=inputs, layout=layout, mutated_inputs=mutated, call_sizes=list(launch), **constants
-    )
+    buffers = {"input_nodes": inputs, "layout": layout, "mutated_inputs": mutated}
+    error = template.maybe_append_choice(choices, **buffers, call_sizes=list(launch), **constants)
     if error is not None:
         raise error
     chosen = autotune_select_algorithm(template.name, choices, inputs, layout)
@@ -240,7 +239,7 @@ def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def shape_carrier(like: Any, sizes: tuple) -> Any:
-    """An alias of `like` whose shape is `sizes` and that holds nothing: every stride is 0. Checked on torch 2.13."""
+    """An alias of `like` that only carries `sizes`: every stride is 0. Checked on torch 2.13."""
     from torch._inductor.lowering import lowerings
 
     return lowerings[torch.ops.aten.as_strided.default](like, list(sizes), [0] * len(sizes))
@@ -261,7 +260,7 @@ def static_size(size: Any) -> int:
 
 
 def surely(expression: Any, value: int) -> bool:
-    """Whether a size expression is `value` on every run of the graph. Adds no guard. Checked on torch 2.13."""
+    """Whether a size expression is `value` whenever the graph runs. Adds no guard. Checked on torch 2.13."""
     from torch._inductor.virtualized import V
 
     return V.graph.sizevars.statically_known_equals(expression, value)

@@ -43,6 +43,9 @@ _BY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
 }
 
 
+_FAMILY = {(8, 0): "ampere", (9, 0): "hopper", (10, 0): "blackwell", (10, 3): "blackwell"}
+
+
 def family(device: torch.device) -> str | None:
     """The architecture family of a GPU; None if Triton's matrix instructions do not reach it.
 
@@ -55,7 +58,7 @@ def family(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return None
-    return {(8, 0): "ampere", (9, 0): "hopper", (10, 0): "blackwell", (10, 3): "blackwell"}.get(capability, "geforce")
+    return _FAMILY.get(capability, "geforce")
 
 
 def attend_config(device: torch.device, dtype: torch.dtype, width: int) -> Config:

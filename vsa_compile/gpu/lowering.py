@@ -32,7 +32,7 @@ def register_attend() -> None:
 
 
 def _attend_template() -> Any:
-    def programs(batch: Any, heads: Any, tiles: Any, other_rows: Any, meta: dict[str, Any], *, cdiv: Any) -> tuple:
+    def programs(batch: Any, heads: Any, tiles: Any, other_rows: Any, meta: Any, *, cdiv: Any) -> tuple:
         blocks = tiles * (meta["SLOTS"] // meta["BLOCK_Q"]) + cdiv(other_rows, meta["BLOCK_Q"])
         return batch * heads * blocks, 1, 1
 
@@ -136,7 +136,7 @@ def _blocks(tile: tuple[int, ...], width: int, config: Config) -> dict[str, int]
 
 @functools.cache
 def _say_what_is_still_eager() -> None:
-    _log.info("vsa::attend runs as a Triton kernel; vsa::select and vsa::attend_backward through chunked ATen")
+    _log.info("vsa::attend is a Triton kernel; vsa::select and vsa::attend_backward run through chunked ATen")
 
 
 @functools.cache

@@ -19,7 +19,7 @@ _SUFFIX = ".py.jinja"
 @functools.cache
 def template_folder() -> Traversable:
     """The folder with the *.py.jinja files: `_templates` of a wheel, else `templates` of the source tree."""
-    package = files(__package__.partition(".")[0])
+    package = files(__name__.partition(".")[0])
     source_tree = Path(__file__).resolve().parents[2] / "templates"
     for folder in (package / "_templates", source_tree):
         if folder.is_dir() and any(item.name.endswith(_SUFFIX) for item in folder.iterdir()):
