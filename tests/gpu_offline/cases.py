@@ -1,0 +1,193 @@
+"""The attention calls that the template tests are about: small, random, each with a sting in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vsa_compile import reference
+from vsa_compile.grid import Grid, TileGrid
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of vsa::attend.
+
+    q_other, kv_other: non-video tokens (before, after) the video. padding: rows of the key padding
+    mask, 0 for none. layout: of q, k and v in memory. kept: tiles listed per row; ragged draws the
+    counts from 0 .. kept. gated: adds gate * coarse. dynamic: all sizes symbolic. wide: 64-bit offsets.
+    """
+
+    name: str
+    dtype: torch.dtype = torch.float32
+    grid: tuple[int, int, int] = (5, 6, 7)
+    tile: tuple[int, int, int] = (4, 4, 4)
+    width: int = 64
+    batch: int = 1
+    heads: int = 2
+    kv_heads: int = 2
+    q_other: tuple[int, int] = (0, 0)
+    kv_other: tuple[int, int] = (0, 0)
+    padding: int = 0
+    layout: str = "heads_first"
+    kept: int = 3
+    ragged: bool = False
+    gated: bool = False
+    dynamic: bool = False
+    wide: bool = False
+
+    @property
+    def tiles(self) -> TileGrid:
+        return TileGrid(Grid(*self.grid), self.tile)
+
+
+CASES = (
+    Case("ragged_grid_and_counts", ragged=True),
+    Case("token_major_fp16", torch.float16, layout="tokens_first", ragged=True),
+    Case("full_tiles_width_96_bf16", torch.bfloat16, grid=(4, 8, 8), width=96, kept=2),
+    Case("odd_tile_width_48", grid=(3, 7, 5), tile=(2, 3, 3), width=48, ragged=True),
+    Case("tile_of_several_blocks", grid=(3, 8, 9), tile=(2, 8, 8), width=16, heads=1, kv_heads=1, kept=2),
+    Case(
+        "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 70),
+        kv_other=(3, 70), padding=2, kept=2, ragged=True,
+    ),
+    Case(
+        "text_of_different_lengths_bf16", torch.bfloat16, grid=(3, 5, 6), width=64, batch=2, q_other=(5, 0),
+        kv_other=(0, 20), padding=1, kept=2,
+    ),
+    Case("text_keys_without_mask_fp16", torch.float16, grid=(4, 5, 4), kv_other=(9, 0), kept=1, ragged=True),
+    Case(
+        "text_keys_behind_a_masked_block", grid=(3, 5, 6), width=16, heads=1, kv_heads=1, kv_other=(70, 10),
+        padding=1, kept=2, ragged=True,
+    ),
+    Case("packed_qkv_bf16", torch.bfloat16, layout="packed", ragged=True),
+    Case("gated", grid=(5, 4, 6), kept=2, gated=True),
+    Case("gated_bf16", torch.bfloat16, grid=(5, 4, 6), kept=2, gated=True, layout="tokens_first"),
+    Case("symbolic_sizes", dynamic=True, q_other=(2, 0), kv_other=(2, 0), ragged=True),
+    Case(
+        "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), padding=1, kept=2,
+        wide=True,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Tensors of one case. k and v hold NaN wherever nobody may look; `clean` are the same without."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tiles: Tensor
+    counts: Tensor
+    padding: Tensor | None
+    gate: Tensor | None
+    coarse: Tensor | None
+    clean_k: Tensor
+    clean_v: Tensor
+
+
+def make_inputs(case: Case) -> Inputs:
+    """The same numbers on every call."""
+    source = torch.Generator().manual_seed(len(case.name))
+    video = case.tiles.grid.tokens
+    q_tokens, kv_tokens = video + sum(case.q_other), video + sum(case.kv_other)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=source).to(case.dtype)
+
+    q = normal(case.batch, case.heads, q_tokens, case.width)
+    k, v = (normal(case.batch, case.kv_heads, kv_tokens, case.width) for _ in range(2))
+    tiles, counts = _tile_lists(case, source)
+    padding = None
+    if case.padding:
+        padding = torch.rand(case.padding, kv_tokens, generator=source) < 0.6
+        padding[0, : case.kv_other[0]] = False  # a first block without any key
+    gate = coarse = None
+    if case.gated:
+        gate, coarse = (normal(case.batch, q_tokens, case.heads, case.width) for _ in range(2))
+
+    unseen = ~reference.allowed_keys(
+        q, k, tiles, counts, Grid(*case.grid), case.tile, case.q_other[0], case.kv_other[0], padding
+    )
+    unseen = unseen.all(2).unflatten(1, (case.kv_heads, -1)).all(2)[..., None]
+    seen_k, seen_v = (x.masked_fill(unseen, math.nan) for x in (k, v))
+    return Inputs(q, seen_k, seen_v, tiles, counts, padding, gate, coarse, clean_k=k, clean_v=v)
+
+
+def _tile_lists(case: Case, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Ascending random lists that leave one tile unseen (the second to last) if they can."""
+    total = case.tiles.tiles
+    shape = (case.batch, case.heads, total)
+    luck = torch.rand(*shape, total, generator=source)
+    if total > case.kept:
+        luck[..., -2] = -1.0
+    tiles = luck.topk(case.kept).indices.sort(-1).values.to(torch.int32)
+    counts = torch.full(shape, case.kept, dtype=torch.int32)
+    if case.ragged:
+        counts = torch.randint(0, case.kept + 1, shape, generator=source, dtype=torch.int32)
+        counts[..., 0] = 0
+        counts[..., 1] = case.kept
+    return tiles, counts
+
+
+def program_tensors(case: Case, inputs: Inputs) -> list[Tensor]:
+    """The tensors that `program(case)` takes, laid out in memory as the case asks."""
+    q, k, v = inputs.q, inputs.k, inputs.v
+    if case.layout == "packed":
+        tensors = [torch.stack([q, k, v], dim=2).permute(0, 3, 2, 1, 4).contiguous()]
+    elif case.layout == "tokens_first":
+        tensors = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    else:
+        tensors = [q, k, v]
+    extra = [inputs.tiles, inputs.counts, inputs.padding, inputs.gate, inputs.coarse]
+    return tensors + [x for x in extra if x is not None]
+
+
+def program(case: Case) -> Callable:
+    """The function under test: grid, starts, tensors -> (out, lse), or only out + gate * coarse.
+
+    The integers are arguments, so that they become symbols where all sizes shall be symbolic.
+    """
+    scale = case.width**-0.5
+
+    def run(grid: list[int], starts: list[int], *tensors: Tensor) -> Any:
+        rest = list(tensors)
+        if case.layout == "packed":
+            q, k, v = (x.transpose(1, 2) for x in rest.pop(0).unbind(2))
+        else:
+            q, k, v = (rest.pop(0) for _ in range(3))
+        tiles, counts = rest.pop(0), rest.pop(0)
+        padding = rest.pop(0) if case.padding else None
+        site = (grid, list(case.tile), *starts, padding)
+        out, lse = torch.ops.vsa.attend(q, k, v, tiles, counts, *site, scale)
+        if case.gated:
+            gate, coarse = rest
+            return out + gate * coarse
+        return out, lse
+
+    return run
+
+
+def program_integers(case: Case) -> tuple[list[int], list[int]]:
+    """The (frames, rows, cols) and (q_start, kv_start) that `program(case)` takes."""
+    return list(case.grid), [case.q_other[0], case.kv_other[0]]
+
+
+def expected(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """(out, lse) of the specification in fp64, the gated sum included."""
+    wide = (x.double() for x in (inputs.q, inputs.clean_k, inputs.clean_v))
+    out, lse = reference.attend(
+        *wide, inputs.tiles, inputs.counts, Grid(*case.grid), case.tile, case.q_other[0], case.kv_other[0],
+        inputs.padding, case.width**-0.5,
+    )  # fmt: skip
+    if case.gated:
+        assert inputs.gate is not None
+        assert inputs.coarse is not None
+        out = out + inputs.gate.double() * inputs.coarse.double()
+    return out, lse

@@ -1,0 +1,152 @@
+"""Runs rendered programs on the CPU, their template kernels under Triton's interpreter.
+
+    TRITON_INTERPRET=1 python -m gpu_offline.interpreter FOLDER
+
+runs FOLDER/<case>.json of every case and writes FOLDER/<case>.pt, the list of outputs or a sentence
+that says what went wrong; likewise FOLDER/<fault>.pt of every seeded fault. A kernel that is not a
+template is an error: it would be a copy that the lowering is supposed to avoid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import interpreter
+
+from gpu_offline.cases import CASES, make_inputs, program_tensors
+from gpu_offline.faults import FAULTS, Fault
+from gpu_offline.kernels import load_kernel
+from gpu_offline.program import Program
+
+
+def compute_bf16_as_bf16() -> None:
+    """Mend the interpreter, which keeps bf16 as the uint16 of its bits and then does integer arithmetic.
+
+    Dot products get fp32 operands; sums and products are computed in fp32 and rounded.
+    """
+    dot, binary = interpreter.InterpreterBuilder.create_dot, interpreter.InterpreterBuilder.binary_op
+
+    def is_bf16(handle: Any) -> bool:
+        return handle.dtype.scalar == tl.bfloat16
+
+    def widened(handle: Any) -> Any:
+        if not is_bf16(handle):
+            return handle
+        return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def mended_dot(builder: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        return dot(builder, widened(a), widened(b), d, *options)
+
+    def mended_binary(builder: Any, a: Any, b: Any, operation: Callable) -> Any:
+        if not is_bf16(a):
+            return binary(builder, a, b, operation)
+        result = operation(widened(a).data, widened(b).data)
+        if result.dtype == np.bool_:
+            return interpreter.TensorHandle(result, tl.int1)
+        rounded = torch.from_numpy(np.ascontiguousarray(result)).bfloat16().view(torch.uint16).numpy()
+        return interpreter.TensorHandle(rounded, tl.bfloat16)
+
+    interpreter.InterpreterBuilder.create_dot = mended_dot
+    interpreter.InterpreterBuilder.binary_op = mended_binary
+
+
+class _Launcher:
+    """Stands for a compiled kernel: `run(*arguments, grid x, y, z, stream=...)` interprets it."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self._kernel = load_kernel(name, source).function
+
+    def run(self, *arguments: Any, stream: int) -> None:
+        *arguments, x, y, z = arguments
+        self._kernel[(x, y, z)](*arguments)
+
+
+class WroteBesideError(Exception):
+    """A kernel wrote outside of the tensors that it was given."""
+
+
+class _Memory:
+    """Allocates tensors with wide margins. Everything not written yet is NaN, margins included, so that
+    a value nobody wrote, or read from beside a tensor, shows; a write beside one is an error."""
+
+    _MARGIN = 1 << 16
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[Tensor, Tensor]] = []
+
+    def fresh(self, size: tuple, stride: tuple, dtype: torch.dtype) -> Tensor:
+        elements = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        poison = math.nan if dtype.is_floating_point else 0
+        block = torch.full((elements + 2 * self._MARGIN,), poison, dtype=dtype)
+        self._blocks.append((block, block.clone()))
+        return block.as_strided(size, stride, self._MARGIN)
+
+    def copy_of(self, x: Tensor) -> Tensor:
+        return self.fresh(tuple(x.shape), x.stride(), x.dtype).copy_(x)
+
+    def check_margins(self) -> None:
+        for block, before in self._blocks:
+            for margin in (slice(None, self._MARGIN), slice(-self._MARGIN, None)):
+                same = (block[margin] == before[margin]) | (block[margin].isnan() & before[margin].isnan())
+                if not bool(same.all()):
+                    raise WroteBesideError(f"{int((~same).sum())} values written beside a tensor")
+
+
+def run_program(program: Program, tensors: list[Tensor]) -> list[Tensor]:
+    """The outputs of a rendered program on CPU tensors."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    def launcher(_: Any, name: str, text: str, **__: Any) -> _Launcher:
+        return _Launcher(name, text)
+
+    memory = _Memory()
+    namespace: dict[str, Any] = {"__name__": "rendered"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(AsyncCompile, "triton", launcher))
+        stack.enter_context(mock.patch.object(AsyncCompile, "wait"))
+        stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", create=True))
+        stack.enter_context(mock.patch.object(torch.cuda, "_DeviceGuard", contextlib.nullcontext))
+        stack.enter_context(mock.patch.object(torch.cuda, "set_device"))
+        exec(compile(program.source, "rendered", "exec"), namespace)
+        namespace["empty_strided_cuda"] = memory.fresh
+        outputs = namespace["call"](program.arguments([memory.copy_of(x) for x in tensors]))
+    memory.check_margins()
+    return [x.clone() for x in outputs]
+
+
+def main(folder: Path) -> None:
+    compute_bf16_as_bf16()
+    torch.set_num_threads(1)
+    np.seterr(all="ignore")  # log2(0) and the like, where the kernel means it
+    by_name = {case.name: case for case in CASES}
+
+    def run(case_name: str, fault: Fault | None, result: str) -> None:
+        case = by_name[case_name]
+        program = Program.load(folder / f"{case_name}.json")
+        if fault is not None:
+            program = replace(program, source=fault.put_into(program.source))
+        try:
+            outcome: Any = run_program(program, program_tensors(case, make_inputs(case)))
+        except WroteBesideError as error:
+            outcome = str(error)
+        torch.save(outcome, folder / f"{result}.pt")
+
+    for name in by_name:
+        run(name, None, name)
+    for name, fault in FAULTS.items():
+        run(fault.noticed_by, fault, name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

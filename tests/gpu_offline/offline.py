@@ -1,0 +1,122 @@
+"""Compiles rendered kernels to machine code, with no GPU, and measures the result.
+
+    python -m gpu_offline.offline FOLDER NAME:TARGET ...
+
+compiles the template kernel of FOLDER/NAME.json for each TARGET of `TARGETS` and writes
+FOLDER/machine_code.json, a list of Build fields.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gpu_offline.kernels import Kernel, load_kernel
+from gpu_offline.program import Program
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Matrix instructions of Ampere, Hopper, Blackwell and CDNA; asynchronous copies; spills to local memory.
+_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "LDGSTS", "STL", "LDL", "DADD", "DMUL", "DFMA")
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Build:
+    """Machine code of one kernel: registers per thread, bytes of spills and of shared memory."""
+
+    name: str
+    target: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    instructions: dict[str, int]
+    seconds: float
+
+    def __str__(self) -> str:
+        code = " ".join(f"{name} {count}" for name, count in self.instructions.items())
+        return (
+            f"{self.name:24s} {self.target:7s} {self.registers:3d} registers, {self.spills} spilled, "
+            f"{self.shared_bytes / 1024:5.1f} KiB shared, {self.seconds:4.1f} s; {code}"
+        )
+
+
+def build(name: str, kernel: Kernel, target_name: str) -> Build:
+    """Compile with the options that Inductor's decorator was given."""
+    target = TARGETS[target_name]
+    meta = kernel.options["triton_meta"]
+    (attributes,) = meta["configs"]
+    arguments = {"signature": meta["signature"], "constexprs": meta["constants"], "attrs": attributes}
+    source = ASTSource(kernel.function, **{key: dict(value) for key, value in arguments.items()})
+    options = {key: kernel.options[key] for key in ("num_warps", "num_stages")}
+    start = time.perf_counter()
+    compiled = triton.compile(source, target=target, options=options)
+    seconds = round(time.perf_counter() - start, 1)
+    measure = _nvidia if target.backend == "cuda" else _amd
+    registers, spills, instructions = measure(compiled)
+    return Build(name, target_name, registers, spills, compiled.metadata.shared, instructions, seconds)
+
+
+def _nvidia(compiled: Any) -> tuple[int, int, dict[str, int]]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
+        code = _run("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack, local = map(int, found.groups())
+    counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in _INSTRUCTIONS}
+    return registers, stack + local, {name: count for name, count in counts.items() if count}
+
+
+def _amd(compiled: Any) -> tuple[int, int, dict[str, int]]:
+    code = compiled.asm["amdgcn"]
+
+    def field(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", code)
+        assert found is not None, f"no {name} in the assembly"
+        return int(found[1])
+
+    spills = field("vgpr_spill_count") + field("sgpr_spill_count")
+    return field("vgpr_count"), spills, {"v_mfma": len(re.findall("v_mfma", code))}
+
+
+def _run(tool: str, *arguments: str) -> str:
+    done = subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def main(folder: Path, jobs: list[str]) -> None:
+    builds = []
+    for job in jobs:
+        name, target = job.split(":")
+        ((kernel_name, source),) = Program.load(folder / f"{name}.json").template_kernels.items()
+        builds.append(build(name, load_kernel(kernel_name, source), target))
+        print(builds[-1], flush=True)
+    (folder / "machine_code.json").write_text(json.dumps([asdict(item) for item in builds]))
+
+
+def load_builds(folder: Path) -> dict[tuple[str, str], Build]:
+    """(program name, target) -> what `main` measured."""
+    builds = [Build(**fields) for fields in json.loads((folder / "machine_code.json").read_text())]
+    return {(item.name, item.target): item for item in builds}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
