@@ -1,7 +1,7 @@
 """CPU kernels: the C++ of kernel.cpp where it can run, ATen elsewhere.
 
 The environment variable VSA_COMPILE_CPU=aten, read at every call, turns the C++ off.
-May be imported by everything above ops; imports aten, errors and grid.
+May be imported by everything above ops; imports aten, grid and torch_compat.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.library import Library
 
 from .. import aten
-from ..errors import ArgumentError, bad_value, grid_mismatch
 from ..grid import Grid, TileGrid
 from . import loader
 from .loader import Call, Kernel, View
@@ -30,13 +29,33 @@ def _allowed(dtype: torch.dtype) -> Kernel | None:
     return loader.kernel(dtype)
 
 
-def _kernel_for(q: Tensor, k: Tensor, v: Tensor, tile: Sequence[int]) -> Kernel | None:
+def _kernel_for(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> Kernel | None:
     """The C++ kernel if it serves this call."""
-    width = q.shape[-1]
+    tile, width = site[3], q.shape[-1]
     fits = width % 16 == 0 and width <= MOST_WIDTH and tile[0] * tile[1] * tile[2] <= MOST_TILE_TOKENS
-    alike = q.dtype == k.dtype == v.dtype and k.shape == v.shape and q.shape[::3] == k.shape[::3]
-    # Empty tensors have no address to hand over.
-    return _allowed(q.dtype) if fits and alike and q.numel() and k.numel() else None
+    return _allowed(q.dtype) if fits and _consistent(q, k, v, *site) else None
+
+
+def _consistent(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int],
+                tile: Sequence[int], q_start: int, kv_start: int, key_padding: Tensor | None,
+                _scale: float) -> bool:  # fmt: skip
+    """Whether all shapes agree. The kernel follows pointers; ATen answers a wrong shape with a message."""
+    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    lists, video = (*q.shape[:2], boxes.tiles), boxes.grid.tokens
+    paddings = ((1, k.shape[2]), (k.shape[0], k.shape[2]))
+    return (
+        q.numel() > 0
+        and k.numel() > 0
+        and q.dtype == k.dtype == v.dtype
+        and k.shape == v.shape
+        and q.shape[::3] == k.shape[::3]
+        and q.shape[1] % k.shape[1] == 0
+        and tiles.shape[:-1] == counts.shape == lists
+        and tiles.dtype == counts.dtype == torch.int32
+        and 0 <= q_start <= q.shape[2] - video
+        and 0 <= kv_start <= k.shape[2] - video
+        and (key_padding is None or (key_padding.shape in paddings and key_padding.dtype == torch.bool))
+    )
 
 
 def select(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
@@ -47,12 +66,6 @@ def select(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     tiles = scores.new_empty((*scores.shape[:-1], kept), dtype=torch.int32)
     kernel.select(scores.contiguous(), kept, tiles)
     return tiles, torch.full(scores.shape[:-1], kept, dtype=torch.int32)
-
-
-def _check(name: str, got: object, allowed: object) -> None:
-    """The kernel follows pointers: arguments of another shape would read what is not theirs."""
-    if got != allowed:
-        raise ArgumentError(bad_value(name, got, f"{allowed}"))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -84,36 +97,26 @@ def _call(
     scale: float,
 ) -> tuple[Call, tuple[Tensor | None, ...]]:
     """The arguments as kernel.cpp takes them, and the tensors that must outlive the call."""
-    batch, heads, kv_tokens = q.shape[0], q.shape[1], k.shape[2]
-    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
-    _check("tiles", (tiles.shape[:-1], tiles.dtype), ((batch, heads, boxes.tiles), torch.int32))
-    _check("counts", (counts.shape, counts.dtype), ((batch, heads, boxes.tiles), torch.int32))
-    _check("the remainder of query by key heads", heads % k.shape[1], 0)
-    for name, x, start in (("q", q, q_start), ("k", k, kv_start)):
-        if start < 0 or start + boxes.grid.tokens > x.shape[2]:
-            raise ArgumentError(grid_mismatch(tuple(grid), start, x.shape[2], name))
     q, k, v = _rows(q), _rows(k), _rows(v)
     tiles, counts = tiles.contiguous(), counts.contiguous()
     call = Call(
-        batch=batch, heads=heads, kv_heads=k.shape[1], q_tokens=q.shape[2],
-        kv_tokens=kv_tokens, width=q.shape[3], q_start=q_start, kv_start=kv_start,
+        batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1], q_tokens=q.shape[2],
+        kv_tokens=k.shape[2], width=q.shape[3], q_start=q_start, kv_start=kv_start,
         listed=tiles.shape[-1], dtype=loader.DTYPES[q.dtype], scale=scale,
         tiles=tiles.data_ptr(), counts=counts.data_ptr(),
         q=_heads_first(q), k=_heads_first(k), v=_heads_first(v),
     )  # fmt: skip
     call.grid[:], call.tile[:] = tuple(grid), tuple(tile)
     if key_padding is not None:
-        rows = 1 if key_padding.shape[0] == 1 else batch
-        _check("key_padding", (key_padding.shape, key_padding.dtype), ((rows, kv_tokens), torch.bool))
         key_padding = _rows(key_padding)
         call.key_padding = key_padding.data_ptr()
-        call.padding_batch = key_padding.stride(0) if rows > 1 else 0
+        call.padding_batch = key_padding.stride(0) if key_padding.shape[0] > 1 else 0
     return call, (q, k, v, tiles, counts, key_padding)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> tuple[Tensor, Tensor]:
     """`aten.attend`."""
-    kernel = _kernel_for(q, k, v, tile=site[3])
+    kernel = _kernel_for(q, k, v, *site)
     if kernel is None:
         return aten.attend(q, k, v, *site)
     call, _alive = _call(q, k, v, *site)
@@ -129,7 +132,7 @@ def attend_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *site: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`aten.attend_backward`."""
-    kernel = _kernel_for(q, k, v, tile=site[3])
+    kernel = _kernel_for(q, k, v, *site)
     if kernel is None or grad_out.dtype != q.dtype:
         return aten.attend_backward(grad_out, q, k, v, out, lse, *site)
     grad_out, out, lse = _rows(grad_out), _rows(out), lse.contiguous()
