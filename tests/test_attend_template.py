@@ -34,7 +34,6 @@ GOLDEN = {
     ("bf16_width_128_sm90", "sm_90"): ((140, 168), (80, 80), 0, "HGMMA"),
     ("bf16_width_128_sm90", "sm_100"): ((150, 184), (80, 81), 0, "UTCHMMA"),
     ("bf16_width_128_sm90", "gfx942"): ((200, 320), (40, 40), 0, "v_mfma"),
-    ("bf16_width_128_ragged_sm80", "sm_80"): ((190, 235), (56, 56), 0, "HMMA"),
     ("bf16_width_128_ragged_sm90", "sm_90"): ((140, 168), (80, 80), 0, "HGMMA"),
     # Two words outside of the loop over tiles.
     ("bf16_width_128_text_sm80", "sm_80"): ((220, 255), (56, 56), 8, "HMMA"),

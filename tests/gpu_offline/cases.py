@@ -47,7 +47,7 @@ class Case:
 
 
 CASES = (
-    Case("ragged_grid_and_counts", ragged=True),
+    Case("ragged_grid_and_counts", heads=1, kv_heads=1, ragged=True),
     Case("token_major_fp16", torch.float16, layout="tokens_first", ragged=True),
     Case("full_tiles_width_96_bf16", torch.bfloat16, grid=(4, 8, 8), width=96, kept=2),
     Case("odd_tile_width_48", grid=(3, 7, 5), tile=(2, 3, 3), width=48, ragged=True),
