@@ -86,7 +86,7 @@ def dropout() -> Reason:
 
 
 def causal() -> Reason:
-    return Reason("causal", "is_causal is set; video self-attention is not causal")
+    return Reason("causal", "is_causal is set; video self-attention is not causal", asked=True)
 
 
 def shape(text: str) -> Reason:
@@ -94,7 +94,7 @@ def shape(text: str) -> Reason:
 
 
 def dynamic_argument(name: str) -> Reason:
-    return Reason("argument", f"{name} is not a constant of the graph")
+    return Reason("argument", f"{name} is not a constant of the graph", asked=True)
 
 
 def mask(text: str) -> Reason:
@@ -180,7 +180,3 @@ def higher_order(name: str) -> Reason:
 
 def func_transform() -> Reason:
     return Reason("func-transform", "the graph is under a torch.func transform", asked=True)
-
-
-def repeated_tokens() -> Reason:
-    return Reason("repeated", "the sequence holds more than one video of different grids", asked=True)

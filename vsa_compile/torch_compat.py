@@ -42,7 +42,11 @@ def size_hint(size: int | sympy.Expr, environment: Any | None) -> int:
     """The size on the example inputs; 0 where it depends on data. Adds no guard. Checked on torch 2.13."""
     if isinstance(size, int):
         return size
-    hint = environment.size_hint(size, allow_none=True) if environment is not None else None
+    if environment is None:
+        return 0
+    if hasattr(environment, "optimization_hint"):  # 2.13; its predecessor warns there
+        return int(environment.optimization_hint(size, fallback=0))
+    hint = environment.size_hint(size, allow_none=True)
     return 0 if hint is None else int(hint)
 
 
