@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv
 
 from vsa_compile.layout.axes import (
-    Axis, concatenate, divided, equal, factors, find, mark_origins, multiply, regroup, same, segments, unify, unit,
+    Axis,
+    concatenate,
+    divided,
+    equal,
+    factors,
+    find,
+    mark_origins,
+    multiply,
+    regroup,
+    same,
+    segments,
+    unify,
+    unit,
 )  # fmt: skip
 from vsa_compile.layout.tokens import is_raster, read_segments
 from vsa_compile.layout.views import cut

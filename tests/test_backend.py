@@ -257,7 +257,11 @@ def run_with_cache(cache, package_root=ROOT, **options):
     code = SECOND_PROCESS.format(paths=[str(package_root), str(ROOT / "tests")], options=ALL | options)
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(package_root)}
     shown = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
     )
     return tuple(json.loads(shown.stdout.splitlines()[-1]))
 
@@ -271,7 +275,11 @@ def test_a_second_process_hits_the_cache_and_every_change_misses_it(tmp_path):
 
     shutil.copytree(ROOT / "vsa_compile", copy / "vsa_compile")
     shutil.copytree(ROOT / "templates", copy / "templates")
-    for changed in ("templates/attend_fwd.py.jinja", "vsa_compile/methods/vsa.py", "vsa_compile/cpu/kernel.cpp"):
+    for changed in (
+        "templates/attend_fwd.py.jinja",
+        "vsa_compile/methods/vsa.py",
+        "vsa_compile/cpu/kernel.cpp",
+    ):
         path = copy / changed
         original = path.read_text()
         comment = {".py": "\n# changed\n", ".cpp": "\n// changed\n"}.get(path.suffix, "\n{# changed #}\n")

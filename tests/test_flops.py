@@ -32,7 +32,9 @@ def test_sparse_counts_the_kept_share():
     assert counted(0.5)["attend"] == 4 * 2 * 16 * 210 * 210 // 2
 
 
-@pytest.mark.parametrize("order", [("vsa_compile", "torch.utils.flop_counter"), ("torch.utils.flop_counter", "vsa_compile")])
+@pytest.mark.parametrize(
+    "order", [("vsa_compile", "torch.utils.flop_counter"), ("torch.utils.flop_counter", "vsa_compile")]
+)
 def test_formulas_are_registered_in_either_import_order(order):
     code = (
         f"import {order[0]}, {order[1]}, torch; from torch.utils.flop_counter import flop_registry; "

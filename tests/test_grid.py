@@ -35,7 +35,16 @@ def test_real_tokens_equal_brute_force_counting(grid, tile):
 
 @pytest.mark.parametrize(
     ("tiles", "sparsity", "kept"),
-    [(10, 0.7, 3), (624, 0.875, 78), (8, 0.875, 1), (9, 0.875, 2), (5, 0, 5), (5, 1, 1), (5, 1e-6, 5), (3, 0.999, 1)],
+    [
+        (10, 0.7, 3),
+        (624, 0.875, 78),
+        (8, 0.875, 1),
+        (9, 0.875, 2),
+        (5, 0, 5),
+        (5, 1, 1),
+        (5, 1e-6, 5),
+        (3, 0.999, 1),
+    ],
 )
 def test_kept_tiles_reads_the_decimal_text(tiles, sparsity, kept):
     assert kept_tiles(tiles, sparsity) == kept

@@ -49,7 +49,10 @@ def test_every_call_is_judged_right_and_its_grid_is_exact(case):
         assert len(report.sites) == case.calls
         for site in converted:
             assert site.grid == grid
-            assert tuple(segment.split()[0].replace("other", "text") for segment in site.segments) == case.segments
+            assert (
+                tuple(segment.split()[0].replace("other", "text") for segment in site.segments)
+                == case.segments
+            )
 
 
 @NEGATIVE
@@ -124,7 +127,9 @@ def replace_attention(monkeypatch, case, tile, sparsity):
     def sdpa(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         text = query.shape[2] - grid.tokens
         if text < 0 or (text > 0) != (len(case.segments) > 1) or key.shape[2] != query.shape[2]:
-            return dense(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            return dense(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
         replaced.append(query)
         start = text if before else 0
         padding = None if attn_mask is None else attn_mask[:, 0, 0]

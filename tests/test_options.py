@@ -26,7 +26,10 @@ BAD_OPTIONS = [
     ({"dense_layers": 3}, "dense_layers is 3"),
     ({"fallback": "eror"}, "fallback is 'eror', but it must be 'dense' or 'error'."),
     ({"inductor": 3}, "inductor is 3, but it must be a dict"),
-    ({"inductor": {"max_autotun": True}}, "unknown Inductor setting 'max_autotun'; did you mean 'max_autotune'?"),
+    (
+        {"inductor": {"max_autotun": True}},
+        "unknown Inductor setting 'max_autotun'; did you mean 'max_autotune'?",
+    ),
     ({"mode": "fastest"}, "Unrecognized mode=fastest"),
 ]
 
@@ -45,7 +48,9 @@ def test_an_unknown_method_names_the_nearest():
 
 def test_options_are_frozen_and_comparable():
     first = Options.read({"sparsity": 0.5, "dense_layers": [1, 0], "inductor": {"max_autotune": True}})
-    assert first == Options.read({"inductor": {"max_autotune": True}, "dense_layers": (0, 1), "sparsity": 0.5})
+    assert first == Options.read(
+        {"inductor": {"max_autotune": True}, "dense_layers": (0, 1), "sparsity": 0.5}
+    )
     with pytest.raises(AttributeError):
         first.sparsity = 0.1  # pyright: ignore
 

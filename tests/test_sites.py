@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import Habits, ToyDiT, inputs
 from torch import nn
+from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
 from vsa_compile.sites import block_index
@@ -151,7 +151,9 @@ def test_tokens_in_another_order_are_refused():
     assert "not raster" in refused(tiled)
 
 
-@pytest.mark.parametrize("reorder", [lambda x: x.flip(1), lambda x: x[:, torch.arange(209, -1, -1)], lambda x: x.roll(3, 1)])
+@pytest.mark.parametrize(
+    "reorder", [lambda x: x.flip(1), lambda x: x[:, torch.arange(209, -1, -1)], lambda x: x.roll(3, 1)]
+)
 def test_shuffled_tokens_are_refused(reorder):
     def attend(x):
         shuffled = heads(reorder(x))
@@ -198,7 +200,9 @@ def test_wide_heads_and_unequal_widths_are_refused():
         return sdpa(*[x[:, None].repeat(1, 1, 1, 17)] * 3) + w
 
     assert "head width 272" in refused(wide, q)
-    assert "keys are 4 wide and values 8" in refused(lambda x, v: sdpa(heads(x), heads(x), heads(x + 0 * v[..., :16]).repeat(1, 1, 1, 2)), v)
+    assert "keys are 4 wide and values 8" in refused(
+        lambda x, v: sdpa(heads(x), heads(x), heads(x + 0 * v[..., :16]).repeat(1, 1, 1, 2)), v
+    )
 
 
 def test_bodies_of_autograd_functions_are_refused():

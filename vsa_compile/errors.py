@@ -32,7 +32,7 @@ class DoubleBackwardError(VsaError, RuntimeError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """"unknown option 'sparsty'; did you mean 'sparsity'? Known: ..."."""
+    """ "unknown option 'sparsty'; did you mean 'sparsity'? Known: ..."."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else "."

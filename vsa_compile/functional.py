@@ -72,14 +72,23 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> None
         if x.dim() != 4:
             raise ArgumentError(bad_value(f"{name}.shape", tuple(x.shape), "(batch, heads, tokens, width)"))
     autocast = torch.is_autocast_enabled(q.device.type)
-    for what, values in (("dtype", [x.dtype for x in named.values()]), ("device", [x.device for x in named.values()])):
+    for what, values in (
+        ("dtype", [x.dtype for x in named.values()]),
+        ("device", [x.device for x in named.values()]),
+    ):
         if len(set(values)) > 1 and not (what == "dtype" and autocast):
             came = ", ".join(f"{name} {value}" for name, value in zip(named, values, strict=True))
             raise ArgumentError(f"{what}s differ: {came}. They must be the same; call .to() on the odd one.")
     if not q.is_floating_point():
         raise ArgumentError(bad_value("dtype", q.dtype, "a floating point type"))
     batch, heads, _, width = q.shape
-    if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != width or not k.shape[1] or heads % k.shape[1]:
+    if (
+        k.shape != v.shape
+        or k.shape[0] != batch
+        or k.shape[3] != width
+        or not k.shape[1]
+        or heads % k.shape[1]
+    ):
         came = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise ArgumentError(
             f"shapes do not fit: {came}. k and v must be alike, with q's batch and width, and a number "
@@ -91,7 +100,9 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> None
 
 def _check_mask(mask: Tensor, k: Tensor) -> None:
     if mask.dtype != torch.bool:
-        raise ArgumentError(bad_value("key_padding_mask.dtype", mask.dtype, "torch.bool, True where a key takes part"))
+        raise ArgumentError(
+            bad_value("key_padding_mask.dtype", mask.dtype, "torch.bool, True where a key takes part")
+        )
     if mask.dim() != 2 or mask.shape[0] not in (1, k.shape[0]) or mask.shape[1] != k.shape[2]:
         allowed = f"(1 or {k.shape[0]}, {k.shape[2]}): (batch, keys)"
         raise ArgumentError(bad_value("key_padding_mask.shape", tuple(mask.shape), allowed))

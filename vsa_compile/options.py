@@ -111,9 +111,11 @@ def _read_dense_layers(value: Any) -> tuple[int, ...]:
     try:
         items = tuple(value)
     except TypeError:
-        items = (None,)
+        items = (-1,)
     if not all(_is_int(item) and item >= 0 for item in items):
-        raise OptionError(bad_value("dense_layers", value, "a sequence of block indices >= 0, such as (0, 1)"))
+        raise OptionError(
+            bad_value("dense_layers", value, "a sequence of block indices >= 0, such as (0, 1)")
+        )
     return tuple(sorted(set(items)))
 
 

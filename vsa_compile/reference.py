@@ -129,17 +129,17 @@ def attention(
     fine + gate * coarse, where fine is `attend` on the tiles that the pooled scores select and
     coarse is softmax attention between tile means, repeated to the tile's tokens.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
     video_q = slice(q_start, q_start + grid.tokens)
     video_kv = slice(kv_start, kv_start + grid.tokens)
     groups = q.shape[1] // k.shape[1]
 
     pooled_q = pool(q[:, :, video_q], grid, tile)
     pooled_k = pool(k[:, :, video_kv], grid, tile).repeat_interleave(groups, dim=1)
-    scores = pooled_q @ pooled_k.transpose(-1, -2) * scale
+    scores = pooled_q @ pooled_k.transpose(-1, -2) * factor
     kept = kept_tiles(TileGrid(grid, tile).tiles, sparsity)
     tiles, counts = select(scores.detach(), kept)
-    out, _ = attend(q, k, v, tiles, counts, grid, tile, q_start, kv_start, key_padding, scale)
+    out, _ = attend(q, k, v, tiles, counts, grid, tile, q_start, kv_start, key_padding, factor)
     out = out.transpose(1, 2)
     if gate is None:
         return out

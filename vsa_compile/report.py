@@ -74,10 +74,22 @@ class Report:
         return json.dumps({"options": options, "totals": totals, "sites": sites}, indent=2, default=str)
 
     def __str__(self) -> str:
-        header = ("attention", "", "grid", "tokens", "tiles kept", "GFLOP dense", "sparse", "why it stays dense")
+        header = (
+            "attention",
+            "",
+            "grid",
+            "tokens",
+            "tiles kept",
+            "GFLOP dense",
+            "sparse",
+            "why it stays dense",
+        )
         rows = [header, *map(_row, self.sites)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
-        lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
+        lines = [
+            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
+            for row in rows
+        ]
         lines.insert(1, "-" * max(map(len, lines)))
         return "\n".join([*lines, "", self._summary()])
 
@@ -117,7 +129,9 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
         return size_hint(size, environment)
 
     arguments = attention_arguments(decision.call.node)
-    queries, keys = ([hint(s) for s in sizes_of(example_of(arguments.get(n))) or [1]] for n in ("query", "key"))
+    queries, keys = (
+        [hint(s) for s in sizes_of(example_of(arguments.get(n))) or [1]] for n in ("query", "key")
+    )
     batch, heads, q_tokens, width = [1, 1, 1, *queries][-4:]
     kv_tokens = [1, *keys][-2]
     per_pair = 4 * batch * heads * width

@@ -98,7 +98,7 @@ def _key_padding(graph: Graph, mask: Node | None) -> Node | None:
     return rows
 
 
-class _MissingSymbol(Exception):  # noqa: N818  (control flow inside this file)
+class _MissingSymbol(Exception):
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
 

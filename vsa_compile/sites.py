@@ -54,7 +54,7 @@ class Refusal:
     reason: Reason
 
 
-class _Refused(Exception):  # noqa: N818  (control flow inside this file, never seen outside)
+class _Refused(Exception):
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
 
@@ -158,7 +158,9 @@ def _video(
     raise _Refused(_why_no_video(analysis, segments, keys, shows_video))
 
 
-def _hinted(grid: Grid, segments: tuple[Segment, ...], keys: tuple[Segment, ...]) -> tuple[Grid, Size, Size] | None:
+def _hinted(
+    grid: Grid, segments: tuple[Segment, ...], keys: tuple[Segment, ...]
+) -> tuple[Grid, Size, Size] | None:
     """The one segment, at the same place among queries and keys, that is as long as options["grid"]."""
     places = [i for i, q in enumerate(segments) if equal(q.size, grid.tokens)]
     if len(places) != 1 or len(keys) != len(segments) or not equal(keys[places[0]].size, grid.tokens):
@@ -238,7 +240,11 @@ def _key_padding(analysis: Analysis, arguments: dict[str, Any], start: Size, sto
 
 def _check_tokens(analysis: Analysis, tokens: Size, options: Options, guard: bool) -> None:
     least, hint = options.min_tokens, analysis.hint(tokens)
-    enough = hint >= least if isinstance(tokens, int) or not guard else guard_at_least(tokens, least, analysis.environment)
+    enough = (
+        hint >= least
+        if isinstance(tokens, int) or not guard
+        else guard_at_least(tokens, least, analysis.environment)
+    )
     if not enough:
         raise _Refused(errors.too_few_tokens(hint, least))
 

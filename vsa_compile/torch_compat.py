@@ -15,6 +15,7 @@ import sympy
 import torch
 from torch.fx import GraphModule
 
+
 def size_expression(size: int | torch.SymInt) -> int | sympy.Expr:
     """A size as an int, or as the sympy expression of a SymInt, known equalities applied. Adds no guard.
 
@@ -70,7 +71,7 @@ def compile_with_inductor(module: GraphModule, example_inputs: Any, patches: dic
     """Inductor under `patches`, which it applies again around the lazily compiled backward."""
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(module, example_inputs, config_patches=patches)
+    return compile_fx(module, example_inputs, config_patches=patches)  # pyright: ignore[reportReturnType]
 
 
 def mode_patches(mode: str | None) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def explaining_compile(model: Callable, backend: Callable) -> Callable:
     """torch.compile for a look at the graphs: static sizes, and no share in the recompile limit of code
     that the model already has compiled, where torch can keep them apart (2.13)."""
     isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-    extra = {"isolate_recompiles": True} if isolated else {}
+    extra: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
     compiled = torch.compile(model, backend=backend, dynamic=False, **extra)
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -30,14 +30,14 @@ def equal(a: Size, b: Size) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _is_zero(difference: sympy.Expr) -> bool:
+def _is_zero(difference: Any) -> bool:
     return bool(sympy.expand(_exact(difference)) == 0)
 
 
-def _exact(size: sympy.Expr) -> sympy.Expr:
+def _exact(size: Any) -> Any:
     """a // (a // d) written as d: so Dynamo spells the last size of a reshape that splits a exactly."""
 
-    def nested(x: sympy.Expr) -> bool:
+    def nested(x: Any) -> bool:
         return is_floor_division(x) and is_floor_division(x.args[1]) and x.args[1].args[0] == x.args[0]
 
     return size.replace(nested, lambda x: x.args[1].args[1]) if size.has(sympy.Function) else size
@@ -54,14 +54,14 @@ def divided(a: Size, b: Size) -> Size | None:
 
 
 @lru_cache(maxsize=4096)
-def _quotient(a: sympy.Expr, b: sympy.Expr) -> Size | None:
+def _quotient(a: Any, b: Any) -> Size | None:
     if is_floor_division(b) and b.args[0] == a:
         return _plain(b.args[1])
     numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (0, 0)
     return _plain(numerator) if denominator == 1 else None
 
 
-def _plain(size: sympy.Expr) -> Size:
+def _plain(size: Any) -> Size:
     return int(size) if size.is_Integer else size
 
 

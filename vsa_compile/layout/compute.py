@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .axes import Axis, derived, equal, mark_origins, unify, unit
 from .rules import rule
-from .values import Call, Layout, Value, broadcast
+from .values import Call, Value, broadcast
 
 
 def pointwise(call: Call) -> Value:
@@ -22,18 +22,31 @@ for _name in (
 
 
 @rule(
-    "to", "float", "half", "bfloat16", "double", "bool", "int", "long", "type", "type_as", "contiguous", "clone",
-    "detach", "alias", "_to_copy", "dropout", "alpha_dropout", "feature_dropout", "softmax", "log_softmax",
-    "_softmax", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "group_norm", "instance_norm",
-    "batch_norm", "normalize", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
-    "cumsum", "requires_grad", "conj", "real", "imag", "hint",
+    "to", "float", "half", "bfloat16", "double", "bool", "int", "long", "type", "type_as", "contiguous",
+    "clone", "detach", "alias", "_to_copy", "dropout", "alpha_dropout", "feature_dropout", "softmax",
+    "log_softmax", "_softmax", "layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm",
+    "normalize", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "cumsum",
+    "requires_grad", "conj", "real", "imag",
 )  # fmt: skip
 def _like_input(call: Call) -> Value:
     """Same shape, same tokens, in the same order."""
     return call.input
 
 
-@rule("sum", "mean", "any", "all", "amax", "amin", "norm", "linalg_vector_norm", "var", "std", "prod", "logsumexp")
+@rule(
+    "sum",
+    "mean",
+    "any",
+    "all",
+    "amax",
+    "amin",
+    "norm",
+    "linalg_vector_norm",
+    "var",
+    "std",
+    "prod",
+    "logsumexp",
+)
 def _reduce(call: Call) -> Value:
     layout = call.input
     if layout is None:
@@ -113,8 +126,10 @@ def _attention(call: Call) -> Value:
     return [*q[:-1], v[-1]]
 
 
-@rule("conv1d", "conv2d", "conv3d", "convolution", "avg_pool2d", "avg_pool3d", "max_pool2d", "max_pool3d",
-      "interpolate", "conv_transpose2d", "conv_transpose3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")  # fmt: skip
+@rule(
+    "conv1d", "conv2d", "conv3d", "avg_pool2d", "avg_pool3d", "max_pool2d", "max_pool3d", "interpolate",
+    "conv_transpose2d", "conv_transpose3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+)  # fmt: skip
 def _spatial(call: Call) -> Value:
     """Pixel axes at another resolution still run in the same order: derive them.
 
@@ -145,4 +160,3 @@ def _meshgrid(call: Call) -> Value:
     if call.node.kwargs.get("indexing", "ij") == "xy":
         axes[:2] = axes[1::-1]
     return tuple(list(axes) for _ in call.example)
-

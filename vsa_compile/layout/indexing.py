@@ -121,4 +121,3 @@ def _copy(call: Call) -> Value:
 def _reordered(call: Call) -> Value:
     """Positions move: nothing is known of the result. Listed so that nobody takes them for pointwise."""
     return unknown(call.example)
-

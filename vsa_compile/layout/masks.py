@@ -16,10 +16,17 @@ from .axes import Size, equal
 from .values import example_of, op_name, sizes_of
 from .walk import Analysis
 
-_CONSTANTS = {"ones": True, "new_ones": True, "ones_like": True, "zeros": False, "new_zeros": False, "zeros_like": False}
+_CONSTANTS = {
+    "ones": True,
+    "new_ones": True,
+    "ones_like": True,
+    "zeros": False,
+    "new_zeros": False,
+    "zeros_like": False,
+}
 _CARRIERS = (
-    "unsqueeze", "squeeze", "view", "reshape", "expand", "repeat", "to", "bool", "int", "long", "contiguous", "clone",
-    "getitem", "type_as", "detach", "tile", "broadcast_to", "_to_copy", "alias", "slice",
+    "unsqueeze", "squeeze", "view", "reshape", "expand", "repeat", "to", "bool", "int", "long", "contiguous",
+    "clone", "getitem", "type_as", "detach", "tile", "broadcast_to", "_to_copy", "alias", "slice",
 )  # fmt: skip
 # comparison -> (index on the left: the value it has below the bound), and with the index on the right
 _COMPARISONS = {"ge": (False, None), "lt": (True, None), "gt": (None, True), "le": (None, False)}
@@ -114,7 +121,7 @@ class _Proof:
             return False
         if op_name(node) == "arange":
             starts_at = node.kwargs.get("start", 0) if len(node.args) < 2 else node.args[0]
-            return starts_at == 0 and node.kwargs.get("step", 1) == 1 and len(node.args) < 3
+            return bool(starts_at == 0 and node.kwargs.get("step", 1) == 1 and len(node.args) < 3)
         carried = op_name(node) in _CARRIERS and _same_keys(self.resolved(node.args[0]), node)
         return carried and self.is_position(node.args[0])
 
@@ -130,7 +137,7 @@ class _Proof:
         name = op_name(node)
         if name in ("add", "iadd"):
             bounds = [self.lower_bound(argument) for argument in node.args[:2]]
-            return None if None in bounds else bounds[0] + bounds[1]
+            return None if bounds[0] is None or bounds[1] is None else bounds[0] + bounds[1]
         if name in ("sum", "count_nonzero"):
             summed = example_of(self.resolved(node.args[0]))
             return None if summed is None or summed.is_floating_point() else 0

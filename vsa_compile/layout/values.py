@@ -106,11 +106,10 @@ def op_name(node: Node) -> str:
     target = node.target
     if isinstance(target, str):
         name = target
-    elif isinstance(target, torch._ops.OpOverload):  # noqa: SLF001  (public through torch.ops)
+    elif isinstance(target, torch._ops.OpOverload):
         name = target.overloadpacket.__name__
     else:
         name = getattr(target, "__name__", str(target))
     if name.endswith("_") and not name.endswith("__") and name not in ("and_", "or_", "not_"):
         name = name.rstrip("_")
     return name
-

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from .axes import Axis, concatenate, equal, factors, find, mark_origins, multiply, regroup, segments, unify, unit
+from .axes import (
+    Axis,
+    concatenate,
+    equal,
+    factors,
+    find,
+    mark_origins,
+    multiply,
+    regroup,
+    segments,
+    unify,
+    unit,
+)
 from .rules import rule
 from .values import Call, Layout, Value, sizes_of
 
 
-@rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "_unsafe_view")
+@rule(
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "_unsafe_view"
+)
 def _reshape(call: Call) -> Value:
     """Any regrouping of the same elements in the same order: the output sizes say it all."""
     layout = call.input
@@ -68,7 +82,9 @@ def _expand(call: Call) -> Value:
     if layout is None:
         return None
     aligned = [unit()] * (len(call.sizes) - len(layout)) + layout
-    return [axis if equal(axis.size, size) else Axis(size) for axis, size in zip(aligned, call.sizes, strict=True)]
+    return [
+        axis if equal(axis.size, size) else Axis(size) for axis, size in zip(aligned, call.sizes, strict=True)
+    ]
 
 
 @rule("repeat", "tile")

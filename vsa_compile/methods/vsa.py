@@ -18,13 +18,13 @@ def vsa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, site: Site) -> Ten
     all non-video keys. Sparsity 0 is dense SDPA, the papers' starting point for annealing. Without
     a gate no coarse output is computed.
     """
+    if site.sparsity == 0 and gate is None:
+        return _dense(q, k, v, site)
     groups = q.shape[1] // k.shape[1]
-    sparse = site.sparsity != 0
-    if sparse or gate is not None:
-        pooled_q = site.tile_means(site.video_queries(q))
-        pooled_k = _per_query_head(site.tile_means(site.video_keys(k)), groups)
-        scores = pooled_q @ pooled_k.transpose(-1, -2) * site.scale
-    if sparse:
+    pooled_q = site.tile_means(site.video_queries(q))
+    pooled_k = _per_query_head(site.tile_means(site.video_keys(k)), groups)
+    scores = pooled_q @ pooled_k.transpose(-1, -2) * site.scale
+    if site.sparsity:
         # A selection has no gradient: scores are trained through the coarse output alone.
         kept = kept_tiles(site.tiles.tiles, site.sparsity)
         tiles, counts = torch.ops.vsa.select(scores.detach(), kept)
