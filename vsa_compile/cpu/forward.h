@@ -7,7 +7,7 @@
 
 namespace vsa {
 
-constexpr int64_t kKeysPerStep = 256;  // of the online softmax: the scores of a step stay in L2
+constexpr int64_t kKeysPerStep = 512;  // of the online softmax: few rescales, and scores stay in L2
 static_assert(kKeysPerStep >= kMostTokens, "a step takes whole groups");
 
 // The keys and values of one head.
