@@ -1,5 +1,6 @@
 """Hypothesis profiles, and a clean Dynamo for every test."""
 
+import logging
 import os
 
 import pytest
@@ -16,6 +17,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # xdist runs one worker a core; several threads in each would fight for them.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+class _RuleFailures(logging.Handler):
+    """Layout rules may fail in the field, where the call then stays dense; in a test that is an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(self.format(record))
+
+
+logging.getLogger("vsa_compile.layout").addHandler(_RuleFailures(logging.WARNING))
 
 
 @pytest.fixture(autouse=True)

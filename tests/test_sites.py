@@ -1,5 +1,7 @@
 """Which calls are converted, and the reason for each that is not."""
 
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -300,3 +302,15 @@ def test_explain_follows_the_shapes_and_options_of_each_call():
         assert site.grid == grid
     (site,) = explained(model, *inputs(habits), options=ALL | {"tile": (5, 6, 7)})
     assert site.total_tiles == 1
+
+
+def test_a_rule_that_fails_leaves_the_call_dense_and_says_so(monkeypatch, caplog):
+    from vsa_compile.layout.rules import RULES
+
+    def broken(call):
+        raise IndexError("a spelling nobody thought of")
+
+    monkeypatch.setitem(RULES, "flatten", broken)
+    monkeypatch.setattr(logging.getLogger("vsa_compile.layout"), "handlers", [])
+    assert "does not show" in refused(lambda x: sdpa(heads(x), heads(x), heads(x)))
+    assert "the layout rule of flatten failed" in caplog.text

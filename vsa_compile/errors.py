@@ -138,6 +138,10 @@ def too_few_tokens(tokens: int, least: int) -> Reason:
     return Reason("few-tokens", f"{tokens} video tokens are below min_tokens={least}; dense is faster there")
 
 
+def data_dependent() -> Reason:
+    return Reason("data-dependent", "the number of video tokens depends on data, not on shapes", asked=True)
+
+
 def head_width(width: int, most: int) -> Reason:
     return Reason("head-width", f"head width {width} is above {most}", asked=True)
 

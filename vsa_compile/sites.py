@@ -240,11 +240,12 @@ def _key_padding(analysis: Analysis, arguments: dict[str, Any], start: Size, sto
 
 def _check_tokens(analysis: Analysis, tokens: Size, options: Options, guard: bool) -> None:
     least, hint = options.min_tokens, analysis.hint(tokens)
-    enough = (
-        hint >= least
-        if isinstance(tokens, int) or not guard
-        else guard_at_least(tokens, least, analysis.environment)
-    )
+    if hint == 0:
+        raise _Refused(errors.data_dependent())
+    if isinstance(tokens, int) or not guard:
+        enough = hint >= least
+    else:
+        enough = guard_at_least(tokens, least, analysis.environment)
     if not enough:
         raise _Refused(errors.too_few_tokens(hint, least))
 

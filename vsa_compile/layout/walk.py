@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,8 @@ from . import compute, indexing, views  # noqa: F401  (they fill the table of ru
 from .axes import Axis, Size, equal, mark_origins
 from .rules import RULES, is_pointwise
 from .values import Call, Value, example_of, op_name, sizes_of, unknown
+
+log = logging.getLogger(__name__)
 
 ATTENTION = "scaled_dot_product_attention"
 
@@ -107,10 +110,12 @@ def _call(analysis: Analysis, module: GraphModule, node: Node) -> Value:
         return None
 
     call = Call(node, name, lambda argument: _read(analysis.values, argument))
-    rule = RULES.get(name)
-    if rule is not None:
-        return rule(call)
-    return compute.pointwise(call) if is_pointwise(name) else None
+    rule = RULES.get(name) or (compute.pointwise if is_pointwise(name) else None)
+    try:
+        return rule(call) if rule is not None else None
+    except Exception:  # a spelling that the rule was not written for must not break a working model
+        log.warning("the layout rule of %s failed; its result counts as unknown", name, exc_info=True)
+        return None
 
 
 def _read(values: dict[Node, Value], argument: Any) -> Value:
