@@ -21,11 +21,12 @@ def vsa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, site: Site) -> Ten
     if site.sparsity == 0 and gate is None:
         return _dense(q, k, v, site)
     groups = q.shape[1] // k.shape[1]
-    pooled_q = site.tile_means(site.video_queries(q))
-    pooled_k = _per_query_head(site.tile_means(site.video_keys(k)), groups)
+    # A selection has no gradient: scores are trained through the coarse output alone.
+    seen_q, seen_k = (q, k) if gate is not None else (q.detach(), k.detach())
+    pooled_q = site.tile_means(site.video_queries(seen_q))
+    pooled_k = _per_query_head(site.tile_means(site.video_keys(seen_k)), groups)
     scores = pooled_q @ pooled_k.transpose(-1, -2) * site.scale
     if site.sparsity:
-        # A selection has no gradient: scores are trained through the coarse output alone.
         kept = kept_tiles(site.tiles.tiles, site.sparsity)
         tiles, counts = torch.ops.vsa.select(scores.detach(), kept)
         fine, _ = torch.ops.vsa.attend(
