@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -172,6 +173,7 @@ def describe(decision: Site | Refusal) -> str:
 
 
 _found: list[Analysis] = []
+_explaining = Lock()
 
 
 def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
@@ -198,8 +200,11 @@ def explain(
     """
     settings = Options.read(options)
     methods.get(settings.method)
-    _found.clear()
-    with without_compiled_calls(model) as plain:
-        explaining_compile(plain, _collect)(*args, **kwargs)
-    decisions = [decision for analysis in _found for decision in judge(analysis, settings, guard=False)]
+    with _explaining:
+        try:
+            with without_compiled_calls(model) as plain:
+                explaining_compile(plain, _collect)(*args, **kwargs)
+            decisions = [d for analysis in _found for d in judge(analysis, settings, guard=False)]
+        finally:
+            _found.clear()
     return Report(tuple(site_report(decision, settings) for decision in decisions), settings)
