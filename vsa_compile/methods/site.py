@@ -34,20 +34,16 @@ class Site:
     def tile_means(self, x: Tensor) -> Tensor:
         """(B, H, video, D) -> (B, H, M, D): mean over each tile's real tokens, in fp32 or wider.
 
-        One axis at a time, token-major: each sum is short, so Inductor unrolls it into what it fuses
-        with, and eager is two to four times faster than in one sum over three axes. A border tile is
-        padded with zeros for the sum alone.
+        Border tiles are zero-padded for the sum only, which Inductor folds into the reduction.
         """
-        wide = torch.promote_types(x.dtype, torch.float32)
-        sums = x.transpose(1, 2).unflatten(1, tuple(self.tiles.grid))
-        extents = zip(self.tiles.shape, self.tiles.tile, self.tiles.grid, strict=True)
-        for axis, (n, t, g) in enumerate(extents, start=1):
-            missing = n * t - g
-            if not isinstance(missing, int) or missing:
-                sums = F.pad(sums, (0, 0) * (5 - axis) + (0, missing))
-            sums = sums.unflatten(axis, (n, t)).sum(axis + 1, dtype=wide)
-        means = sums.flatten(1, 3) / self.real_tokens(x.device).to(wide)[:, None, None]
-        return means.transpose(1, 2)
+        grid, tile, shape = self.tiles.grid, self.tiles.tile, self.tiles.shape
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(2, tuple(grid))
+        padding = [n * t - g for n, t, g in zip(shape, tile, grid, strict=True)]
+        wide = F.pad(wide, (0, 0, 0, padding[2], 0, padding[1], 0, padding[0]))
+        (n_f, n_r, n_c), (t_f, t_r, t_c) = shape, tile
+        boxes = wide.reshape(*wide.shape[:2], n_f, t_f, n_r, t_r, n_c, t_c, wide.shape[-1])
+        sums = boxes.sum((3, 5, 7)).flatten(2, 4)
+        return sums / self.real_tokens(x.device).to(sums.dtype)[:, None]
 
     def real_tokens(self, device: torch.device) -> Tensor:
         """(M,) int64: tokens that each tile really holds."""
