@@ -9,8 +9,8 @@ divide them. The latent is a moving scene with noise on it. It shows, in this or
 3. dense Inductor against backend="vsa", side by side, and how far the output moved;
 4. one training step through backend="vsa".
 
-Takes just under 5 minutes on 2 cores, most of it the dense model. `--quick` shows the same on a toy model and a
-2,772-token video in about a minute, most of it compilation.
+Takes just under 5 minutes on 2 cores, most of it the dense model. `--quick` shows the same on a toy model
+and a 2,772-token video in about a minute, most of it compilation.
 """
 
 from __future__ import annotations
