@@ -10,8 +10,6 @@ import vsa_compile
 from vsa_compile import reference
 from vsa_compile.grid import Grid
 
-pytestmark = pytest.mark.quick
-
 extents = st.integers(1, 7)
 
 

@@ -5,10 +5,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.quick
-
 ROOT = Path(__file__).parents[1]
 
 
