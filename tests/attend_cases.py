@@ -1,17 +1,22 @@
-"""Random calls of vsa::attend, what they must return, and by how much a row may miss it.
+"""Random calls of vsa::attend, and the kernels that answer them.
 
 Notation: B batch, H heads, Hkv key heads, N tokens, D head width, M tiles, Kcap width of the lists.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from unittest import mock
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vsa_compile import reference
+from vsa_compile import aten
 from vsa_compile.grid import Grid, Tile, TileGrid
 
 # How q, k, v lie in memory; all of them are (B, H, N, D) to the operator.
@@ -36,9 +41,11 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x.contiguous()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Case:
     """Arguments of vsa::attend, and a gradient for its output."""
+
+    made: str  # how: the call of make_case that this case is, or was before a test changed it
 
     q: Tensor
     k: Tensor
@@ -53,6 +60,12 @@ class Case:
     key_padding: Tensor | None = None
     scale: float = 0.25
 
+    def __repr__(self) -> str:
+        return self.made
+
+    def _repr_pretty_(self, printer, cycle: bool) -> None:  # hypothesis prints by this
+        printer.text(self.made)
+
     @property
     def site(self) -> tuple:
         return (
@@ -65,6 +78,19 @@ class Case:
 
     def double(self) -> Case:
         return replace(self, **{name: getattr(self, name).double() for name in ("q", "k", "v", "grad_out")})
+
+    @property
+    def boxes(self) -> TileGrid:
+        return TileGrid(self.grid, self.tile)
+
+    def to(self, device: str) -> Case:
+        names = ("q", "k", "v", "grad_out", "tiles", "counts", "key_padding")
+        return replace(self, **{n: x.to(device) for n in names if (x := getattr(self, n)) is not None})
+
+    def video_alone(self) -> Case:
+        """The case without its non-video queries, which would see every key."""
+        video = slice(self.q_start, self.q_start + self.grid.tokens)
+        return replace(self, q=self.q[:, :, video], grad_out=self.grad_out[:, video], q_start=0)
 
     def listed(self) -> Tensor:
         """(B, H, M, M) bool: the tiles that each query tile sees."""
@@ -82,6 +108,7 @@ def make_case(
     scale: float | None = None,
 ) -> Case:  # fmt: skip
     """A random call. before, after: non-video queries, and keys unless kv_* says so; padding: its rows."""
+    made = ", ".join(f"{name}={value!r}" for name, value in locals().items())
     generator = torch.Generator().manual_seed(seed)
     boxes = TileGrid(Grid(*grid), tile)
     kv_before = before if kv_before is None else kv_before
@@ -98,6 +125,7 @@ def make_case(
         counts = torch.randint(0, kept + 1, counts.shape, generator=generator, dtype=torch.int32)
     tiles = order[..., :kept].sort(-1).values.to(torch.int32)
     return Case(
+        made=f"make_case({made})",
         q=normal(batch, heads, queries, width),
         k=normal(batch, kv_heads or heads, keys, width),
         v=normal(batch, kv_heads or heads, keys, width),
@@ -111,7 +139,7 @@ def make_case(
 
 
 @st.composite
-def cases(draw: st.DrawFn, widths: tuple[int, ...], dtype: torch.dtype) -> Case:
+def cases(draw: st.DrawFn, kernel: Kernel) -> Case:
     """Any grid, tile, layout, grouping of heads, text and padding that fit in a fraction of a second."""
     kv_heads = draw(st.integers(1, 2))
     batch = draw(st.integers(1, 2))
@@ -122,15 +150,89 @@ def cases(draw: st.DrawFn, widths: tuple[int, ...], dtype: torch.dtype) -> Case:
         grid=draw(st.tuples(side, side, side)), tile=draw(st.tuples(edge, edge, edge)),
         listed=draw(st.integers(1, 9)), ragged=draw(st.booleans()), before=draw(others), after=draw(others),
         kv_before=draw(others), kv_after=draw(others), padding=draw(st.sampled_from((0, 1, batch))),
-        width=draw(st.sampled_from(widths)), dtype=dtype, layout=draw(st.sampled_from(LAYOUTS)),
+        width=draw(st.sampled_from(kernel.widths)), dtype=kernel.dtype, layout=draw(st.sampled_from(LAYOUTS)),
         scale=draw(st.sampled_from((None, 0.1, -0.2))),
     )  # fmt: skip
 
 
+# --- Kernels --------------------------------------------------------------------------------------
+
 Results = dict[str, Tensor]
 
 
-def through_autograd(attend, case: Case) -> Results:
+@dataclass(frozen=True)
+class Kernel:
+    """One of our implementations of select, attend and attend_backward, in one precision."""
+
+    name: str
+    dtype: torch.dtype
+    device: str = "cpu"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Head widths that it serves."""
+        return (16, 32, 48, 64, 128) if self.name == "cpp" else (1, 8, 20, 32)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Nothing else answers, and memory that nobody has written holds NaN."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(nan_in_unwritten_memory())
+            if self.name == "aten":
+                stack.enter_context(mock.patch.dict(os.environ, VSA_COMPILE_CPU="aten"))
+            else:
+                for name in ("attend", "attend_backward", "select"):
+                    stack.enter_context(mock.patch.object(aten, name, _not_the_kernel))
+            yield
+
+    def run(self, case: Case) -> Results:
+        """out, lse, grad_q, grad_k and grad_v, on the CPU."""
+        with self.running():
+            results = through_autograd(torch.ops.vsa.attend, case.to(self.device))
+        return {name: x.cpu() for name, x in results.items()}
+
+
+def _not_the_kernel(*_: object) -> None:
+    raise AssertionError("ATen was called in the place of the kernel under test")
+
+
+@contextlib.contextmanager
+def nan_in_unwritten_memory() -> Iterator[None]:
+    """torch.empty and its like give NaN. (The C++ kernel's scratch does so in all tests: conftest.py.)"""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty(1).isnan()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+needs_avx512 = pytest.mark.skipif(
+    "AVX512" not in torch.backends.cpu.get_cpu_capability(), reason="the C++ kernel needs AVX-512"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CPP = [Kernel("cpp", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+ATEN = [Kernel("aten", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+ATEN_GPU = [replace(kernel, device="cuda") for kernel in ATEN]
+
+
+def each_kernel(kernels: list[Kernel]) -> pytest.MarkDecorator:
+    """Parametrizes `kernel`; those that this machine cannot run are skipped."""
+    marks = {"cpp": [needs_avx512], "cuda": [pytest.mark.gpu, needs_gpu]}
+    parameters = [
+        pytest.param(
+            kernel,
+            marks=marks.get(kernel.name, []) + marks.get(kernel.device, []),
+            id="-".join((kernel.name, str(kernel.dtype).removeprefix("torch."), kernel.device)),
+        )
+        for kernel in kernels
+    ]
+    return pytest.mark.parametrize("kernel", parameters)
+
+
+def through_autograd(attend: Callable, case: Case) -> Results:
     """out, lse and the gradients of `attend`, which has vsa::attend's arguments."""
     leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
     out, lse = attend(*leaves, *case.site)
@@ -138,112 +240,6 @@ def through_autograd(attend, case: Case) -> Results:
     return dict(
         zip(("out", "lse", "grad_q", "grad_k", "grad_v"), (out.detach(), lse.detach(), *grads), strict=True)
     )
-
-
-def gold(case: Case) -> Results:
-    """The specification and its gradients in fp64."""
-    return through_autograd(reference.attend, case.double())
-
-
-def run(case: Case) -> Results:
-    return through_autograd(torch.ops.vsa.attend, case)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """The case with every score written out, for emulations; all (B, H, Nq, Nkv) or (B, H, N, D)."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    grad: Tensor
-    allowed: Tensor
-    groups: int
-
-    @classmethod
-    def of(cls, case: Case, dtype: torch.dtype) -> Dense:
-        groups = case.q.shape[1] // case.k.shape[1]
-        q, k, v, grad = (x.to(dtype) for x in (case.q, case.k, case.v, case.grad_out.transpose(1, 2)))
-        allowed = reference.allowed_keys(case.q, case.k, *case.site[:-1])
-        return cls(q, *(x.repeat_interleave(groups, dim=1) for x in (k, v)), grad, allowed, groups)
-
-    def weights(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        logits = scores.masked_fill(~self.allowed, -torch.inf)
-        lse = logits.logsumexp(-1)
-        return torch.exp(logits - lse.nan_to_num(neginf=0.0)[..., None]), lse
-
-    def per_key_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, self.groups)).sum(2)
-
-
-def eager_bf16(case: Case) -> Results:
-    """What plain bf16 PyTorch makes of the case: matrix products round their operands and results to bf16."""
-
-    def rounded(x: Tensor) -> Tensor:
-        return x.bfloat16().float()
-
-    x = Dense.of(case, torch.float32)
-    weights, lse = x.weights(rounded(x.q @ x.k.transpose(-1, -2)) * case.scale)
-    weights = rounded(weights)
-    out = rounded(weights @ x.v)
-    delta = (x.grad * out).sum(-1, keepdim=True)
-    scores = rounded(weights * (rounded(x.grad @ x.v.transpose(-1, -2)) - delta) * case.scale)
-    return {
-        "out": out.transpose(1, 2),
-        "lse": lse,
-        "grad_q": rounded(scores @ x.k),
-        "grad_k": rounded(x.per_key_head(rounded(scores.transpose(-1, -2) @ x.q))),
-        "grad_v": rounded(x.per_key_head(rounded(weights.transpose(-1, -2) @ x.grad))),
-    }
-
-
-def magnitudes(case: Case) -> Results:
-    """How large the terms of every result are, cancellation aside: what rounding errors are relative to."""
-    x = Dense.of(case, torch.float64)
-    weights, _ = x.weights(x.q @ x.k.transpose(-1, -2) * case.scale)
-    q, k, v, grad = (y.abs() for y in (x.q, x.k, x.v, x.grad))
-    out = weights @ v
-    delta = (grad * out).sum(-1, keepdim=True)
-    scores = weights * (grad @ v.transpose(-1, -2) + delta) * abs(case.scale)
-    return {
-        "out": out.transpose(1, 2),
-        "grad_q": scores @ k,
-        "grad_k": x.per_key_head(scores.transpose(-1, -2) @ q),
-        "grad_v": x.per_key_head(weights.transpose(-1, -2) @ grad),
-    }
-
-
-def row_norms(x: Tensor) -> Tensor:
-    return x.double().norm(dim=-1)
-
-
-def assert_rows(
-    got: Results, wanted: Results, case: Case, bound: float, emulated: Results | None = None
-) -> None:
-    """No row of out or of a gradient misses by more than `bound` of its norm.
-
-    Added to it: twice what the emulation misses, and one rounding of the row's terms, of which rounding
-    is all there is where they cancel (a query that sees one key has no gradient).
-    """
-    terms = magnitudes(case)
-    for name in ("out", "grad_q", "grad_k", "grad_v"):
-        missed = row_norms(got[name].double() - wanted[name].double())
-        eps = torch.finfo(case.q.dtype).eps
-        allowed = bound * row_norms(wanted[name]) + eps * row_norms(terms[name])
-        if emulated is not None:
-            allowed = allowed + 2 * row_norms(emulated[name].double() - wanted[name].double())
-        bad = ~(missed <= allowed)  # so that NaN fails
-        assert not bad.any(), (
-            f"{name}: {int(bad.sum())} of {bad.numel()} rows; worst misses {float(missed[bad].max()):.2e}, "
-            f"allowed {float(allowed[bad].min()):.2e}; first at {bad.nonzero()[0].tolist()}"
-        )
-
-
-def assert_lse(got: Tensor, wanted: Tensor, bound: float) -> None:
-    """Natural logarithms agree absolutely; -inf exactly where nothing is seen."""
-    assert torch.equal(got == -torch.inf, wanted == -torch.inf)
-    seen = wanted != -torch.inf
-    assert bool(((got.double() - wanted)[seen].abs() <= bound * wanted[seen].abs().clamp_min(1)).all())
 
 
 def assert_same_bits(got: Results, wanted: Results) -> None:

@@ -1,19 +1,15 @@
-"""Hypothesis profiles, and a clean Dynamo for every test."""
+"""For all tests: hypothesis profiles, NaN in the C++ kernel's scratch, a clean Dynamo for every test."""
 
 import logging
 import os
 
+import profiles
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "ci", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.register_profile(
-    "fuzz", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+from vsa_compile.cpu import loader
+
+profiles.load()
 
 # xdist runs one worker a core; several threads in each would fight for them.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -27,6 +23,10 @@ class _RuleFailures(logging.Handler):
 
 
 logging.getLogger("vsa_compile.layout").addHandler(_RuleFailures(logging.WARNING))
+
+# Processes that tests start run the kernel as it is shipped.
+_source = loader.source
+loader.source = lambda: "#define VSA_POISON_SCRATCH\n" + _source()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -47,6 +48,9 @@ class Buffer {
     size_t bytes = round_up(std::max<int64_t>(elements, 1) * sizeof(T), 64);
     memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
     if (!memory_) throw std::bad_alloc();
+#ifdef VSA_POISON_SCRATCH  // tests: a value that is read before it is written is NaN
+    std::memset(memory_.get(), 0xff, bytes);
+#endif
   }
   T* get() const { return memory_.get(); }
 
