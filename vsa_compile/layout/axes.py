@@ -34,13 +34,21 @@ def _is_zero(difference: Any) -> bool:
     return bool(sympy.expand(_exact(difference)) == 0)
 
 
+@lru_cache(maxsize=4096)
 def _exact(size: Any) -> Any:
-    """a // (a // d) written as d: so Dynamo spells the last size of a reshape that splits a exactly."""
+    """a // b written as the quotient where b divides a, and a // (a // d) as d.
 
-    def nested(x: Any) -> bool:
-        return is_floor_division(x) and is_floor_division(x.args[1]) and x.args[1].args[0] == x.args[0]
+    So Dynamo spells the last size of a reshape that splits a exactly.
+    """
 
-    return size.replace(nested, lambda x: x.args[1].args[1]) if size.has(sympy.Function) else size
+    def quotient(x: Any) -> Any:
+        a, b = x.args
+        if is_floor_division(b) and b.args[0] == a:
+            return b.args[1]
+        numerator, denominator = sympy.fraction(sympy.cancel(a / b))
+        return numerator if denominator == 1 else x
+
+    return size.replace(is_floor_division, quotient) if size.has(sympy.Function) else size
 
 
 def divided(a: Size, b: Size) -> Size | None:
@@ -76,10 +84,11 @@ class Axis:
     """One dimension, as far as it is known: an atom, a product of axes, or a concatenation.
 
     `origins` says which axis of which multi-dimensional value an atom is: tokens whose three atoms
-    are three axes of one value, in increasing position, are raster video tokens.
+    are three axes of one value, in increasing position, are raster video tokens. `whole` is the atom
+    that an axis was split from.
     """
 
-    __slots__ = ("forward", "origins", "parts", "segments", "size")
+    __slots__ = ("forward", "origins", "parts", "segments", "size", "whole")
 
     def __init__(self, size: Size, origins: Iterable[Origin] = ()) -> None:
         self.size = size
@@ -87,6 +96,7 @@ class Axis:
         self.forward: Axis | None = None
         self.parts: tuple[Axis, ...] | None = None
         self.segments: tuple[Axis, ...] | None = None
+        self.whole: Axis | None = None
 
     @property
     def is_atom(self) -> bool:
@@ -156,7 +166,25 @@ def split(atom: Axis, major: Size) -> Axis:
     """Turn `atom` into major * rest; returns the major part. The parts keep the atom's origins."""
     rest = divided(atom.size, major)
     atom.parts = (Axis(major, atom.origins), Axis(rest, atom.origins))
+    for part in atom.parts:
+        part.whole = atom
     return atom.parts[0]
+
+
+def wholes(axis: Axis, *, opaque: bool = False) -> list[Axis]:
+    """The factors of `axis`, with atoms that were split and stand together again put back whole.
+
+    Windows in one block split rows and cols for good; the tokens of the next block are still rows and
+    cols. Atoms without origins are put back only if `opaque`: bare tokens are one, their grid is not.
+    """
+    result: list[Axis] = []
+    for factor in factors(axis):
+        result.append(find(factor))
+        while (whole := result[-1].whole) is not None and (opaque or whole.origins):
+            if list(map(find, whole.parts or ())) != result[-2:]:
+                break
+            result[-2:] = [whole]
+    return result
 
 
 def derived(axis: Axis, size: Size) -> Axis:
@@ -209,6 +237,7 @@ def _bind(atom: Axis, other: Axis) -> None:
     if _occurs(atom, other):
         return
     atom.forward = other
+    other.whole = other.whole or atom.whole
     if other.is_atom:
         other.origins |= atom.origins
 

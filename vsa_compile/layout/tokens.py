@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..grid import Grid
-from .axes import Axis, Size, factors, find, same, segments
+from .axes import Axis, Size, same, segments, wholes
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ def read_segments(axis: Axis) -> list[Segment]:
 
 
 def _read(axis: Axis) -> Segment:
-    atoms = [find(factor) for factor in factors(axis)]
+    atoms = wholes(axis)
     grid = Grid(*(atom.size for atom in atoms)) if is_raster(atoms) else None
     return Segment(axis, axis.size, grid, len(atoms))
 
 
 def is_raster(atoms: list[Axis]) -> bool:
     """Whether three atoms are three axes of one value, in their order there."""
-    if len(atoms) != 3 or not all(atom.is_atom for atom in atoms):
+    if len(atoms) != 3:
         return False
     positions: dict[object, list[int]] = {}
     for atom in atoms:

@@ -16,6 +16,7 @@ from .axes import (
     segments,
     unify,
     unit,
+    wholes,
 )
 from .rules import rule
 from .values import Call, Layout, Value, sizes_of
@@ -29,14 +30,20 @@ def _reshape(call: Call) -> Value:
     layout = call.input
     if layout is None:
         return None
-    opaque = [find(a) for a in layout if len(factors(a)) == 1 and find(a).is_atom and not find(a).origins]
+    opaque = [dim for dim in layout if _is_opaque(dim)]
     result = regroup(layout, call.sizes)
-    for atom in opaque:
+    for position, axis in enumerate(opaque):
         # A whole axis that is split into three dimensions at once is a grid (an unpatchify, say).
-        pieces = factors(atom)
+        pieces = [find(factor) for factor in factors(axis)]
         if len(pieces) == 3 and all(any(find(dim) is piece for dim in result) for piece in pieces):
-            mark_origins(pieces, call.node)
+            mark_origins(pieces, (call.node, position))
     return result
+
+
+def _is_opaque(axis: Axis) -> bool:
+    """Whether an axis is one atom, however it was split before, of which nothing but its size is known."""
+    known = any(find(factor).origins for factor in factors(axis))
+    return not known and len(wholes(axis, opaque=True)) == 1
 
 
 @rule("permute")

@@ -19,6 +19,12 @@ from .values import Call, Value, example_of, op_name, sizes_of, unknown
 log = logging.getLogger(__name__)
 
 ATTENTION = "scaled_dot_product_attention"
+# One node for projections and attention together, which Dynamo does not look into.
+WHOLE_LAYERS = (
+    "multi_head_attention_forward",
+    "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+)
 
 # Bodies whose inputs and outputs are plainly the arguments and results of the call.
 TRANSPARENT = ("tag_activation_checkpoint",)
@@ -103,6 +109,8 @@ def _call(analysis: Analysis, module: GraphModule, node: Node) -> Value:
         _enclosed(analysis, body, name)
     if name == ATTENTION:
         analysis.calls.append(AttentionCall(node, module))
+    elif name in WHOLE_LAYERS:
+        analysis.calls.append(AttentionCall(node, module, enclosed_by=name))
     elif name.endswith("_increment_nesting"):
         analysis.transforms = True
     if name == "setitem" and isinstance(node.args[0], Node) and indexing.scatters(node):
