@@ -54,6 +54,58 @@ def grid_mismatch(grid: tuple, video_start: int, tokens: int, what: str) -> str:
     )
 
 
+def not_a_tensor(name: str, got: object, allowed: str) -> str:
+    return f"{name} is of type {type(got).__name__}, but it must be a torch.Tensor, {allowed}."
+
+
+def differ(what: str, came: str) -> str:
+    return f"{what}s differ: {came}. They must be the same; call .to() on the odd one."
+
+
+def misfit(shapes: str, allowed: str) -> str:
+    return f"shapes do not fit: {shapes}. {allowed}"
+
+
+def kv_alike() -> str:
+    return "k and v must have the same batch, heads and tokens; .expand() the one that is shared."
+
+
+def same_width() -> str:
+    return (
+        "q, k and v must have the same width. Pad the narrower with zeros (values: cut the output again) and "
+        "pass scale=, or call scaled_dot_product_attention, which is dense."
+    )
+
+
+def same_batch(batch: int) -> str:
+    return (
+        f"q, k and v must have the same batch; nothing is broadcast. Call .expand({batch}, -1, -1, -1) on "
+        "what is shared: it copies nothing."
+    )
+
+
+def grouped_heads() -> str:
+    return (
+        "The heads of k and v must divide those of q (grouped-query attention). Repeat the heads of k and v "
+        "with .repeat_interleave(n, dim=1) until they do."
+    )
+
+
+def distributed() -> str:
+    return (
+        "q, k or v is a DTensor, but the sparse operator has no sharding rule. Call it on .to_local() where "
+        "each rank holds all tokens of its batches or heads, or on .full_tensor(). Or pass sparsity=0 and no "
+        "gate, which is dense SDPA."
+    )
+
+
+def no_func_transform(name: str) -> str:
+    return (
+        f"the sparse attention kernel has no rule for {name}. Differentiate with .backward() or "
+        "torch.autograd.grad, or pass sparsity=0, which is dense SDPA."
+    )
+
+
 def double_backward() -> str:
     return (
         "the sparse attention kernel has no second derivative. Call backward without "
@@ -65,6 +117,13 @@ def refused_but_required(name: str, reason: str) -> str:
     return (
         f'{name or "an attention call"} stays dense: {reason}. options={{"fallback": "error"}} turns '
         'that into this error; drop the option or set it to "dense" to let the call stay dense.'
+    )
+
+
+def analysis_failed() -> str:
+    return (
+        "the analysis of a graph failed, and all its attention stays dense. This is a defect of vsa_compile; "
+        "please report it with the traceback below. The model itself is not affected."
     )
 
 
@@ -121,7 +180,7 @@ def unknown_grid() -> Reason:
     return Reason(
         "unknown-grid",
         "the graph does not show the (frames, rows, cols) of these tokens; "
-        'pass options={"grid": (frames, rows, cols)}',
+        'pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number',
         asked=True,
     )
 
@@ -144,6 +203,23 @@ def data_dependent() -> Reason:
 
 def head_width(width: int, most: int) -> Reason:
     return Reason("head-width", f"head width {width} is above {most}", asked=True)
+
+
+def empty(shape: str) -> Reason:
+    return Reason("shape", f"there is nothing to compute: {shape}")
+
+
+def broadcast(q: str, k: str, v: str) -> Reason:
+    return Reason(
+        "broadcast",
+        f"q {q}, k {k} and v {v} are not provably alike in batch and heads (those of k may divide q's); "
+        ".expand() what is shared",
+        asked=True,
+    )
+
+
+def subclass(name: str) -> Reason:
+    return Reason("subclass", f"the query, key or value is a {name}, not a plain tensor", asked=True)
 
 
 def value_width(keys: int, values: int) -> Reason:
@@ -170,15 +246,17 @@ def no_layer_path() -> Reason:
     )
 
 
-def autograd_function() -> Reason:
-    return Reason(
-        "autograd-function",
-        "the call is inside a torch.autograd.Function, whose hand-written backward would not match",
-        asked=True,
-    )
-
-
-def higher_order(name: str) -> Reason:
+def enclosed(name: str) -> Reason:
+    """A call that is part of node `name` of the graph."""
+    if name.startswith("autograd_function"):
+        text = "the call is inside a torch.autograd.Function, whose hand-written backward would not match"
+        return Reason("autograd-function", text, asked=True)
+    if "multi_head" in name or "encoder_layer" in name:
+        text = (
+            f"{name} holds projections and attention in one operator; write the layer with "
+            "torch.nn.functional.scaled_dot_product_attention to have it converted"
+        )
+        return Reason("whole-layer", text)
     return Reason("higher-order", f"the call is inside {name}, which is not rewritten", asked=True)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import methods
+from . import errors, methods
 from .errors import ArgumentError, bad_value, grid_mismatch
-from .options import read_grid, read_sparsity, read_tile
+from .options import is_int, read_grid, read_method, read_sparsity, read_tile
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def attention(
@@ -42,12 +46,16 @@ def attention(
     """
     checked_grid, checked_tile = read_grid(grid), read_tile(tile)
     sparsity = read_sparsity(sparsity)
-    methods.get(method)
-    _check_tensors(q, k, v, gate)
+    methods.get(read_method(method))
+    _check_tensors(q, k, v, gate, key_padding_mask)
+    if (sparsity or gate is not None) and any(type(x).__name__ == "DTensor" for x in (q, k, v)):
+        raise ArgumentError(errors.distributed())
+    _check_shapes(q, k, v, gate)
+    _check_numbers(scale, video_start)
     video = checked_grid.tokens
     whole = q.shape[2] == k.shape[2]
     q_start = video_start if whole else 0
-    if video_start < 0 or video_start + video > k.shape[2]:
+    if video_start + video > k.shape[2]:
         raise ArgumentError(grid_mismatch(checked_grid, video_start, k.shape[2], "k"))
     if q_start + video > q.shape[2]:
         raise ArgumentError(grid_mismatch(checked_grid, q_start, q.shape[2], "q"))
@@ -66,36 +74,76 @@ def attention(
     )  # fmt: skip
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> None:
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, mask: Tensor | None) -> None:
+    """Type, layout, rank, dtype and device of every tensor."""
     named = {"q": q, "k": k, "v": v} | ({} if gate is None else {"gate": gate})
     for name, x in named.items():
+        if not isinstance(x, Tensor):
+            raise ArgumentError(errors.not_a_tensor(name, x, "(batch, heads, tokens, width)"))
+        if x.layout != torch.strided:
+            way_out = "Call .to_dense(), or on a nested tensor .to_padded_tensor()."
+            raise ArgumentError(bad_value(f"{name}.layout", x.layout, "torch.strided", way_out))
         if x.dim() != 4:
             raise ArgumentError(bad_value(f"{name}.shape", tuple(x.shape), "(batch, heads, tokens, width)"))
-    autocast = torch.is_autocast_enabled(q.device.type)
-    for what, values in (
-        ("dtype", [x.dtype for x in named.values()]),
-        ("device", [x.device for x in named.values()]),
-    ):
-        if len(set(values)) > 1 and not (what == "dtype" and autocast):
-            came = ", ".join(f"{name} {value}" for name, value in zip(named, values, strict=True))
-            raise ArgumentError(f"{what}s differ: {came}. They must be the same; call .to() on the odd one.")
-    if not q.is_floating_point():
-        raise ArgumentError(bad_value("dtype", q.dtype, "a floating point type"))
+        if x.dtype not in DTYPES:
+            allowed = "float32, bfloat16, float16 or float64"
+            raise ArgumentError(bad_value(f"{name}.dtype", x.dtype, allowed, "Convert it with .to()."))
+    _check_same("dtype", {name: x.dtype for name, x in named.items()}, _computed_in(named))
+    if mask is not None:
+        if not isinstance(mask, Tensor):
+            raise ArgumentError(errors.not_a_tensor("key_padding_mask", mask, "(batch or 1, keys)"))
+        named["key_padding_mask"] = mask
+    devices = {name: x.device for name, x in named.items()}
+    _check_same("device", devices, list(devices.values()))
+
+
+def _computed_in(named: dict[str, Tensor]) -> list[torch.dtype]:
+    """The dtypes after autocast, which makes one of all but fp64."""
+    dtypes, kind = [x.dtype for x in named.values()], named["q"].device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        low = torch.get_autocast_dtype(kind)
+        return [dtype if dtype == torch.float64 else low for dtype in dtypes]
+    return dtypes
+
+
+def _check_same(what: str, came: dict[str, Any], effective: list[Any]) -> None:
+    if any(value != effective[0] for value in effective):
+        raise ArgumentError(errors.differ(what, ", ".join(f"{name} {value}" for name, value in came.items())))
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> None:
+    """What of the shapes must agree. Empty batches, heads and widths are fine: so is their output."""
     batch, heads, _, width = q.shape
-    if (
-        k.shape != v.shape
-        or k.shape[0] != batch
-        or k.shape[3] != width
-        or not k.shape[1]
-        or heads % k.shape[1]
-    ):
+    kv_heads = k.shape[1]
+    allowed = None
+    if k.shape[3] != width or v.shape[3] != width:
+        allowed = errors.same_width()
+    elif k.shape[:3] != v.shape[:3]:
+        allowed = errors.kv_alike()
+    elif k.shape[0] != batch:
+        allowed = errors.same_batch(max(batch, k.shape[0]))
+    elif heads != kv_heads and (not kv_heads or not heads or heads % kv_heads):
+        allowed = errors.grouped_heads()
+    if allowed is not None:
         came = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        raise ArgumentError(
-            f"shapes do not fit: {came}. k and v must be alike, with q's batch and width, and a number "
-            "of heads that divides q's."
-        )
+        raise ArgumentError(errors.misfit(came, allowed))
     if gate is not None and gate.shape != q.shape:
-        raise ArgumentError(bad_value("gate.shape", tuple(gate.shape), f"q's shape {tuple(q.shape)}"))
+        way_out = "Call .expand_as(q) on a gate that is shared."
+        raise ArgumentError(
+            bad_value("gate.shape", tuple(gate.shape), f"q's shape {tuple(q.shape)}", way_out)
+        )
+
+
+def _check_numbers(scale: Any, video_start: Any) -> None:
+    number = isinstance(scale, (int, float, torch.SymFloat, torch.SymInt)) and not isinstance(scale, bool)
+    if scale is not None and not (number and -math.inf < scale < math.inf):
+        way_out = "Multiply q by a learned scale, and pass scale=1."
+        raise ArgumentError(
+            bad_value("scale", scale, "a finite number, or None for 1 / sqrt(width)", way_out)
+        )
+    if not is_int(video_start) or video_start < 0:
+        allowed = "an integer >= 0: the number of tokens in front of the video"
+        raise ArgumentError(bad_value("video_start", video_start, allowed))
 
 
 def _check_mask(mask: Tensor, k: Tensor) -> None:

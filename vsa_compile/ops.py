@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.library import Library, register_autograd, register_fake
 
 from . import methods
-from .errors import DoubleBackwardError, double_backward
+from .errors import ArgumentError, DoubleBackwardError, double_backward, no_func_transform
 from .grid import Grid, TileGrid
 
 _LIBRARY = Library("vsa", "DEF")
@@ -66,6 +68,25 @@ def _autocast(device_type: str, *tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
+def _within(tile: Sequence[Any], grid: Sequence[Any]) -> Any:
+    """The tile cut to the grid, where that is known: the same boxes, without slots that are never filled."""
+    return tuple(min(t, n) if isinstance(n, int) else t for t, n in zip(tile, grid, strict=True))
+
+
+def _refuse_transforms(*tensors: Tensor) -> None:
+    """An error under the torch.func transforms that the leaf operators have no rule for.
+
+    Without it torch.func.jvp would drop the tangent in silence. vmap passes: torch loops over the batch.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for x in tensors:
+        if unpack_dual(x).tangent is not None:
+            raise ArgumentError(no_func_transform("forward-mode differentiation (torch.func.jvp)"))
+        if x.requires_grad and torch.func.debug_unwrap(x, recurse=False) is not x:
+            raise ArgumentError(no_func_transform("torch.func.grad, vjp and jacrev"))
+
+
 @torch.library.impl(_LIBRARY, "attention", "CompositeImplicitAutograd")
 def _attention(
     q: Tensor,
@@ -89,11 +110,16 @@ def _attention(
     key takes part. scale None is 1 / sqrt(D).
     """
     kind = q.device.type
-    autocast = torch.is_autocast_enabled(kind)
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if autocast:
         q, k, v, gate = _autocast(kind, q, k, v, gate)  # pyright: ignore[reportAssignmentType]
+    if any(isinstance(size, int) and size == 0 for size in q.shape):
+        out = F.scaled_dot_product_attention(q, k, v)  # nothing to compute, and still differentiable
+        return out if gate is None else out + gate
+    if sparsity != 0:
+        _refuse_transforms(q, k, v)
     site = methods.Site(
-        tiles=TileGrid(Grid(*grid), tuple(tile)),  # pyright: ignore[reportArgumentType]
+        tiles=TileGrid(Grid(*grid), _within(tile, grid)),
         q_start=q_start,
         kv_start=kv_start,
         key_padding=key_padding,

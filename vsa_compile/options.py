@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
+
+import torch
 
 from .errors import OptionError, bad_value, unknown_name
 from .grid import Grid, Tile
@@ -48,6 +51,8 @@ class Options:
         """
         if isinstance(options, Options):
             return options
+        if options is not None and not isinstance(options, Mapping):
+            raise OptionError(bad_value("options", options, "a dict", 'For example {"sparsity": 0.875}.'))
         given = dict(options or {})
         known = {field.name for field in fields(cls)}
         for key in given:
@@ -58,18 +63,26 @@ class Options:
             raise OptionError(bad_value("mode", (mode, given["mode"]), "given once"))
         readers = {
             "sparsity": read_sparsity,
+            "method": read_method,
             "tile": read_tile,
             "min_tokens": _read_min_tokens,
             "dense_layers": _read_dense_layers,
             "grid": lambda value: None if value is None else read_grid(value),
             "fallback": _read_fallback,
+            "mode": _read_mode,
             "inductor": _read_inductor,
         }
         return cls(**{key: readers.get(key, lambda x: x)(value) for key, value in given.items()})
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_int(value: object) -> bool:
+    """Whether it is an integer: Python's, numpy's, or a symbolic one while torch traces; no bool."""
+    return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """numpy's integers as Python's: only those can be written into a graph."""
+    return int(value) if isinstance(value, Integral) else value
 
 
 def read_sparsity(value: Any) -> float:
@@ -85,9 +98,16 @@ def _three_positive_ints(name: str, value: Any, example: str) -> tuple[int, int,
         items = tuple(value)
     except TypeError:
         items = ()
-    if len(items) != 3 or not all(_is_int(item) and item > 0 for item in items):
+    if len(items) != 3 or not all(is_int(item) and item > 0 for item in items):
         raise OptionError(bad_value(name, value, "three positive integers (frames, rows, cols)", example))
-    return items
+    return tuple(map(_plain, items))  # pyright: ignore[reportReturnType]
+
+
+def read_method(value: Any) -> str:
+    """A string, else OptionError; whether there is such a method, `methods.get` tells."""
+    if not isinstance(value, str):
+        raise OptionError(bad_value("method", value, "the name of a sparse attention method", "Try 'vsa'."))
+    return value
 
 
 def read_tile(value: Any) -> Tile:
@@ -102,9 +122,9 @@ def read_grid(value: Any) -> Grid:
 
 
 def _read_min_tokens(value: Any) -> int:
-    if not _is_int(value) or value < 0:
+    if not is_int(value) or value < 0:
         raise OptionError(bad_value("min_tokens", value, "an integer >= 0"))
-    return value
+    return _plain(value)
 
 
 def _read_dense_layers(value: Any) -> tuple[int, ...]:
@@ -112,11 +132,11 @@ def _read_dense_layers(value: Any) -> tuple[int, ...]:
         items = tuple(value)
     except TypeError:
         items = (-1,)
-    if not all(_is_int(item) and item >= 0 for item in items):
+    if not all(is_int(item) and item >= 0 for item in items):
         raise OptionError(
             bad_value("dense_layers", value, "a sequence of block indices >= 0, such as (0, 1)")
         )
-    return tuple(sorted(set(items)))
+    return tuple(sorted({_plain(item) for item in items}))
 
 
 def _read_fallback(value: Any) -> str:
@@ -125,7 +145,16 @@ def _read_fallback(value: Any) -> str:
     return value
 
 
+def _read_mode(value: Any) -> str | None:
+    """A string or None, else OptionError; which modes there are, torch tells."""
+    if value is not None and not isinstance(value, str):
+        raise OptionError(
+            bad_value("mode", value, "a mode of torch.compile, such as 'max-autotune', or None")
+        )
+    return value
+
+
 def _read_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return tuple(sorted(value.items()))
-    raise OptionError(bad_value("inductor", value, "a dict of Inductor config patches"))
+    raise OptionError(bad_value("inductor", value, "a dict of Inductor config patches by name"))

@@ -100,6 +100,8 @@ def block_index(path: str) -> int | None:
 
 
 def _segments(analysis: Analysis, call: AttentionCall) -> tuple[Segment, ...]:
+    if call.enclosed_by is not None:
+        return ()
     tokens = analysis.tokens(attention_arguments(call.node).get("query"))
     return tuple(read_segments(tokens)) if tokens is not None else ()
 
@@ -113,8 +115,7 @@ def _judge(
     shows_video: bool,
 ) -> Site:
     if call.enclosed_by is not None:
-        autograd = call.enclosed_by.startswith("autograd_function")
-        raise _Refused(errors.autograd_function() if autograd else errors.higher_order(call.enclosed_by))
+        raise _Refused(errors.enclosed(call.enclosed_by))
     if analysis.transforms:
         raise _Refused(errors.func_transform())
     arguments = attention_arguments(call.node)
@@ -132,6 +133,8 @@ def _check_rank(arguments: dict[str, Any]) -> None:
         if sizes is None or len(sizes) != 4:
             came = "unknown" if sizes is None else f"{len(sizes)}-D"
             raise _Refused(errors.shape(f"{name} is {came}, not (batch, heads, tokens, width)"))
+        if any(equal(size, 0) for size in sizes):
+            raise _Refused(errors.empty(f"{name} is {sizes}"))
 
 
 def _video(
@@ -199,7 +202,16 @@ def _check_call(arguments: dict[str, Any]) -> None:
     if _constant(arguments, "is_causal"):
         raise _Refused(errors.causal())
     q, k, v = (example_of(arguments[name]) for name in ("query", "key", "value"))
-    widths = [sizes_of(x)[-1] for x in (q, k, v)]  # pyright: ignore[reportOptionalSubscript]
+    for x in (q, k, v):  # a subclass (DTensor, ...) may lack what the operator is made of
+        if type(x).__name__ not in ("FakeTensor", "Tensor", "Parameter"):
+            raise _Refused(errors.subclass(type(x).__name__))
+    shapes = [sizes_of(x) or [] for x in (q, k, v)]
+    (batch, heads), (kv_batch, kv_heads) = shapes[0][:2], shapes[1][:2]
+    alike = all(equal(a, b) for a, b in zip(shapes[1][:3], shapes[2][:3], strict=True))
+    grouped = isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0
+    if not (alike and equal(batch, kv_batch) and (grouped or equal(heads, kv_heads))):
+        raise _Refused(errors.broadcast(*map(str, shapes)))
+    widths = [shape[-1] for shape in shapes]
     if not all(isinstance(width, int) for width in widths):
         raise _Refused(errors.shape("the head width is symbolic"))
     if widths[0] > MAX_HEAD_WIDTH:

@@ -1,0 +1,166 @@
+"""X24: every option of the backend, and every argument by hand, with a value that it cannot have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import vsa_compile
+from vsa_compile.backend import read_options
+
+from .row import COMPUTED, TOKENS, Row, arguments, by_hand, itself, tensor
+from .row import Video as Model
+from .shapes import EXAMPLE, THREE
+
+SHARE = (
+    "but it must be a number from 0 (dense) to 1: the share of query-key work that is NOT computed. 0.875 "
+    "keeps one "
+    "tile in eight."
+)
+KNOWN = "Known: dense_layers, fallback, grid, inductor, method, min_tokens, mode, sparsity, tile."
+METHOD = "but it must be the name of a sparse attention method. Try 'vsa'."
+LAYERS = "but it must be a sequence of block indices >= 0, such as (0, 1)."
+PATCHES = "but it must be a dict of Inductor config patches by name."
+QKV = "(batch, heads, tokens, width)."
+
+
+def option(given: Any) -> Callable[[], str]:
+    """Options as torch.compile hands them to the backend, before any work is done."""
+
+    def how() -> str:
+        read_options(given)
+        return "accepted"
+
+    return how
+
+
+def compiled_with(options: Any) -> str:
+    model = torch.compile(Model(itself), backend="vsa", options=options)
+    model(tensor(1, 32, 1, 2, 2))
+    return "accepted"
+
+
+ROWS = (
+    Row(
+        "X24",
+        "torch.compile with a mistyped option",
+        lambda: compiled_with({"sparsty": 0.5}),
+        f"OptionError: unknown option 'sparsty'; did you mean 'sparsity'? {KNOWN} Inductor's own settings "
+        f"go into "
+        "options={'inductor': {...}}.",
+    ),
+    *(
+        Row("X24", f"options={given!r}", option(given), f"OptionError: {text}")
+        for given, text in (
+            (
+                {3: 4},
+                f"unknown option '3'. {KNOWN} Inductor's own settings go into options={{'inductor': "
+                f"{{...}}}}.",
+            ),
+            (3, 'options is 3, but it must be a dict. For example {"sparsity": 0.875}.'),
+            ({"sparsity": -0.1}, f"sparsity is -0.1, {SHARE}"),
+            ({"sparsity": 1.5}, f"sparsity is 1.5, {SHARE}"),
+            ({"sparsity": float("nan")}, f"sparsity is nan, {SHARE}"),
+            ({"sparsity": "high"}, f"sparsity is 'high', {SHARE}"),
+            ({"sparsity": True}, f"sparsity is True, {SHARE}"),
+            ({"sparsity": None}, f"sparsity is None, {SHARE}"),
+            ({"method": 3}, f"method is 3, {METHOD}"),
+            ({"method": ["vsa"]}, f"method is ['vsa'], {METHOD}"),
+            ({"tile": (0, 4, 4)}, f"tile is (0, 4, 4), {THREE} The papers use (4, 4, 4)."),
+            ({"tile": (4, 4)}, f"tile is (4, 4), {THREE} The papers use (4, 4, 4)."),
+            ({"tile": 64}, f"tile is 64, {THREE} The papers use (4, 4, 4)."),
+            ({"tile": (4.0, 4, 4)}, f"tile is (4.0, 4, 4), {THREE} The papers use (4, 4, 4)."),
+            ({"grid": (0, 0, 0)}, f"grid is (0, 0, 0), {THREE} {EXAMPLE}"),
+            ({"grid": (21, 30.0, 52)}, f"grid is (21, 30.0, 52), {THREE} {EXAMPLE}"),
+            ({"grid": "21x30x52"}, f"grid is '21x30x52', {THREE} {EXAMPLE}"),
+            ({"min_tokens": -1}, "min_tokens is -1, but it must be an integer >= 0."),
+            ({"min_tokens": 4096.0}, "min_tokens is 4096.0, but it must be an integer >= 0."),
+            ({"dense_layers": (0, -2)}, f"dense_layers is (0, -2), {LAYERS}"),
+            ({"dense_layers": 3}, f"dense_layers is 3, {LAYERS}"),
+            ({"dense_layers": "01"}, f"dense_layers is '01', {LAYERS}"),
+            ({"fallback": "eror"}, "fallback is 'eror', but it must be 'dense' or 'error'."),
+            (
+                {"mode": "fastest"},
+                "Unrecognized mode=fastest, should be one of: default, lite, reduce-overhead, "
+                "max-autotune-no-cudagraphs, max-autotune",
+            ),
+            (
+                {"mode": 3},
+                "mode is 3, but it must be a mode of torch.compile, such as 'max-autotune', or None.",
+            ),
+            ({"inductor": 3}, f"inductor is 3, {PATCHES}"),
+            ({"inductor": {3: 4}}, f"inductor is {{3: 4}}, {PATCHES}"),
+            (
+                {"inductor": {"max_autotun": True}},
+                "unknown Inductor setting 'max_autotun'; did you mean 'max_autotune'?",
+            ),
+        )
+    ),
+    Row(
+        "X24",
+        "options={'method': 'vsaa'}",
+        option({"method": "vsaa"}),
+        "ArgumentError: unknown method 'vsaa'; did you mean 'vsa'? Known: vsa.",
+    ),
+    *(
+        Row("X24", f"options={{'tile': {tile}}}", option({"tile": tile}), "accepted")
+        for tile in ((3, 5, 7), [2, 2, 2])
+    ),
+    *(
+        Row("X24", f"{what} (by hand)", by_hand(tile=tile), COMPUTED)
+        for what, tile in (
+            ("a tile of 27 tokens, no power of two", (3, 3, 3)),
+            ("a tile of one token", (1, 1, 1)),
+            ("a tile larger than the grid", (10**6, 10**6, 10**6)),
+        )
+    ),
+    *(
+        Row("X24", f"{name}={value!r} (by hand)", by_hand(**{name: value}), text)
+        for name, value, text in (
+            ("sparsity", 1.5, f"OptionError: sparsity is 1.5, {SHARE}"),
+            ("tile", (0, 4, 4), f"OptionError: tile is (0, 4, 4), {THREE} The papers use (4, 4, 4)."),
+            ("method", "best", "ArgumentError: unknown method 'best'. Known: vsa."),
+            ("method", None, f"OptionError: method is None, {METHOD}"),
+            (
+                "video_start",
+                -1,
+                "ArgumentError: video_start is -1, but it must be an integer >= 0: the number of tokens in "
+                "front of the "
+                "video.",
+            ),
+            (
+                "video_start",
+                1.0,
+                "ArgumentError: video_start is 1.0, but it must be an integer >= 0: the number of tokens in "
+                "front of the "
+                "video.",
+            ),
+            ("q", None, f"ArgumentError: q is of type NoneType, but it must be a torch.Tensor, {QKV}"),
+            ("k", [1.0], f"ArgumentError: k is of type list, but it must be a torch.Tensor, {QKV}"),
+        )
+    ),
+    Row(
+        "X24",
+        "q of three dimensions (by hand)",
+        by_hand(q=tensor(2, TOKENS, 16)),
+        f"ArgumentError: q.shape is (2, 60, 16), but it must be {QKV}",
+    ),
+    Row(
+        "X24",
+        "a sparse (COO) q (by hand)",
+        lambda: str(vsa_compile.attention(**arguments(q=tensor(1, 2, TOKENS, 16).to_sparse()))),
+        "ArgumentError: q.layout is torch.sparse_coo, but it must be torch.strided. Call .to_dense(), or on "
+        "a nested "
+        "tensor .to_padded_tensor().",
+    ),
+    Row(
+        "X24",
+        "a gate for each token (by hand)",
+        by_hand(gate=tensor(1, 2, TOKENS, 1)),
+        "ArgumentError: gate.shape is (1, 2, 60, 1), but it must be q's shape (1, 2, 60, 16). Call "
+        ".expand_as(q) on "
+        "a gate that is shared.",
+    ),
+)
