@@ -15,14 +15,15 @@ profiles.load()
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
-class _RuleFailures(logging.Handler):
-    """Layout rules may fail in the field, where the call then stays dense; in a test that is an error."""
+class _Failures(logging.Handler):
+    """Our analysis may fail in the field, where calls then stay dense; in a test that is an error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise AssertionError(self.format(record))
 
 
-logging.getLogger("vsa_compile.layout").addHandler(_RuleFailures(logging.WARNING))
+for name in ("vsa_compile.layout", "vsa_compile.backend"):
+    logging.getLogger(name).addHandler(_Failures(logging.WARNING))
 
 # Processes that tests start run the kernel as it is shipped.
 _source = loader.source

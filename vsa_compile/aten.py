@@ -11,9 +11,10 @@ T non-video keys, U query tiles of one chunk, L keys that each of them is offere
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -176,22 +177,25 @@ def _weights(logits: Tensor, lse: Tensor) -> Tensor:
     return torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0)[..., None])
 
 
+def _in_given_types(kernel: Callable) -> Callable:
+    """Without autocast, under which a backward may run: matrix products would come back narrower."""
+
+    @functools.wraps(kernel)
+    def run(x: Tensor, *rest: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return kernel(x, *rest)
+
+    return run
+
+
 # --- Forward ------------------------------------------------------------------------------------
 
 
+@_in_given_types
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tiles: Tensor,
-    counts: Tensor,
-    grid: Sequence[int],
-    tile: Sequence[int],
-    q_start: int,
-    kv_start: int,
-    key_padding: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int], tile: Sequence[int],
+    q_start: int, kv_start: int, key_padding: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Exact softmax attention over the listed tiles and all non-video keys.
 
     q (B, H, Nq, D); k, v (B, Hkv, Nkv, D); tiles (B, H, M, Kcap), counts (B, H, M) int32
@@ -241,22 +245,12 @@ class Queries(NamedTuple):
     delta: Tensor
 
 
+@_in_given_types
 def attend_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    tiles: Tensor,
-    counts: Tensor,
-    grid: Sequence[int],
-    tile: Sequence[int],
-    q_start: int,
-    kv_start: int,
-    key_padding: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tiles: Tensor,
+    counts: Tensor, grid: Sequence[int], tile: Sequence[int], q_start: int, kv_start: int,
+    key_padding: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v as (B, N, H, D), recomputing the weights from lse."""
     keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding)
     grad_out = grad_out.transpose(1, 2)  # to (B, H, N, D), as q

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from . import gpu, methods, torch_compat
-from .errors import OptionError, RefusedError, refused_but_required, unknown_name
+from .errors import OptionError, RefusedError, analysis_failed, refused_but_required, unknown_name
 from .gpu.templates import template_files
 from .layout import analyse
 from .options import Options
@@ -38,9 +38,10 @@ def vsa(
     exactly as with backend="inductor". Raises OptionError, or RefusedError under fallback="error".
     """
     settings = read_options(options, mode=mode)
-    decisions = convert(module, settings)
+    convert(module, settings)
     patches = torch_compat.mode_patches(settings.mode) | dict(settings.inductor)
-    if any(isinstance(decision, Site) for decision in decisions):
+    # Not only what was converted: a model may call vsa_compile.attention itself.
+    if _holds_our_operators(module):
         gpu.register()
         own = "post_grad_custom_pre_pass"
         patches[own] = torch_compat.keyed_pass(source_hash(), patches.get(own))
@@ -69,7 +70,7 @@ def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | Non
 
 def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     """Analyse a captured graph and rewrite it in place; counts and logs what was done."""
-    decisions = judge(analyse(module), settings)
+    decisions = _judged(module, settings)
     if settings.fallback == "error":
         for decision in decisions:
             if isinstance(decision, Refusal) and decision.reason.asked:
@@ -78,6 +79,21 @@ def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     _count(decisions)
     _log(decisions)
     return decisions
+
+
+def _judged(module: GraphModule, settings: Options) -> list[Site | Refusal]:
+    """The decisions; none, with the traceback in the log, if our own analysis fails.
+
+    A working model never stops working because of us, unless fallback="error" asks for it.
+    """
+    try:
+        return judge(analyse(module), settings)
+    except Exception:
+        if settings.fallback == "error":
+            raise
+        torch_compat.counters()["vsa_compile"]["failed"] += 1
+        log.exception("%s", analysis_failed())
+        return []
 
 
 def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Report:
@@ -92,6 +108,12 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None
     convert(program.graph_module, settings)
     gpu.register()
     return report
+
+
+def _holds_our_operators(module: GraphModule) -> bool:
+    """Whether a captured graph, or a body inside it, calls an operator of ours."""
+    nodes = (n for part in module.modules() if isinstance(part, GraphModule) for n in part.graph.nodes)
+    return any(n.op == "call_function" and str(n.target).startswith("vsa.") for n in nodes)
 
 
 def _count(decisions: list[Site | Refusal]) -> None:
