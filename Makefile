@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 MINUTES ?= 10
 
-.PHONY: demo test check fuzz bench format clean
+.PHONY: demo test check fuzz mutants bench format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +18,7 @@ demo: $(READY)  ## the main job: a real Wan transformer, sparse, on this machine
 	$(RUN) examples/demo.py
 
 test: $(READY)  ## everything, on CPU
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest -n 2 --dist worksteal --cov
 
 check: $(READY)  ## format, lint, types and the quick tests, in under a minute
 	$(VENV)/bin/ruff format --check --quiet .
@@ -28,6 +28,9 @@ check: $(READY)  ## format, lint, types and the quick tests, in under a minute
 
 fuzz: $(READY)  ## hypothesis for MINUTES, with its example database kept
 	$(RUN) tests/fuzz.py --minutes $(MINUTES)
+
+mutants: $(READY)  ## faults put into the sources, one by one: which test notices each?
+	$(RUN) tests/mutants.py
 
 bench: $(READY)  ## speed against dense attention, as a table and as JSON
 	$(RUN) benchmarks/attention_cpu.py

@@ -7,8 +7,9 @@ import os
 
 from hypothesis import HealthCheck, Phase, settings
 
-_SCALES = {"ci": 1, "mutants": 1, "fuzz": 20}
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+# How many times CI's number of cases "fuzz" tries.
+SCALE = int(os.environ.get("HYPOTHESIS_SCALE", "20")) if PROFILE == "fuzz" else 1
 
 
 def load() -> None:
@@ -17,11 +18,11 @@ def load() -> None:
     phases = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)  # explaining takes longer than these
     settings.register_profile("ci", max_examples=25, derandomize=True, phases=phases, **common)
     settings.register_profile("mutants", max_examples=25, derandomize=True, phases=phases[:3], **common)
-    settings.register_profile("fuzz", max_examples=500, print_blob=True, phases=phases, **common)
+    settings.register_profile("fuzz", max_examples=25 * SCALE, print_blob=True, phases=phases, **common)
     settings.load_profile(PROFILE)
 
 
 def examples(count: int) -> settings:
-    """A decorator: `count` cases in CI, and as many times more in `make fuzz` as tests without it get."""
+    """A decorator: `count` cases in CI, SCALE times as many in `make fuzz`."""
     load()
-    return settings(max_examples=count * _SCALES[PROFILE])
+    return settings(max_examples=count * SCALE)

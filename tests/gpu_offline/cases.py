@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ class Case:
     q_other, kv_other: non-video tokens (before, after) the video. padding: rows of the key padding
     mask, 0 for none. layout: of q, k and v in memory. kept: tiles listed per row; ragged draws the
     counts from 0 .. kept. gated: adds gate * coarse. dynamic: all sizes symbolic. wide: 64-bit offsets.
+    dyed: V is one-hot in the tile of its key, so that the output is the weight of every tile.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Case:
     gated: bool = False
     dynamic: bool = False
     wide: bool = False
+    dyed: bool = False
+    seed: int = 0
 
     @property
     def tiles(self) -> TileGrid:
@@ -68,6 +72,11 @@ CASES = (
     Case("packed_qkv_bf16", torch.bfloat16, layout="packed", ragged=True),
     Case("gated", grid=(5, 4, 6), kept=2, gated=True),
     Case("gated_bf16", torch.bfloat16, grid=(5, 4, 6), kept=2, gated=True, layout="tokens_first"),
+    Case("dyed", dyed=True, ragged=True),
+    Case(
+        "dyed_text_bf16", torch.bfloat16, grid=(3, 5, 6), batch=2, kv_heads=1, q_other=(3, 9),
+        kv_other=(3, 9), padding=2, kept=2, ragged=True, dyed=True,
+    ),
     Case("symbolic_sizes", dynamic=True, q_other=(2, 0), kv_other=(2, 0), ragged=True),
     Case(
         "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), padding=1, kept=2,
@@ -94,7 +103,7 @@ class Inputs:
 
 def make_inputs(case: Case) -> Inputs:
     """The same numbers on every call."""
-    source = torch.Generator().manual_seed(len(case.name))
+    source = torch.Generator().manual_seed(case.seed + len(case.name))
     video = case.tiles.grid.tokens
     q_tokens, kv_tokens = video + sum(case.q_other), video + sum(case.kv_other)
 
@@ -103,6 +112,8 @@ def make_inputs(case: Case) -> Inputs:
 
     q = normal(case.batch, case.heads, q_tokens, case.width)
     k, v = (normal(case.batch, case.kv_heads, kv_tokens, case.width) for _ in range(2))
+    if case.dyed:
+        v = _dye(case, v)
     tiles, counts = _tile_lists(case, source)
     padding = None
     if case.padding:
@@ -118,6 +129,16 @@ def make_inputs(case: Case) -> Inputs:
     unseen = unseen.all(2).unflatten(1, (case.kv_heads, -1)).all(2)[..., None]
     seen_k, seen_v = (x.masked_fill(unseen, math.nan) for x in (k, v))
     return Inputs(q, seen_k, seen_v, tiles, counts, padding, gate, coarse, clean_k=k, clean_v=v)
+
+
+def _dye(case: Case, v: Tensor) -> Tensor:
+    """One-hot in the tile, or in the next column for other keys; the last column is 1 (compare: rule B)."""
+    label = torch.full((v.shape[2],), case.tiles.tiles)
+    video = slice(case.kv_other[0], case.kv_other[0] + case.tiles.grid.tokens)
+    label[video] = reference.tile_of_token(Grid(*case.grid), case.tile)
+    dye = torch.nn.functional.one_hot(label, case.width)
+    dye[:, -1] = 1
+    return dye.to(v.dtype).expand_as(v).contiguous()
 
 
 def _tile_lists(case: Case, source: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -179,15 +200,28 @@ def program_integers(case: Case) -> tuple[list[int], list[int]]:
     return list(case.grid), [case.q_other[0], case.kv_other[0]]
 
 
-def expected(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """(out, lse) of the specification in fp64, the gated sum included."""
-    wide = (x.double() for x in (inputs.q, inputs.clean_k, inputs.clean_v))
-    out, lse = reference.attend(
-        *wide, inputs.tiles, inputs.counts, Grid(*case.grid), case.tile, case.q_other[0], case.kv_other[0],
-        inputs.padding, case.width**-0.5,
-    )  # fmt: skip
-    if case.gated:
-        assert inputs.gate is not None
-        assert inputs.coarse is not None
-        out = out + inputs.gate.double() * inputs.coarse.double()
-    return out, lse
+def random_cases(seed: int, count: int) -> tuple[Case, ...]:
+    """Calls that differ in everything a kernel could get wrong; names tell them apart."""
+    chance = random.Random(seed)
+
+    def others() -> tuple[int, int]:
+        return chance.choice((0, 0, 1, 5, 33)), chance.choice((0, 0, 1, 5, 33))
+
+    def one(index: int) -> Case:
+        kv_heads, q_other = chance.choice((1, 2)), others()
+        grid = tuple(chance.randint(1, 7) for _ in range(3))
+        tile = tuple(chance.randint(1, 4) for _ in range(3))
+        tiles = TileGrid(Grid(*grid), tile).tiles
+        width = chance.choice((16, 24, 32, 48, 64))
+        return Case(
+            f"random_{seed}_{index}",
+            dtype=chance.choice((torch.float32, torch.float16, torch.bfloat16)), grid=grid,
+            tile=tile, width=width, batch=chance.choice((1, 2)), kv_heads=kv_heads,
+            heads=kv_heads * chance.choice((1, 2)), q_other=q_other,
+            kv_other=chance.choice((q_other, others())), padding=chance.choice((0, 1)),
+            layout=chance.choice(("heads_first", "tokens_first")), kept=min(tiles, chance.randint(1, 5)),
+            ragged=tiles > 1 and chance.random() < 0.7, dynamic=chance.random() < 0.3,
+            wide=chance.random() < 0.2, dyed=tiles < width - 1 and chance.random() < 0.3, seed=seed + index,
+        )  # fmt: skip
+
+    return tuple(one(index) for index in range(count))

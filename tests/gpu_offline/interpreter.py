@@ -1,10 +1,10 @@
 """Runs rendered programs on the CPU, their template kernels under Triton's interpreter.
 
-    TRITON_INTERPRET=1 python -m gpu_offline.interpreter FOLDER
+    TRITON_INTERPRET=1 python -m gpu_offline.interpreter FOLDER [SEED COUNT]
 
-runs FOLDER/<case>.json of every case and writes FOLDER/<case>.pt, the list of outputs or a sentence
-that says what went wrong; likewise FOLDER/<fault>.pt of every seeded fault. A kernel that is not a
-template is an error: it would be a copy that the lowering is supposed to avoid.
+runs FOLDER/<case>.json of every case (or of random ones) and writes FOLDER/<case>.pt, the list of outputs
+or a sentence that says what went wrong; likewise FOLDER/<fault>.pt of every seeded fault. A kernel that is
+not a template is an error: it would be a copy that the lowering is supposed to avoid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from gpu_offline.cases import CASES, make_inputs, program_tensors
+from gpu_offline.cases import CASES, Case, make_inputs, program_tensors, random_cases
 from gpu_offline.faults import FAULTS, Fault
 from gpu_offline.kernels import load_kernel
 from gpu_offline.program import Program
@@ -33,9 +33,11 @@ from gpu_offline.program import Program
 def compute_bf16_as_bf16() -> None:
     """Mend the interpreter, which keeps bf16 as the uint16 of its bits and then does integer arithmetic.
 
-    Dot products get fp32 operands; sums and products are computed in fp32 and rounded.
+    Dot products get fp32 operands; sums and products are computed in fp32 and rounded; and rounding is to
+    nearest even, as hardware does it, where the interpreter cuts off.
     """
-    dot, binary = interpreter.InterpreterBuilder.create_dot, interpreter.InterpreterBuilder.binary_op
+    builder = interpreter.InterpreterBuilder
+    dot, binary, trunc = builder.create_dot, builder.binary_op, builder.create_fp_trunc
 
     def is_bf16(handle: Any) -> bool:
         return handle.dtype.scalar == tl.bfloat16
@@ -54,11 +56,19 @@ def compute_bf16_as_bf16() -> None:
         result = operation(widened(a).data, widened(b).data)
         if result.dtype == np.bool_:
             return interpreter.TensorHandle(result, tl.int1)
-        rounded = torch.from_numpy(np.ascontiguousarray(result)).bfloat16().view(torch.uint16).numpy()
-        return interpreter.TensorHandle(rounded, tl.bfloat16)
+        return rounded(result)
 
-    interpreter.InterpreterBuilder.create_dot = mended_dot
-    interpreter.InterpreterBuilder.binary_op = mended_binary
+    def rounded(data: np.ndarray) -> Any:
+        bits = torch.from_numpy(np.ascontiguousarray(data)).bfloat16().view(torch.uint16).numpy()
+        return interpreter.TensorHandle(bits, tl.bfloat16)
+
+    def mended_trunc(builder: Any, source: Any, to: Any) -> Any:
+        narrowed = source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16
+        return rounded(source.data) if narrowed else trunc(builder, source, to)
+
+    builder.create_dot = mended_dot
+    builder.binary_op = mended_binary
+    builder.create_fp_trunc = mended_trunc
 
 
 class _Launcher:
@@ -125,28 +135,29 @@ def run_program(program: Program, tensors: list[Tensor]) -> list[Tensor]:
     return [x.clone() for x in outputs]
 
 
-def main(folder: Path) -> None:
+def run_case(folder: Path, case: Case, fault: Fault | None, result: str) -> None:
+    """Writes FOLDER/<result>.pt."""
+    program = Program.load(folder / f"{case.name}.json")
+    if fault is not None:
+        program = replace(program, source=fault.put_into(program.source))
+    try:
+        outcome: Any = run_program(program, program_tensors(case, make_inputs(case)))
+    except WroteBesideError as error:
+        outcome = str(error)
+    torch.save(outcome, folder / f"{result}.pt")
+
+
+def main(folder: Path, *random: str) -> None:
     compute_bf16_as_bf16()
     torch.set_num_threads(1)
     np.seterr(all="ignore")  # log2(0) and the like, where the kernel means it
-    by_name = {case.name: case for case in CASES}
-
-    def run(case_name: str, fault: Fault | None, result: str) -> None:
-        case = by_name[case_name]
-        program = Program.load(folder / f"{case_name}.json")
-        if fault is not None:
-            program = replace(program, source=fault.put_into(program.source))
-        try:
-            outcome: Any = run_program(program, program_tensors(case, make_inputs(case)))
-        except WroteBesideError as error:
-            outcome = str(error)
-        torch.save(outcome, folder / f"{result}.pt")
-
-    for name in by_name:
-        run(name, None, name)
-    for name, fault in FAULTS.items():
-        run(fault.noticed_by, fault, name)
+    for case in random_cases(*map(int, random)) if random else CASES:
+        run_case(folder, case, None, case.name)
+    if not random:
+        by_name = {case.name: case for case in CASES}
+        for name, fault in FAULTS.items():
+            run_case(folder, by_name[fault.noticed_by], fault, name)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

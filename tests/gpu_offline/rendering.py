@@ -1,8 +1,8 @@
 """Renders every program that the template tests look at.
 
-    python -m gpu_offline.rendering FOLDER
+    python -m gpu_offline.rendering FOLDER [SEED COUNT]
 
-writes FOLDER/<name>.json.
+writes FOLDER/<name>.json, of random cases alone if they are asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vsa_compile.ops  # noqa: F401 - defines torch.ops.vsa
-from gpu_offline.cases import CASES, Case, make_inputs, program, program_integers, program_tensors
+from gpu_offline.cases import (
+    CASES,
+    Case,
+    make_inputs,
+    program,
+    program_integers,
+    program_tensors,
+    random_cases,
+)
 from gpu_offline.fake_cuda import fake_cuda
 from gpu_offline.program import Program, render
 from vsa_compile import gpu
@@ -78,6 +86,7 @@ def render_method() -> Program:
 
 
 def main(folder: Path) -> None:
+    """Everything that test_attend_template.py looks at."""
     with fake_cuda(TARGETS["sm90"]):
         assert gpu.register()
         for case in CASES:
@@ -90,5 +99,15 @@ def main(folder: Path) -> None:
                 render_launch(case).save(folder / f"{case.name}_{target}.json")
 
 
+def render_random(folder: Path, seed: int, count: int) -> None:
+    with fake_cuda(TARGETS["sm90"]):
+        assert gpu.register()
+        for case in random_cases(seed, count):
+            render_case(case).save(folder / f"{case.name}.json")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        render_random(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]))
