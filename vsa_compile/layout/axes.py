@@ -233,6 +233,37 @@ def unify(a: Axis, b: Axis) -> None:
             unify(left[0], right[0])
 
 
+def agree(a: Axis, b: Axis) -> None:
+    """Make two axes the same in structure, each learning what the other knows; they stay two.
+
+    One table of positions may turn the queries of one video and the keys of another.
+    """
+    if not _alike(a, b):
+        copies = _copy(a), _copy(b)
+        unify(a, copies[1])
+        unify(b, copies[0])
+
+
+def _alike(a: Axis, b: Axis) -> bool:
+    """Whether neither of two axes knows what the other does not."""
+    a, b = find(a), find(b)
+    if a is b:
+        return True
+    if not (equal(a.size, b.size) and a.origins == b.origins):
+        return False
+    pairs = ((a.parts or (), b.parts or ()), (a.segments or (), b.segments or ()))
+    return all(len(x) == len(y) and all(map(_alike, x, y)) for x, y in pairs)
+
+
+def _copy(axis: Axis) -> Axis:
+    """The same structure out of new atoms."""
+    axis = find(axis)
+    result = Axis(axis.size, axis.origins)
+    result.parts = axis.parts and tuple(map(_copy, axis.parts))
+    result.segments = axis.segments and tuple(map(_copy, axis.segments))
+    return result
+
+
 def _bind(atom: Axis, other: Axis) -> None:
     if _occurs(atom, other):
         return

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from ..torch_compat import size_expression
-from .axes import Axis, Size, equal, unify, unit
+from .axes import Axis, Size, agree, equal, unify, unit
 
 Layout = list[Axis]  # one axis per dimension of a tensor
 Value = Any  # Layout for a tensor, a tuple of Values for a tuple or list, else None
@@ -83,7 +83,17 @@ class Call:
 
 
 def broadcast(layouts: Sequence[Layout], sizes: Sequence[Size]) -> Layout:
-    """Axes of an elementwise result of `sizes`: aligned from the right, equal axes made one."""
+    """Axes of an elementwise result of `sizes`: aligned from the right, equal axes made one.
+
+    What is broadcast against a value of the full shape (a table of positions, a bias) is not its tokens.
+    """
+    full = [layout for layout in layouts if len(layout) == len(sizes) and _fills(layout, sizes)]
+    if full:
+        for layout in layouts:
+            meet = unify if any(layout is one for one in full) else agree
+            for axis, other in zip(full[0][::-1], layout[::-1], strict=False):
+                meet(axis, other)
+        return [unit() if equal(size, 1) else axis for axis, size in zip(full[0], sizes, strict=True)]
     result: Layout = []
     for position, size in enumerate(sizes):
         back = len(sizes) - position
@@ -96,6 +106,10 @@ def broadcast(layouts: Sequence[Layout], sizes: Sequence[Size]) -> Layout:
             unify(matching[0], other)
         result.append(matching[0])
     return result
+
+
+def _fills(layout: Layout, sizes: Sequence[Size]) -> bool:
+    return all(equal(axis.size, size) for axis, size in zip(layout, sizes, strict=True))
 
 
 def op_name(node: Node) -> str:

@@ -70,16 +70,24 @@ def _matrix_transpose(call: Call) -> Value:
     return layout and [*layout[:-2], *layout[-2:][::-1]]
 
 
+@rule("getattr")
+def _attribute(call: Call) -> Value:
+    """x.mT; nothing else that changes a tensor is an attribute in graphs."""
+    return _matrix_transpose(call) if call.node.args[1] == "mT" else None
+
+
 @rule("movedim", "moveaxis")
 def _movedim(call: Call) -> Value:
     layout = call.input
-    source, destination = call.arg(1, "source"), call.arg(2, "destination")
-    if layout is None or not isinstance(source, int) or not isinstance(destination, int):
+    if layout is None:
         return None
-    rest = list(layout)
-    moved = rest.pop(source)
-    rest.insert(destination % len(layout), moved)
-    return rest
+    source, destination = (
+        [dim % len(layout) for dim in (dims if isinstance(dims, (tuple, list)) else [dims])]
+        for dims in (call.arg(1, "source"), call.arg(2, "destination"))
+    )
+    rest = iter([axis for dim, axis in enumerate(layout) if dim not in source])
+    moved = dict(zip(destination, source, strict=True))
+    return [layout[moved[dim]] if dim in moved else next(rest) for dim in range(len(layout))]
 
 
 @rule("expand", "expand_as", "broadcast_to")
