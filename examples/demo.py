@@ -16,6 +16,7 @@ and a 2,772-token video in about a minute, most of it compilation.
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import sys
 import threading
@@ -35,6 +36,7 @@ Grid = tuple[int, int, int]  # (frames, rows, cols) in tokens
 Clip = dict[str, Any]
 
 START = time.monotonic()
+CLEAR_LINE = "\r\033[K" if sys.stdout.isatty() else ""
 NOISE = 0.3  # share of noise in the latent: flow matching's sigma
 RACE_SECONDS = 100.0  # no further round is started after this
 MOST_ROUNDS = 3
@@ -92,7 +94,7 @@ class Stopwatch:
 
     def __enter__(self) -> Stopwatch:
         self._started = time.monotonic()
-        if sys.stdout.isatty():
+        if CLEAR_LINE:
             self._ticker.start()
         return self
 
@@ -101,7 +103,7 @@ class Stopwatch:
         if self._ticker.is_alive():
             self._stop.set()
             self._ticker.join()
-            print("\r\033[K", end="")
+            print(CLEAR_LINE, end="")
         if self.scale == math.inf:
             self.scale = self.seconds
         print(self.line(self.seconds), flush=True)
@@ -112,7 +114,7 @@ class Stopwatch:
 
     def _tick(self) -> None:
         while not self._stop.wait(0.2):
-            print("\r\033[K" + self.line(time.monotonic() - self._started), end="", flush=True)
+            print(CLEAR_LINE + self.line(time.monotonic() - self._started), end="", flush=True)
 
 
 def heading(text: str) -> None:
@@ -292,6 +294,7 @@ def main() -> None:
         description="A Wan transformer made sparse on the CPU; just under 5 minutes."
     )
     parser.add_argument("--quick", action="store_true", help="a toy model, a small video: about a minute")
+    logging.basicConfig(stream=sys.stdout, format=f"{CLEAR_LINE}   %(message)s")
     size = TOY if parser.parse_args().quick else WAN_480P
     video = f"{frames(size.video)} frames = {by(size.video)} = {math.prod(size.video):,} tokens"
     short = f"{frames(size.short)} frames = {by(size.short)} = {math.prod(size.short):,} tokens"
