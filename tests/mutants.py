@@ -142,6 +142,8 @@ def run(mutant: Mutant) -> tuple[str | None, float]:
         environment = os.environ | {"HYPOTHESIS_PROFILE": "mutants", "PYTHONPATH": folder}
         command = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests)
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode < 0:  # a wrong address may end the process before a test can fail
+        return f"crash of {mutant.tests[0]}: signal {-done.returncode}", time.monotonic() - started
     if done.returncode not in (0, 1):
         raise AssertionError(
             f"{mutant.name}: pytest could not run:\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
