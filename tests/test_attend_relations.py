@@ -208,3 +208,17 @@ def test_only_what_is_asked_for_gets_a_gradient(kernel: Kernel, wanted: tuple[in
     for leaf, name, asked in zip(leaves, ("grad_q", "grad_k", "grad_v"), wanted, strict=True):
         assert (leaf.grad is not None) == bool(asked)
         assert not asked or torch.equal(leaf.grad.cpu(), full[name])
+
+
+@each
+def test_scores_of_minus_infinity_weigh_nothing(kernel: Kernel):
+    """Half of the keys, those that every query meets first: more than one step of an online softmax."""
+    case = make_case(6, grid=(8, 8, 20), tile=(4, 4, 4), listed=20, ragged=False, dtype=kernel.dtype)
+    first = reference.tile_of_token(case.grid, case.tile) < 10
+    case = replace(case, q=case.q.clone(), k=case.k.clone())
+    case.q[..., 0] = case.q[..., 0].abs() + 1
+    without = replace(case, tiles=case.tiles[..., 10:].contiguous(), counts=case.counts - 10)
+    wanted = gold(without)
+    case.k[:, :, first, 0] = -torch.inf
+    got = kernel.run(case)
+    assert_right(without, {name: got[name] for name in ("out", "lse", "grad_v")}, wanted)
