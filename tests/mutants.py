@@ -53,7 +53,7 @@ CPP, CPP_FP32 = (*ATTEND, "-k", "cpp"), (*ATTEND, "-k", "cpp-float32")
 ATEN = (*ATTEND, "-k", "aten and not cuda")
 SELECT = ("tests/test_select.py", "-k", "not cuda")
 FUNCTIONAL = ("tests/test_functional.py", "tests/test_aten.py")
-SITES = ("tests/test_sites.py", "tests/test_random_models.py")
+SITES = ("tests/test_sites.py", "tests/test_rules.py", "tests/test_random_models.py")
 CALL, FORWARD, BACKWARD, LANES, KERNEL = (
     f"vsa_compile/cpu/{name}" for name in ("call.h", "forward.h", "backward.h", "lanes.h", "kernel.cpp")
 )

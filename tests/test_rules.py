@@ -132,6 +132,22 @@ def test_one_table_of_positions_does_not_make_two_videos_one():
     assert run(attend, torch.randn(2, 16, *GRID)) == [True, False]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_videos_in_a_sequence_the_longest_is_sparse(first: bool):
+    """The others, history frames say, are dense keys."""
+
+    class WithHistory(nn.Module):
+        def forward(self, latents: Tensor, history: Tensor) -> Tensor:
+            parts = [x.flatten(2).transpose(1, 2) for x in (latents, history)]
+            return self_attention(torch.cat(parts if first else parts[::-1], dim=1))
+
+    inputs = torch.randn(2, 16, *GRID), torch.randn(2, 16, 2, 3, 4)
+    (site,) = vsa_compile.explain(WithHistory(), *inputs, options={"min_tokens": 0}).sites
+    assert site.converted, site.reason
+    assert site.grid == GRID
+    assert site.segments == (("video 5x6x7", "video 2x3x4") if first else ("video 2x3x4", "video 5x6x7"))
+
+
 def test_a_result_that_is_viewed_keeps_the_strides_it_had():
     assert run(lambda m, x: self_attention(x).view(2, 4, TOKENS * 4)) == [True]
 
