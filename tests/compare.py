@@ -42,8 +42,11 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def rule_c(wanted: Tensor, terms: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What a row of the fp32 (or fp64) path may miss: sums of a few hundred terms in any order."""
-    return rounding(dtype) * row_norms(wanted) + torch.finfo(dtype).eps * row_norms(terms)
+    """What a row of the fp32 (or fp64) path may miss: sums of a few hundred terms in any order.
+
+    A term is a product of up to four numbers, each of them rounded.
+    """
+    return rounding(dtype) * row_norms(wanted) + 4 * torch.finfo(dtype).eps * row_norms(terms)
 
 
 def assert_rows(

@@ -119,8 +119,12 @@ COMPILER_MUTANTS = (
     Mutant("raster", "axes in any order taken for a grid", "vsa_compile/layout/tokens.py", "p[0] < p[1] < p[2]", "len({*p}) == 3", SITES),
     Mutant("dropout", "dropout ignored", SITES_PY, 'if _constant(arguments, "dropout_p"):', "if False:", SITES),
     Mutant("causal", "causal ignored", SITES_PY, 'if _constant(arguments, "is_causal"):', "if False:", SITES),
-    Mutant("scale", "the call's own scale ignored", SITES_PY, 'key_padding, _constant(arguments, "scale"))', "key_padding, None)", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("scale", "the call's own scale ignored", SITES_PY, 'scale = _constant(arguments, "scale")', "scale = None", ("tests/test_backend.py", "tests/test_random_models.py")),
     Mutant("mask text", "the mask of the text dropped", REWRITE, "    if mask is None:\n        return None\n    index", "    return None\n    index", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("history", "a hint read from the wrong axis", "vsa_compile/layout/views.py", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
+    Mutant("stale hint", "no guard on the hinted grid", BACKEND, "        state.guard()", "        pass", ("tests/test_prepare.py",)),
+    Mutant("stale marker", "the grid of the call before", "vsa_compile/prepare.py", "        learned.grid = learned.images = None\n", "        learned.images = None\n", ("tests/test_prepare.py",)),
+    Mutant("two tables", "a table makes two videos one", "vsa_compile/layout/values.py", "else agree", "else unify", ("tests/test_rules.py",)),
     Mutant("start", "video among keys starts at 0", REWRITE, "for size in (site.q_start, site.kv_start)]", "for size in (site.q_start, 0)]", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 

@@ -140,3 +140,24 @@ def test_concatenation_remembers_its_segments(lengths):
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     for axis, start in zip(axes, starts, strict=True):
         assert same(cut(joint, start, start + axis.size), axis)
+
+
+def test_runs_that_follow_each_other_are_one_again_and_others_are_not():
+    tokens, text = multiply(video()), Axis(11)
+    for whole in (tokens, concatenate([tokens, text])):
+        size = whole.size
+        first, rest = cut(whole, 0, 60), cut(whole, 60, size)
+        assert same(concatenate([first, rest]), whole)
+        assert same(concatenate([first, cut(rest, 0, 20), cut(rest, 20, size - 60)]), whole)
+        assert not same(concatenate([rest, first]), whole)
+        assert not same(concatenate([first, cut(whole, 61, size)]), whole)
+    half = Axis(90)
+    unify(half, cut(tokens, 0, 90))
+    unify(half, cut(tokens, 90, 180))  # each frame beside another: neither any more
+    assert not same(concatenate([half, cut(tokens, 90, 180)]), tokens)
+
+
+def test_an_axis_that_was_put_together_keeps_what_was_known_of_it():
+    frames, rows, cols = video(5)
+    unify(frames, concatenate([Axis(1), Axis(4)]))
+    assert read_segments(multiply([frames, rows, cols]))[0].grid == (5, 6, 10)

@@ -8,7 +8,9 @@ from .backend import convert_exported, vsa
 from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, VsaError
 from .functional import attention
 from .options import Options
+from .prepare import prepare
 from .report import Report, SiteReport, explain
+from .state import video_grid
 
 __version__ = "0.1.0"
 
@@ -24,5 +26,7 @@ __all__ = [
     "attention",
     "convert_exported",
     "explain",
+    "prepare",
+    "video_grid",
     "vsa",
 ]

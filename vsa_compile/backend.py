@@ -12,14 +12,14 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from . import gpu, methods, torch_compat
+from . import gpu, methods, state, torch_compat
 from .errors import OptionError, RefusedError, analysis_failed, refused_but_required, unknown_name
 from .gpu.templates import template_files
 from .layout import analyse
 from .options import Options
 from .report import Report, describe, site_report
 from .rewrite import rewrite
-from .sites import Refusal, Site, judge
+from .sites import Refusal, Site, judge, wants_hint
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,9 @@ def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | Non
 
 def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     """Analyse a captured graph and rewrite it in place; counts and logs what was done."""
-    decisions = _judged(module, settings)
+    decisions = _judged(module, state.hinted(settings))
+    if any(map(wants_hint, decisions)):
+        state.guard()
     if settings.fallback == "error":
         for decision in decisions:
             if isinstance(decision, Refusal) and decision.reason.asked:
@@ -103,7 +105,7 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None
     Options are those of the backend; `mode` and `inductor` belong to AOTInductor itself.
     """
     settings = read_options(options)
-    decisions = judge(analyse(program.graph_module), settings)
+    decisions = judge(analyse(program.graph_module), state.hinted(settings))
     report = Report(tuple(site_report(decision, settings) for decision in decisions), settings)
     convert(program.graph_module, settings)
     gpu.register()

@@ -179,8 +179,8 @@ def not_raster(axes: str) -> Reason:
 def unknown_grid() -> Reason:
     return Reason(
         "unknown-grid",
-        "the graph does not show the (frames, rows, cols) of these tokens; "
-        'pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number',
+        "the graph does not show the (frames, rows, cols) of these tokens; call vsa_compile.prepare(model), "
+        'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number',
         asked=True,
     )
 
@@ -262,3 +262,47 @@ def enclosed(name: str) -> Reason:
 
 def func_transform() -> Reason:
     return Reason("func-transform", "the graph is under a torch.func transform", asked=True)
+
+
+def not_captured() -> Reason:
+    return Reason(
+        "not-captured",
+        'Dynamo has this call in no graph and runs it eagerly; TORCH_LOGS="graph_breaks" says why, and '
+        "torch.compile(..., fullgraph=True) takes some models whole",
+    )
+
+
+# --- The command line ---------------------------------------------------------------------------------
+
+FACTORY = (
+    "module:factory, a callable of an importable module that returns "
+    "(model, kwargs), (model, args) or (model, args, kwargs)"
+)
+FACTORY_EXAMPLE = "For example my_model:build, with my_model.py in the current directory."
+
+
+def not_json(name: str, text: str, why: str) -> str:
+    return bad_value(name, text, "a JSON object", f"({why}) For example '{{\"sparsity\": 0.9}}', in quotes.")
+
+
+def no_module(name: str, folder: str) -> str:
+    text = f"there is no module {name!r} in {folder} or in this Python's packages."
+    if "/" in name or name.endswith(".py"):
+        return f"{text} Write it as in an import: dots for slashes, and no .py."
+    return f"{text} Install it, or run the command where it lies."
+
+
+def no_attribute(path: str, name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {close[0]!r}?" if close else f"it must be {FACTORY}."
+    return f"{path} has no {name!r}; {guess}"
+
+
+def not_built(path: str, got: object) -> str:
+    shown = type(got).__name__
+    if isinstance(got, tuple):
+        shown = f"({', '.join(type(item).__name__ for item in got)})"
+    return (
+        f"{path} returned {shown}, but it must return (model, kwargs dict), (model, args tuple) or "
+        "(model, args tuple, kwargs dict), where the model is callable."
+    )

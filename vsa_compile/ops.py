@@ -2,6 +2,8 @@
 
     vsa::attention   the one node in a captured graph; CompositeImplicitAutograd, so that tracing
                      walks into the method's plain PyTorch
+    vsa::hint        x itself, with the grid of its tokens for the layout analysis to read
+    vsa::zero_padding  an output with zeros in the rows of queries that are padding (leaf)
     vsa::select      pooled scores -> kept tiles (leaf)
     vsa::attend      exact attention over the kept tiles (leaf), with vsa::attend_backward
 
@@ -23,7 +25,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.library import Library, register_autograd, register_fake
 
 from . import methods
-from .errors import ArgumentError, DoubleBackwardError, double_backward, no_func_transform
+from .errors import ArgumentError, DoubleBackwardError, double_backward, kv_alike, no_func_transform
 from .grid import Grid, TileGrid
 
 _LIBRARY = Library("vsa", "DEF")
@@ -49,6 +51,9 @@ _LIBRARY.define(
     f"Tensor tiles, Tensor counts, {_SITE}, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+_LIBRARY.define("zero_padding(Tensor x, Tensor padding) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.define("hint(Tensor(a) x, SymInt[] grid) -> Tensor(a)", tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -126,12 +131,58 @@ def _attention(
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         sparsity=sparsity,
     )
+    # Known of every call but one whose tokens are data: there it becomes an assertion of the graph.
+    torch._check(k.shape[2] == v.shape[2], kv_alike)
     run = methods.get(method)
     if not autocast:
         return run(q, k, v, gate, site)
     # The coarse scores are fp32 on purpose; autocast would make them bf16 and change the selection.
     with torch.autocast(kind, enabled=False):
         return run(q, k, v, gate, site)
+
+
+# --- vsa::hint --------------------------------------------------------------------------------
+
+
+@torch.library.impl(_LIBRARY, "hint", "CompositeImplicitAutograd")
+def _hint(x: Tensor, grid: Sequence[Any]) -> Tensor:
+    """x (B, video, ...), whose tokens are raster (frames, rows, cols) = grid, as a view.
+
+    Its size is spelled as the product, which need not be how the size of x is spelled: the analysis of a
+    graph with symbolic sizes could not tell that the two are equal.
+    """
+    return x.view(x.shape[0], grid[0] * grid[1] * grid[2], *x.shape[2:])
+
+
+# --- vsa::zero_padding ------------------------------------------------------------------------
+
+
+@torch.library.impl(_LIBRARY, "zero_padding", "CompositeExplicitAutograd")
+def _zero_padding(x: Tensor, padding: Tensor) -> Tensor:
+    """x (B, H, N, D) -> (B, N, H, D), contiguous, with zeros in the rows of queries that see no key: where
+    padding (B or 1, 1, 1, N) is False.
+
+    An operator, not `where`: Inductor (2.13) cannot slice a computed tensor at a position that is data,
+    and models that pad their text by data do so with the output.
+    """
+    return x.transpose(1, 2).masked_fill(padding.permute(0, 3, 1, 2).logical_not(), 0.0).contiguous()
+
+
+@register_fake("vsa::zero_padding")
+def _zero_padding_fake(x: Tensor, padding: Tensor) -> Tensor:
+    batch, heads, tokens, width = x.shape
+    return x.new_empty((batch, tokens, heads, width))
+
+
+def _zero_padding_grad(ctx: Any, grad: Tensor) -> tuple:
+    return torch.ops.vsa.zero_padding(grad.transpose(1, 2), *ctx.saved_tensors).transpose(1, 2), None
+
+
+register_autograd(
+    "vsa::zero_padding",
+    _zero_padding_grad,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
+)
 
 
 # --- vsa::select ------------------------------------------------------------------------------

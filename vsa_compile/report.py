@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from threading import Lock
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
 
 from . import methods
+from .errors import not_captured
 from .flops import attended_pairs
 from .grid import Grid, TileGrid, kept_tiles
 from .layout import Analysis, Segment, analyse
@@ -26,7 +30,7 @@ from .torch_compat import explaining_compile, shape_environment, size_hint, with
 class SiteReport:
     """One attention call. Sizes are those of the example inputs, in tokens and tiles.
 
-    name: module path. converted: whether it is made sparse. reason: why not, else "".
+    name: module path. converted: whether it is made sparse. reason: why not, else ""; slug: its short name.
     grid: (frames, rows, cols) of its video tokens, or None. segments: the query tokens, in order.
     tokens: of the query. kept_tiles of total_tiles: what each query tile keeps; 0 of 0 if refused.
     flops_dense, flops_sparse: of the attention itself, forward (4 B H D per query-key pair).
@@ -35,6 +39,7 @@ class SiteReport:
     name: str
     converted: bool
     reason: str
+    slug: str
     grid: tuple[int, int, int] | None
     segments: tuple[str, ...]
     tokens: int
@@ -64,6 +69,12 @@ class Report:
         return sum(site.flops_sparse for site in self.sites)
 
     def to_json(self) -> str:
+        """One object, whose names only ever grow:
+
+        "options": the fields of `Options`;
+        "totals": {"converted", "refused", "flops_dense", "flops_sparse"}, integers;
+        "sites": one object for each attention call, in order, with the fields of `SiteReport`.
+        """
         totals = {
             "converted": self.converted,
             "refused": len(self.sites) - self.converted,
@@ -133,9 +144,7 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
     queries, keys = (
         [hint(s) for s in sizes_of(example_of(arguments.get(n))) or [1]] for n in ("query", "key")
     )
-    batch, heads, q_tokens, width = [1, 1, 1, *queries][-4:]
-    kv_tokens = [1, *keys][-2]
-    per_pair = 4 * batch * heads * width
+    q_tokens, kv_tokens, per_pair = _amounts(queries, keys)
     dense = per_pair * q_tokens * kv_tokens
     grid, kept, total, sparse = None, 0, 0, dense
     if isinstance(decision, Site):
@@ -147,6 +156,7 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
         name=decision.name,
         converted=isinstance(decision, Site),
         reason=decision.reason.text if isinstance(decision, Refusal) else "",
+        slug=decision.reason.slug if isinstance(decision, Refusal) else "",
         grid=tuple(grid) if grid else None,
         segments=tuple(_segment_text(segment, hint) for segment in decision.segments),
         tokens=q_tokens,
@@ -155,6 +165,12 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
         flops_dense=dense,
         flops_sparse=sparse,
     )
+
+
+def _amounts(queries: Sequence[int], keys: Sequence[int]) -> tuple[int, int, int]:
+    """Query tokens, key tokens, and the FLOPs of one query-key pair over all batches and heads."""
+    batch, heads, q_tokens, width = [1, 1, 1, *queries][-4:]
+    return q_tokens, [1, *keys][-2], 4 * batch * heads * width
 
 
 def _segment_text(segment: Segment, hint: Callable[[Size], int]) -> str:
@@ -172,7 +188,21 @@ def describe(decision: Site | Refusal) -> str:
     return f"{name}: dense, [{segments}], {decision.reason.slug}: {decision.reason.text}"
 
 
-_found: list[Analysis] = []
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A graph that ran while a model was explained.
+
+    modules: those whose methods were on the call stack, innermost first. parameters: ids of those that it
+    was given. broken: whether Dynamo broke the graph off before the end of its function.
+    """
+
+    analysis: Analysis
+    modules: list[torch.nn.Module]
+    parameters: set[int]
+    broken: bool
+
+
+_found: list[_Run] = []
 _explaining = Lock()
 
 
@@ -182,9 +212,12 @@ def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
     One object at module level: Dynamo keys compiled code by it, so repeated explains share code.
     """
     analysis = analyse(module)
+    end = getattr(module, "compile_subgraph_reason", None)
+    broken = getattr(end, "graph_break", True)
 
     def run(*args: Any) -> Any:
-        _found.append(analysis)
+        parameters = {id(x) for x in args if isinstance(x, torch.nn.Parameter)}
+        _found.append(_Run(analysis, _modules_on_stack(), parameters, broken))
         return module.forward(*args)
 
     return run
@@ -195,8 +228,9 @@ def explain(
 ) -> Report:
     """What `torch.compile(model, backend="vsa", options=options)` does to every attention call, and why.
 
-    Runs one dense forward with the given inputs; `model` may be compiled already, and stays so.
-    Raises OptionError for bad options.
+    Runs one dense forward with the given inputs, and a second without Dynamo where Dynamo does not take the
+    model as one graph: that one finds the calls that are in no graph. `model` may be compiled already, and
+    stays so. Raises OptionError for bad options.
     """
     settings = Options.read(options)
     methods.get(settings.method)
@@ -204,7 +238,88 @@ def explain(
         try:
             with without_compiled_calls(model) as plain:
                 explaining_compile(plain, _collect)(*args, **kwargs)
-            decisions = [d for analysis in _found for d in judge(analysis, settings, guard=False)]
+                runs = list(_found)
+                owner = getattr(plain, "__self__", plain)
+                whole = len(runs) == 1 and _is_whole(runs[0], owner)
+                census = None if whole else _Census(owner)
+                if census is not None:
+                    with census, torch.compiler.set_stance("force_eager"):
+                        plain(*args, **kwargs)
         finally:
             _found.clear()
-    return Report(tuple(site_report(decision, settings) for decision in decisions), settings)
+    rows = [(run, row) for run in runs for row in _rows(run, settings, census.names if census else {})]
+    sites = _with_uncaptured(rows, census) if census else [row for _, row in rows]
+    return Report(tuple(sites), settings)
+
+
+def _is_whole(run: _Run, model: Any) -> bool:
+    """Whether the graph is all of the model: not broken off, and entered from nothing but the model."""
+    return not run.broken and all(getattr(m, "_orig_mod", m) is model for m in run.modules)
+
+
+def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteReport]:
+    """The rows of one graph. `names` are the paths of modules by id; the graph's begin at its own module."""
+    owner = next((names[id(m)] for m in run.modules if id(m) in names), "")
+    rows = [site_report(decision, settings) for decision in judge(run.analysis, settings, guard=False)]
+    return [replace(row, name=".".join(filter(None, (owner, row.name)))) for row in rows]
+
+
+def _modules_on_stack() -> list[torch.nn.Module]:
+    """The modules whose methods are being called, innermost first."""
+    frame, modules = sys._getframe(1), []
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module):
+            modules.append(owner)
+        frame = frame.f_back
+    return modules
+
+
+class _Census(TorchFunctionMode):
+    """While entered, notes every attention call that is run, as a row that says Dynamo did not capture it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
+        self.names = {id(module): name for name, module in self.modules.items()}
+        self.calls: list[SiteReport] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            self._note(*(args[i] if i < len(args) else kwargs[n] for i, n in enumerate(("query", "key"))))
+        return func(*args, **kwargs)
+
+    def _note(self, query: torch.Tensor, key: torch.Tensor) -> None:
+        tokens, kv_tokens, per_pair = _amounts(query.shape, key.shape)
+        name = next((self.names[id(m)] for m in _modules_on_stack() if id(m) in self.names), "")
+        flops, reason = per_pair * tokens * kv_tokens, not_captured()
+        row = SiteReport(name, False, reason.text, reason.slug, None, (), tokens, 0, 0, flops, flops)
+        self.calls.append(row)
+
+    def fits(self, call: SiteReport, run: _Run, site: SiteReport) -> int:
+        """How surely a row of a graph is this call: 3 by its path, 2 by parameters of the module, 0 not."""
+        if (site.tokens, site.flops_dense) != (call.tokens, call.flops_dense):
+            return 0
+        if site.name == call.name:
+            return 3
+        shorter, longer = sorted((site.name, call.name), key=len)
+        if shorter and not longer.endswith(f".{shorter}"):
+            return 0
+        module = self.modules.get(call.name)
+        return 2 if module and any(id(p) in run.parameters for p in module.parameters()) else 1
+
+
+def _with_uncaptured(rows: list[tuple[_Run, SiteReport]], census: _Census) -> list[SiteReport]:
+    """The calls in the order in which they ran: as the graphs show them, else as they are.
+
+    A graph that begins in mid-function knows the end of a module's path alone, so the surest go first.
+    """
+    left, merged = list(rows), list(census.calls)
+    for sure in (3, 2, 1):
+        for i, call in enumerate(census.calls):
+            found = next((row for row in left if merged[i] is call and census.fits(call, *row) == sure), None)
+            if found is not None:
+                left.remove(found)
+                merged[i] = replace(found[1], name=max(call.name, found[1].name, key=len))
+    return merged + [site for _, site in left]

@@ -18,7 +18,7 @@ from .layout.axes import Size
 from .layout.values import example_of
 from .options import Options
 from .sites import Refusal, Site, attention_arguments
-from .torch_compat import is_floor_division, symbol_of
+from .torch_compat import is_floor_division, is_remainder, symbol_of
 
 _OPERATORS = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
@@ -60,7 +60,12 @@ def _convert(site: Site, options: Options, sizes: _Sizes) -> Site | Refusal:
              options.sparsity, options.method),
         )  # fmt: skip
     new.meta = dict(node.meta)
-    _replace(node, new, _example(node, q, options))
+    example = _example(node, q, options)
+    if site.query_padding:
+        new.meta["example_value" if "example_value" in node.meta else "val"] = example
+        new = _zero_padding(new, site.key_padding)
+        example = example_of(new)
+    _replace(node, new, example)
     return site
 
 
@@ -98,6 +103,18 @@ def _key_padding(graph: Graph, mask: Node | None) -> Node | None:
     return rows
 
 
+def _zero_padding(out: Node, padding: Any) -> Node:
+    """The output (B, H, N, D) with zeros in the rows of queries that see no key, as SDPA gives."""
+    with out.graph.inserting_after(out):
+        rows = out.graph.call_function(torch.ops.vsa.zero_padding.default, (out, padding))
+    with out.graph.inserting_after(rows):
+        result = out.graph.call_method("transpose", (rows, 1, 2))
+    key = "example_value" if "example_value" in out.meta else "val"
+    rows.meta = out.meta | {key: torch.ops.vsa.zero_padding(example_of(out), example_of(padding))}
+    result.meta = out.meta | {key: example_of(rows).transpose(1, 2)}
+    return result
+
+
 class _MissingSymbol(Exception):
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -126,6 +143,8 @@ class _Sizes:
         parts = [self.node(part) for part in size.args]
         if is_floor_division(size):
             return self._call(operator.floordiv, *parts)
+        if is_remainder(size):
+            return self._call(operator.mod, *parts)
         function = _OPERATORS.get(size.func)
         if function is None:
             raise _MissingSymbol(errors.grid_symbol(str(size)))

@@ -16,12 +16,12 @@ from . import errors
 from .errors import Reason
 from .grid import Grid
 from .layout import Analysis, Segment, read_segments, same_tokens
-from .layout.axes import Size, equal, find
-from .layout.masks import all_true
+from .layout.axes import Axis, Size, equal, factors, find
+from .layout.masks import all_true, padding_of_both
 from .layout.values import example_of, sizes_of
 from .layout.walk import AttentionCall
 from .options import Options
-from .torch_compat import guard_at_least
+from .torch_compat import depends_on_data, guard_at_least, guard_equal
 
 MAX_HEAD_WIDTH = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -41,6 +41,7 @@ class Site:
     q_start: Size
     kv_start: Size
     key_padding: Node | None
+    query_padding: bool  # whether queries that are padding, too, see nothing
     scale: float | None
 
 
@@ -52,6 +53,12 @@ class Refusal:
     name: str
     segments: tuple[Segment, ...]
     reason: Reason
+
+
+def wants_hint(decision: Site | Refusal) -> bool:
+    """Whether a hinted grid made this decision, or might have."""
+    hidden = not any(segment.grid for segment in decision.segments)
+    return hidden and (isinstance(decision, Site) or decision.reason.slug == errors.unknown_grid().slug)
 
 
 class _Refused(Exception):
@@ -71,7 +78,7 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True) -> list[S
     for call, segments in zip(analysis.calls, read, strict=True):
         name = module_path(call.node)
         try:
-            site = _judge(analysis, call, name, segments, options, shows_video)
+            site = _judge(analysis, call, name, segments, options, shows_video, guard)
             _check_tokens(analysis, site.grid.tokens, options, guard)
             decisions.append(site)
         except _Refused as refused:
@@ -113,6 +120,7 @@ def _judge(
     segments: tuple[Segment, ...],
     options: Options,
     shows_video: bool,
+    guard: bool,
 ) -> Site:
     if call.enclosed_by is not None:
         raise _Refused(errors.enclosed(call.enclosed_by))
@@ -120,11 +128,15 @@ def _judge(
         raise _Refused(errors.func_transform())
     arguments = attention_arguments(call.node)
     _check_rank(arguments)
-    grid, q_start, kv_start = _video(analysis, arguments, segments, options, shows_video)
+    grid, q_start, kv_start = _video(analysis, arguments, segments, options, shows_video, guard)
     _check_call(arguments)
+    both = padding_of_both(arguments["attn_mask"])
+    if both is not None:
+        arguments["attn_mask"] = both
     key_padding = _key_padding(analysis, arguments, kv_start, kv_start + grid.tokens)
     _check_layer(name, options)
-    return Site(call, name, segments, grid, q_start, kv_start, key_padding, _constant(arguments, "scale"))
+    scale = _constant(arguments, "scale")
+    return Site(call, name, segments, grid, q_start, kv_start, key_padding, both is not None, scale)
 
 
 def _check_rank(arguments: dict[str, Any]) -> None:
@@ -143,6 +155,7 @@ def _video(
     segments: tuple[Segment, ...],
     options: Options,
     shows_video: bool,
+    guard: bool,
 ) -> tuple[Grid, Size, Size]:
     """The grid of the video tokens, and where they start among the queries and the keys."""
     keys = tuple(read_segments(analysis.tokens(arguments["key"])))  # pyright: ignore[reportArgumentType]
@@ -155,38 +168,82 @@ def _video(
     if shared:
         return max(shared, key=lambda found: analysis.hint(found[0].tokens))  # pyright: ignore[reportReturnType]
     if options.grid is not None and not any(q.grid for q in segments):
-        hinted = _hinted(options.grid, segments, keys)
+        hinted = _hinted(analysis, options.grid, segments, keys, guard)
         if hinted is not None:
             return hinted
-    raise _Refused(_why_no_video(analysis, segments, keys, shows_video))
+    raise _Refused(_why_no_video(analysis, arguments, segments, keys, shows_video))
 
 
 def _hinted(
-    grid: Grid, segments: tuple[Segment, ...], keys: tuple[Segment, ...]
+    analysis: Analysis, grid: Grid, segments: tuple[Segment, ...], keys: tuple[Segment, ...], guard: bool
 ) -> tuple[Grid, Size, Size] | None:
-    """The one segment, at the same place among queries and keys, that is as long as options["grid"]."""
-    places = [i for i, q in enumerate(segments) if equal(q.size, grid.tokens)]
-    if len(places) != 1 or len(keys) != len(segments) or not equal(keys[places[0]].size, grid.tokens):
+    """The one segment that is as long as a hinted grid, the same tokens or place among queries and keys.
+
+    A symbolic length that happens to fit becomes a guard of the graph: the grid is a constant.
+    """
+    fit = [(i, q) for i, q in enumerate(segments) if analysis.hint(q.size) == grid.tokens]
+    places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
+              if (at := _within(q.axis, k.axis)) is not None]  # fmt: skip
+    if not places and len(segments) == len(keys):
+        places = [(i, i, 0, keys[i].size) for i, _ in fit if analysis.hint(keys[i].size) == grid.tokens]
+    if len(places) != 1:
         return None
-    return grid, _offset(segments, places[0]), _offset(keys, places[0])
+    i, j, at, others = places[0]
+    for size in (segments[i].size, others):
+        if guard and not isinstance(size, int):
+            guard_equal(size, grid.tokens, analysis.environment)
+    return grid, _offset(segments, i), _offset(keys, j) + at
+
+
+def _within(tokens: Axis, keys: Axis) -> Size | None:
+    """Where tokens start in a run of keys that holds them: all of it, or cut from it. None if unknown."""
+    if equal(tokens.size, 1) or same_tokens(tokens, keys):
+        return None if equal(tokens.size, 1) else 0
+    run = find(tokens).cut
+    return run[1] if run is not None and same_tokens(run[0], keys) else None
 
 
 def _why_no_video(
-    analysis: Analysis, segments: tuple[Segment, ...], keys: tuple[Segment, ...], shows_video: bool
+    analysis: Analysis,
+    arguments: dict[str, Any],
+    segments: tuple[Segment, ...],
+    keys: tuple[Segment, ...],
+    shows_video: bool,
 ) -> Reason:
     same = len(segments) == len(keys) and all(
         same_tokens(q.axis, k.axis) for q, k in zip(segments, keys, strict=True)
     )
     longest = max(segments, key=lambda segment: analysis.hint(segment.size))
     as_long = equal(_offset(segments, len(segments)), _offset(keys, len(keys)))
+    # Or the keys are those tokens and others: [text | video] for queries that are the video alone.
+    same = same or any(_within(longest.axis, k.axis) is not None for k in keys)
     if not same and (shows_video or longest.factors > 1 or not as_long):
         return errors.cross()
     if longest.factors == 2:
         return errors.two_axes()
     if longest.factors > 2:
         return errors.not_raster(repr(longest.axis))
-    known = shows_video or longest.factors == 0 or bool(find(longest.axis).origins)
+    known = shows_video or longest.factors == 0 or _is_one_axis(longest.axis, _batch(analysis, arguments))
     return errors.one_axis() if known else errors.unknown_grid()
+
+
+def _batch(analysis: Analysis, arguments: dict[str, Any]) -> list[Axis]:
+    """What the queries' batch dimension is made of."""
+    layout = analysis.values[arguments["query"]]
+    return [factor for axis in layout[:-3] for factor in factors(axis)]
+
+
+def _is_one_axis(tokens: Axis, batch: list[Axis]) -> bool:
+    """Whether tokens are known to be one axis of a value: looked-up ids, or frames with rows in the batch.
+
+    That they are one axis of an input alone says nothing: it may be (batch, 3, tokens, 2) coordinates.
+    """
+    for value, _ in find(tokens).origins:
+        inputs = isinstance(value, Node) and value.op in ("placeholder", "get_attr")
+        others = [at for axis in batch for origin, at in find(axis).origins if origin is value]
+        if not inputs or any(at > 0 for at in others):
+            return True
+    return False
 
 
 def _offset(segments: tuple[Segment, ...], index: int) -> Size:
@@ -207,7 +264,8 @@ def _check_call(arguments: dict[str, Any]) -> None:
             raise _Refused(errors.subclass(type(x).__name__))
     shapes = [sizes_of(x) or [] for x in (q, k, v)]
     (batch, heads), (kv_batch, kv_heads) = shapes[0][:2], shapes[1][:2]
-    alike = all(equal(a, b) for a, b in zip(shapes[1][:3], shapes[2][:3], strict=True))
+    alike = all(equal(a, b) for a, b in zip(shapes[1][:2], shapes[2][:2], strict=True))
+    alike = alike and _as_many(shapes[1][2], shapes[2][2])
     grouped = isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0
     if not (alike and equal(batch, kv_batch) and (grouped or equal(heads, kv_heads))):
         raise _Refused(errors.broadcast(*map(str, shapes)))
@@ -220,6 +278,11 @@ def _check_call(arguments: dict[str, Any]) -> None:
         raise _Refused(errors.value_width(widths[1], widths[2]))
     if q.dtype not in DTYPES:
         raise _Refused(errors.dtype(str(q.dtype).removeprefix("torch.")))
+
+
+def _as_many(keys: Size, values: Size) -> bool:
+    """Whether there are as many values as keys; where that is data, the operator checks it when it runs."""
+    return equal(keys, values) or depends_on_data(keys) or depends_on_data(values)
 
 
 def _constant(arguments: dict[str, Any], name: str) -> Any:

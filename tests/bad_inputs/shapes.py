@@ -37,8 +37,9 @@ SAME_WIDTH = (
     "scale=, or call scaled_dot_product_attention, which is dense."
 )
 NO_GRID = (
-    "dense: the graph does not show the (frames, rows, cols) of these tokens; pass "
-    'options={"grid": (frames, rows, cols)}, in tokens, whose product is their number'
+    "dense: the graph does not show the (frames, rows, cols) of these tokens; "
+    'call vsa_compile.prepare(model), or pass options={"grid": (frames, rows, cols)}, in tokens, '
+    "whose product is their number"
 )
 
 
@@ -250,7 +251,7 @@ SHARDS = (
         "X32",
         "a model in which a shard of q attends to all of k and v",
         in_graph(lambda x: sdpa(heads(x[:, :30]), heads(x), heads(x))),
-        "dense: queries and keys are different tokens (cross-attention)",
+        NO_GRID,
     ),
     Row(
         "X32",

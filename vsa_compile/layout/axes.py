@@ -11,73 +11,11 @@ Symbolic sizes are compared by algebra alone; nothing here adds a guard.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from functools import lru_cache
-from typing import Any
 
-import sympy
+from .sizes import Size, divided, equal, product
 
-from ..torch_compat import is_floor_division
-
-Size = Any  # int | sympy.Expr
 Origin = tuple[Hashable, int]  # (the value that introduced the axes, position among them)
-
-
-def equal(a: Size, b: Size) -> bool:
-    """Whether two sizes are the same for all values of their symbols."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    return a == b or _is_zero(a - b)
-
-
-@lru_cache(maxsize=4096)
-def _is_zero(difference: Any) -> bool:
-    return bool(sympy.expand(_exact(difference)) == 0)
-
-
-@lru_cache(maxsize=4096)
-def _exact(size: Any) -> Any:
-    """a // b written as the quotient where b divides a, and a // (a // d) as d.
-
-    So Dynamo spells the last size of a reshape that splits a exactly.
-    """
-
-    def quotient(x: Any) -> Any:
-        a, b = x.args
-        if is_floor_division(b) and b.args[0] == a:
-            return b.args[1]
-        numerator, denominator = sympy.fraction(sympy.cancel(a / b))
-        return numerator if denominator == 1 else x
-
-    return size.replace(is_floor_division, quotient) if size.has(sympy.Function) else size
-
-
-def divided(a: Size, b: Size) -> Size | None:
-    """a / b where b divides a for all values of the symbols, else None.
-
-    a divided by a // d is d: the callers compare sizes of one reshape, so the division was exact.
-    """
-    if isinstance(a, int) and isinstance(b, int):
-        return a // b if b and a % b == 0 else None
-    return _quotient(_exact(sympy.sympify(a)), _exact(sympy.sympify(b)))
-
-
-@lru_cache(maxsize=4096)
-def _quotient(a: Any, b: Any) -> Size | None:
-    if is_floor_division(b) and b.args[0] == a:
-        return _plain(b.args[1])
-    numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (0, 0)
-    return _plain(numerator) if denominator == 1 else None
-
-
-def _plain(size: Any) -> Size:
-    return int(size) if size.is_Integer else size
-
-
-def product(sizes: Iterable[Size]) -> Size:
-    total: Size = 1
-    for size in sizes:
-        total = total * size
-    return total
+Run = tuple["Axis", Size, Size]  # (the axis that it was cut from, start, stop)
 
 
 class Axis:
@@ -85,10 +23,12 @@ class Axis:
 
     `origins` says which axis of which multi-dimensional value an atom is: tokens whose three atoms
     are three axes of one value, in increasing position, are raster video tokens. `whole` is the atom
-    that an axis was split from.
+    that an axis was split from; `cut` the axis that it is a run of, with the run's start and stop.
+    `shown` is the size as the graph has it, where `size` is spelled as a quotient of others.
+    `respelled` are the same tokens with a size that is proved equal, but spelled otherwise.
     """
 
-    __slots__ = ("forward", "origins", "parts", "segments", "size", "whole")
+    __slots__ = ("cut", "forward", "origins", "parts", "respelled", "segments", "shown", "size", "whole")
 
     def __init__(self, size: Size, origins: Iterable[Origin] = ()) -> None:
         self.size = size
@@ -97,6 +37,9 @@ class Axis:
         self.parts: tuple[Axis, ...] | None = None
         self.segments: tuple[Axis, ...] | None = None
         self.whole: Axis | None = None
+        self.cut: Run | None = None
+        self.respelled: Axis | None = None
+        self.shown: Size = size
 
     @property
     def is_atom(self) -> bool:
@@ -134,8 +77,9 @@ def multiply(axes: Sequence[Axis]) -> Axis:
 
 
 def concatenate(axes: Sequence[Axis]) -> Axis:
-    """The concatenation; empty segments vanish."""
-    known = [segment for axis in axes for segment in segments(axis) if not equal(segment.size, 0)]
+    """The concatenation; empty segments vanish, and runs of one axis that follow each other are one run."""
+    pieces = [piece for axis in axes for piece in segments(axis) if not equal(piece.size, 0)]
+    known = [segment for piece in _joined(pieces) for segment in segments(piece)]
     if len(known) == 1:
         return known[0]
     total: Size = 0
@@ -144,6 +88,34 @@ def concatenate(axes: Sequence[Axis]) -> Axis:
     result = Axis(total)
     result.segments = tuple(known)
     return result
+
+
+def run(axis: Axis, start: Size, stop: Size) -> Axis:
+    """axis[start:stop], of which nothing is known but where it came from."""
+    axis = find(axis)
+    base, offset = (axis.cut[0], axis.cut[1]) if axis.cut else (axis, 0)
+    result = Axis(stop - start)
+    result.cut = (base, offset + start, offset + stop)
+    return result
+
+
+def _joined(pieces: Sequence[Axis]) -> list[Axis]:
+    result: list[Axis] = []
+    for piece in pieces:
+        result.append(piece)
+        while len(result) > 1 and (joined := _join(*result[-2:])) is not None:
+            result[-2:] = [joined]
+    return result
+
+
+def _join(left: Axis, right: Axis) -> Axis | None:
+    """The run that two runs are together, or the axis itself where they are all of it."""
+    if left.cut is None or right.cut is None:
+        return None
+    (base, start, middle), (other, begin, stop) = left.cut, right.cut
+    if not (equal(middle, begin) and same(base, other)):
+        return None
+    return find(base) if equal(start, 0) and equal(stop, base.size) else run(base, start, stop)
 
 
 def factors(axis: Axis) -> list[Axis]:
@@ -192,6 +164,14 @@ def derived(axis: Axis, size: Size) -> Axis:
     sources = [find(piece) for piece in segments(axis)]
     known = [source for source in sources if source.origins]
     return Axis(size, known[0].origins if len(known) == 1 else ())
+
+
+def respelled(axis: Axis, size: Size) -> Axis:
+    """The tokens of `axis` under another size that they are proved to have: one axis, whoever asks."""
+    axis = find(axis)
+    if axis.respelled is None or not equal(axis.respelled.size, size):
+        axis.respelled = Axis(size)
+    return axis.respelled
 
 
 def same(a: Axis, b: Axis) -> bool:
@@ -259,6 +239,7 @@ def _copy(axis: Axis) -> Axis:
     """The same structure out of new atoms."""
     axis = find(axis)
     result = Axis(axis.size, axis.origins)
+    result.shown = axis.shown
     result.parts = axis.parts and tuple(map(_copy, axis.parts))
     result.segments = axis.segments and tuple(map(_copy, axis.segments))
     return result
@@ -269,8 +250,17 @@ def _bind(atom: Axis, other: Axis) -> None:
         return
     atom.forward = other
     other.whole = other.whole or atom.whole
-    if other.is_atom:
+    other.cut = _same_run(atom.cut, other.cut)
+    other.respelled = other.respelled or atom.respelled
+    if other.parts is None:  # a concatenation too: its pieces are not axes of that value, it is
         other.origins |= atom.origins
+
+
+def _same_run(a: Run | None, b: Run | None) -> Run | None:
+    """What is known of two runs that are one: nothing where they were at different places."""
+    if a is None or b is None:
+        return a or b
+    return b if equal(a[1], b[1]) and equal(a[2], b[2]) else None
 
 
 def _occurs(atom: Axis, axis: Axis) -> bool:
@@ -301,17 +291,30 @@ def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
     Atoms that straddle an output boundary are split; what cannot be followed becomes a new atom.
     An atom without origins that is split into three whole dimensions at once shows a grid.
     """
-    pending = [factor for axis in axes for factor in factors(axis)][::-1]
+    before, after = _kept(axes, sizes), 0
+    if before < len(sizes):
+        after = _kept(axes[before:][::-1], sizes[before:][::-1])
+    middle = slice(before, len(sizes) - after)
+    pending = [factor for axis in axes[before : len(axes) - after] for factor in factors(axis)][::-1]
     result: list[Axis] = []
-    for size in sizes:
+    for size in sizes[middle]:
         if equal(size, 1):
             result.append(unit())
             continue
         taken = _take(pending, size)
         if taken is None:
-            return result + [Axis(s) for s in sizes[len(result) :]]
+            result += [Axis(s) for s in sizes[middle][len(result) :]]
+            break
         result.append(multiply(taken))
-    return result
+    return [*axes[:before], *result, *axes[len(axes) - after :]]
+
+
+def _kept(axes: Sequence[Axis], sizes: Sequence[Size]) -> int:
+    """How many leading dimensions a reshape leaves as they are."""
+    pairs = zip(axes, sizes, strict=False)
+    return next(
+        (i for i, (axis, size) in enumerate(pairs) if not equal(axis.size, size)), min(len(axes), len(sizes))
+    )
 
 
 def _take(pending: list[Axis], size: Size) -> list[Axis] | None:

@@ -7,8 +7,9 @@ from typing import Any
 import sympy
 from torch.fx import Node
 
-from .axes import Axis, find, unit
+from .axes import Axis, find, respelled, unit
 from .rules import rule
+from .sizes import equal
 from .values import Call, Layout, Value, broadcast, unknown
 from .views import cut
 
@@ -56,7 +57,8 @@ def indexed(call: Call, layout: Layout, index: Any) -> Layout | None:
         if item is None:
             result.append(unit())
         elif isinstance(item, slice):
-            result.append(_sliced(call, next(remaining), item))
+            real = call.sizes[len(result)] if len(result) < len(call.sizes) else None
+            result.append(_sliced(call, next(remaining), item, real))
         elif isinstance(call.literal(item), bool) or _is_tensor(call, item):
             return None
         else:
@@ -68,7 +70,12 @@ def _is_tensor(call: Call, item: Any) -> bool:
     return isinstance(item, (list, tuple)) or isinstance(call.value(item), list)
 
 
-def _sliced(call: Call, axis: Axis, item: slice) -> Axis:
+def _sliced(call: Call, axis: Axis, item: slice, real: Any = None) -> Axis:
+    """axis[item], whose size in the graph is `real` where that is known.
+
+    x[:-n] with n from data is empty at n = 0, so that its size is a symbol of its own. Where the graph
+    proves that size to be a positive number, n is not 0, and it is all but the last n after all.
+    """
     size = find(axis).size
     if item.step not in (None, 1):
         return _unknown_size()
@@ -78,7 +85,11 @@ def _sliced(call: Call, axis: Axis, item: slice) -> Axis:
         return _unknown_size()
     if isinstance(stop, int) and isinstance(size, int):
         stop = min(stop, size)
-    return cut(axis, start, stop)
+    taken = cut(axis, start, stop)
+    positive = isinstance(real, int) and real > 0 and isinstance(start, int) and start >= 0
+    if positive and not equal(find(taken).size, real):
+        return respelled(taken, real)
+    return taken
 
 
 def _position(call: Call, item: Any, default: Any, size: Any) -> Any:

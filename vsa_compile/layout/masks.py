@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.fx import Node
+import torch
+from torch.fx import Graph, Node
 
-from ..torch_compat import size_expression
+from ..torch_compat import depends_on_data, size_expression
 from .axes import Size, equal
 from .values import example_of, op_name, sizes_of
 from .walk import Analysis
@@ -35,6 +36,68 @@ _COMPARISONS = {"ge": (False, None), "lt": (True, None), "gt": (None, True), "le
 def all_true(analysis: Analysis, mask: Any, start: Size, stop: Size) -> bool:
     """Whether a boolean mask (..., keys) is True on every key of [start, stop), whatever the data."""
     return _Proof(analysis, start, stop).holds(mask, True)
+
+
+def padding_of_both(mask: Any) -> Node | None:
+    """The (B or 1, 1, 1, N) padding p of a mask `p & p.transpose(2, 3)`: padding sees nobody."""
+    node: Any = _without_copies(mask)
+    if not isinstance(node, Node) or op_name(node) not in ("and_", "logical_and", "bitwise_and"):
+        return None
+    arguments: list[Any] = list(node.args[:2])
+    for rows, columns in (arguments, arguments[::-1]):
+        if _is_transpose(columns, rows):
+            padding = rows.args[0] if op_name(rows) in ("repeat", "expand", "broadcast_to", "tile") else rows
+            sizes = sizes_of(example_of(padding)) or []
+            flat = len(sizes) == 4 and equal(sizes[1], 1) and equal(sizes[2], 1)
+            return padding if flat and _same_keys(padding, node) else None
+    return None
+
+
+def _without_copies(argument: Any) -> Any:
+    while isinstance(argument, Node) and op_name(argument) in ("bool", "to", "contiguous", "clone", "detach"):
+        argument = argument.args[0]
+    return argument
+
+
+def _is_transpose(node: Any, of: Any) -> bool:
+    """Whether a node is another one with its last two of four dimensions swapped."""
+    if not isinstance(node, Node) or not isinstance(of, Node) or node.args[0] is not of or _rank(of) != 4:
+        return False
+    dims = {dim % 4 for dim in node.args[1:3] if isinstance(dim, int)}
+    swapped = op_name(node) in ("transpose", "swapaxes", "swapdims") and dims == {2, 3}
+    return swapped or op_name(node) == "mT" or (op_name(node) == "getattr" and node.args[1] == "mT")
+
+
+def equal_counts(graph: Graph) -> dict[Any, Size]:
+    """Sizes from data that are equal since they count the same mask: x[~mask] and y[~mask] are as long.
+
+    Every `~mask` is another value to torch, and so every x[~mask] has a size of its own.
+    """
+    counts: dict[Any, Size] = {}
+    same: dict[Any, Size] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method") or not node.args:
+            continue
+        name = op_name(node)
+        if (name == "setitem" or str(node.target).endswith("_")) and _is_boolean(node.args[0]):
+            return {}  # a mask that changes counts something else afterwards
+        if name != "getitem" or not _is_boolean(node.args[1]):
+            continue
+        size = (sizes_of(example_of(node)) or [0])[0]
+        known = counts.setdefault(_spelled(node.args[1]), size)
+        if not isinstance(size, int) and size.is_Symbol and size != known:
+            same[size] = known
+    return same
+
+
+def _is_boolean(argument: Any) -> bool:
+    return getattr(example_of(argument), "dtype", None) is torch.bool
+
+
+def _spelled(mask: Node) -> Any:
+    """A key that two masks share if they are the same: a node, or its complement."""
+    negated = op_name(mask) in ("invert", "bitwise_not", "logical_not")
+    return ("not", _spelled(mask.args[0])) if negated else mask  # pyright: ignore[reportArgumentType]
 
 
 class _Proof:
@@ -128,20 +191,24 @@ class _Proof:
     def lower_bound(self, argument: Any) -> Size | None:
         """A size that every entry is at least.
 
-        The sum of an integer or boolean tensor counts a mask's entries, so it is at least 0.
+        A sum in integers counts a mask's entries, so it is at least 0. (HunyuanVideoPipeline makes the mask
+        float, the model adds it up with dtype=torch.int.)
         """
         node = self.resolved(argument)
         example = example_of(node)
         if sizes_of(example) is None:
-            return size_expression(example) if hasattr(example, "__index__") else None
+            return self._size(example) if hasattr(example, "__index__") else None
         name = op_name(node)
         if name in ("add", "iadd"):
             bounds = [self.lower_bound(argument) for argument in node.args[:2]]
             return None if bounds[0] is None or bounds[1] is None else bounds[0] + bounds[1]
         if name in ("sum", "count_nonzero"):
-            summed = example_of(self.resolved(node.args[0]))
-            return None if summed is None or summed.is_floating_point() else 0
+            return None if example.is_floating_point() else 0
         return self.lower_bound(node.args[0]) if name in _CARRIERS else None
+
+    def _size(self, example: Any) -> Size:
+        size: Size = size_expression(example)
+        return size.subs(equal_counts(self.analysis.module.graph)) if depends_on_data(size) else size
 
 
 def _argument(node: Node, position: int, name: str, default: Any = None) -> Any:

@@ -32,7 +32,7 @@ def read_segments(axis: Axis) -> list[Segment]:
 
 def _read(axis: Axis) -> Segment:
     atoms = wholes(axis)
-    grid = Grid(*(atom.size for atom in atoms)) if is_raster(atoms) else None
+    grid = Grid(*(atom.shown for atom in atoms)) if is_raster(atoms) else None
     return Segment(axis, axis.size, grid, len(atoms))
 
 

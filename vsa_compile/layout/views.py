@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import sympy
+
 from .axes import (
     Axis,
     concatenate,
@@ -13,6 +15,7 @@ from .axes import (
     mark_origins,
     multiply,
     regroup,
+    run,
     segments,
     unify,
     unit,
@@ -44,6 +47,24 @@ def _is_opaque(axis: Axis) -> bool:
     """Whether an axis is one atom, however it was split before, of which nothing but its size is known."""
     known = any(find(factor).origins for factor in factors(axis))
     return not known and len(wholes(axis, opaque=True)) == 1
+
+
+@rule("hint")
+def _hint(call: Call) -> Value:
+    """vsa::hint: dimension 1 is raster video tokens of the given grid.
+
+    That frames * rows * cols is its size is known to be so, but not by algebra: cols is spelled as the rest.
+    """
+    layout, grid = call.input, [call.literal(size) for size in call.arg(1, "grid")]
+    if layout is None:
+        return None
+    frames, rows, cols = (Axis(size) for size in grid)
+    if not equal(multiply([frames, rows, cols]).size, call.sizes[1]):
+        cols.size = sympy.sympify(call.sizes[1]) / (frames.size * rows.size)
+    mark_origins([frames, rows, cols], call.node)
+    video = multiply([frames, rows, cols])
+    unify(layout[1], video)
+    return [layout[0], video, *layout[2:]]
 
 
 @rule("permute")
@@ -199,7 +220,7 @@ def _without(layout: Layout, dim: int) -> Layout:
 
 
 def cut(axis: Axis, start: Any, stop: Any) -> Axis:
-    """axis[start:stop]: whole segments of a concatenation, the axis itself, or something unknown."""
+    """axis[start:stop]: whole segments of a concatenation, the axis itself, or a run of it."""
     size = find(axis).size
     if equal(start, 0) and equal(stop, size):
         return axis
@@ -213,7 +234,7 @@ def cut(axis: Axis, start: Any, stop: Any) -> Axis:
         begin = begin + segment.size
         if inside and equal(begin, stop):
             return concatenate(taken)
-    return Axis(stop - start)
+    return run(axis, start, stop)
 
 
 @rule("view_as_real")

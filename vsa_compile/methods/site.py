@@ -37,7 +37,10 @@ class Site:
         Border tiles are zero-padded for the sum only, which Inductor folds into the reduction.
         """
         grid, tile, shape = self.tiles.grid, self.tiles.tile, self.tiles.shape
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(2, tuple(grid))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if not all(isinstance(stride, int) for stride in wide.stride()):
+            wide = wide * 1  # Inductor (2.13) cannot split a dimension of a view whose strides are data
+        wide = wide.unflatten(2, tuple(grid))
         padding = [n * t - g for n, t, g in zip(shape, tile, grid, strict=True)]
         wide = F.pad(wide, (0, 0, 0, padding[2], 0, padding[1], 0, padding[0]))
         (n_f, n_r, n_c), (t_f, t_r, t_c) = shape, tile

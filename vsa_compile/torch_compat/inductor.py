@@ -1,70 +1,17 @@
-"""The only file that names private torch APIs. Each is probed for, never told by a version number.
+"""Inductor: compilation, cache keys, lowerings, Triton templates, the C++ loader.
 
-May be imported by everything but grid, errors and options.
+Imported inside the functions: importing vsa_compile loads neither Inductor nor triton.
 """
 
 from __future__ import annotations
 
 import ctypes
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import sympy
 import torch
 from torch.fx import GraphModule
-
-
-def size_expression(size: int | torch.SymInt) -> int | sympy.Expr:
-    """A size as an int, or as the sympy expression of a SymInt, known equalities applied. Adds no guard.
-
-    Checked on torch 2.13.
-    """
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    node: Any = size.node
-    expression = node.expr
-    return int(expression) if expression.is_Integer else expression
-
-
-def shape_environment(module: GraphModule) -> Any | None:
-    """The ShapeEnv behind a graph's symbolic sizes; None for a static graph. Checked on torch 2.13."""
-    for node in module.graph.nodes:
-        example = node.meta.get("example_value", node.meta.get("val"))
-        sizes = example.shape if isinstance(example, torch.Tensor) else (example,)
-        for size in sizes:
-            if isinstance(size, torch.SymInt):
-                return size.node.shape_env  # pyright: ignore[reportAttributeAccessIssue]
-    return None
-
-
-def size_hint(size: int | sympy.Expr, environment: Any | None) -> int:
-    """The size on the example inputs; 0 where it depends on data. Adds no guard. Checked on torch 2.13."""
-    if isinstance(size, int):
-        return size
-    if environment is None:
-        return 0
-    if hasattr(environment, "optimization_hint"):  # 2.13; its predecessor warns there
-        return int(environment.optimization_hint(size, fallback=0))
-    hint = environment.size_hint(size, allow_none=True)
-    return 0 if hint is None else int(hint)
-
-
-def guard_at_least(size: sympy.Expr, least: int, environment: Any) -> bool:
-    """Whether size >= least on the example inputs, made a guard of the graph. Checked on torch 2.13."""
-    return bool(environment.evaluate_expr(sympy.Ge(size, least)))
-
-
-def symbol_of(example: Any) -> sympy.Symbol | None:
-    """The symbol that a SymInt consists of, if it is a bare one. Checked on torch 2.13."""
-    expression = example.node.expr if isinstance(example, torch.SymInt) else None
-    return expression if isinstance(expression, sympy.Symbol) else None
-
-
-def is_floor_division(expression: sympy.Expr) -> bool:
-    """Whether a size expression is torch's floor division. Checked on torch 2.13."""
-    return type(expression).__name__ in ("FloorDiv", "CleanDiv")
 
 
 def compile_with_inductor(module: GraphModule, example_inputs: Any, patches: dict[str, Any]) -> Callable:
@@ -100,13 +47,6 @@ def reset_inductor() -> None:
         trees.reset_cudagraph_trees()
 
 
-def counters() -> Any:
-    """Dynamo's counter table: counters()["vsa_compile"]["converted"], ..."""
-    from torch._dynamo.utils import counters as table
-
-    return table
-
-
 def keyed_pass(key: bytes, following: Any | None) -> Any:
     """A post-grad pass that changes nothing, but makes `key` part of Inductor's and AOTAutograd's cache
     keys; `following` is a user's own pass, which still runs. Checked on torch 2.13.
@@ -127,54 +67,6 @@ def keyed_pass(key: bytes, following: Any | None) -> Any:
             return None if inner is None else (key, inner)
 
     return KeyedPass()
-
-
-def fake_mode_of(module: GraphModule) -> Any | None:
-    """The FakeTensorMode of a captured graph's example values."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    for node in module.graph.nodes:
-        example = node.meta.get("example_value", node.meta.get("val"))
-        if isinstance(example, FakeTensor):
-            return example.fake_mode
-    return None
-
-
-@contextmanager
-def without_compiled_calls(model: Any) -> Iterator[Any]:
-    """The model as it was before torch.compile(model), model.compile() or a block's .compile().
-
-    The compiled calls are back afterwards, still compiled. Checked on torch 2.13.
-    """
-    plain = getattr(model, "_orig_mod", model)
-    modules = list(plain.modules()) if isinstance(plain, torch.nn.Module) else []
-    compiled = [(module, module._compiled_call_impl) for module in modules if module._compiled_call_impl]
-    for module, _ in compiled:
-        module._compiled_call_impl = None
-    try:
-        yield plain
-    finally:
-        for module, call in compiled:
-            module._compiled_call_impl = call
-
-
-def explaining_compile(model: Callable, backend: Callable) -> Callable:
-    """torch.compile for a look at the graphs: static sizes, and no share in the recompile limit of code
-    that the model already has compiled, where torch can keep them apart (2.13)."""
-    isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-    extra: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
-    compiled = torch.compile(model, backend=backend, dynamic=False, **extra)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
-        with torch._dynamo.config.patch({limit: 1024}):
-            return compiled(*args, **kwargs)
-
-    return run
-
-
-# --- Inductor: lowerings and Triton templates ---------------------------------------------------
-# Imported inside the functions: importing vsa_compile loads neither Inductor nor triton.
 
 
 def register_lowering(operator: Any, lower: Callable) -> None:

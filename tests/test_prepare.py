@@ -1,0 +1,274 @@
+"""Grids that graphs hide: prepare(model), video_grid(...), and what must never go wrong with them."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_same_gradients, assert_same_output, output_and_gradients
+from torch import Tensor, nn
+from toy import Habits, ToyDiT, inputs
+
+import vsa_compile
+from vsa_compile import reference
+from vsa_compile.grid import Grid
+from vsa_compile.sites import Site
+from vsa_compile.state import state
+
+pytestmark = pytest.mark.quick
+
+# The first three have as many tokens.
+GRIDS = [(3, 6, 10), (3, 10, 6), (6, 3, 10), (2, 6, 10), (5, 4, 8), (7, 4, 8), (5, 8, 4), (4, 9, 11)]
+TWO = Habits(blocks=2)
+EXACT = {"min_tokens": 0, "sparsity": 0.5}
+EVERY = {"min_tokens": 0, "sparsity": 1e-6}
+
+
+class Spy:
+    """A backend that converts and runs the converted graph as it is; `fates` has one list for each graph."""
+
+    def __init__(self, **options) -> None:
+        self.settings = vsa_compile.Options.read(EXACT | options)
+        self.fates: list[list[str]] = []
+
+    def __call__(self, module, example_inputs):
+        found = vsa_compile.backend.convert(module, self.settings)
+        if found:
+            self.fates.append(["sparse" if isinstance(one, Site) else one.reason.slug for one in found])
+        return module.forward
+
+
+def by_blocks(model: nn.Module, backend: Spy) -> nn.Module:
+    for block in model.blocks:
+        block.compile(backend=backend)
+    return model
+
+
+def outputs(model: nn.Module, grids=GRIDS, habits: Habits = TWO) -> list[Tensor]:
+    with torch.no_grad():
+        return [model(*inputs(habits, grid)) for grid in grids]
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[Tensor]:
+    """What the whole model gives, whose graph shows the grid."""
+    torch._dynamo.reset()
+    spy = Spy()
+    result = outputs(torch.compile(ToyDiT(TWO), backend=spy, dynamic=True))
+    assert spy.fates == [["sparse", "sparse"]]
+    return result
+
+
+def same(got: list[Tensor], wanted: list[Tensor]) -> None:
+    for one, other in zip(got, wanted, strict=True):
+        assert_same_output(one, other)
+
+
+# --- prepare --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["prepare", "compile"])
+def test_blocks_compiled_alone_convert_at_every_grid(first: str, wanted: list[Tensor]):
+    model, spy = ToyDiT(TWO), Spy()
+    if first == "prepare":
+        by_blocks(vsa_compile.prepare(model), spy)
+    else:
+        vsa_compile.prepare(by_blocks(model, spy))
+    same(outputs(model), wanted)
+    assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
+    assert len(spy.fates) <= 8  # four for each of the blocks, whose inputs differ in being views
+
+
+def test_a_whole_prepared_model_needs_no_more_graphs(wanted: list[Tensor]):
+    spy = Spy()
+    same(outputs(torch.compile(vsa_compile.prepare(ToyDiT(TWO)), backend=spy)), wanted)
+    assert spy.fates == 3 * [["sparse", "sparse"]]
+
+
+def test_without_prepare_blocks_stay_dense_and_say_so():
+    spy = Spy()
+    model = by_blocks(ToyDiT(TWO), spy)
+    same(outputs(model), outputs(ToyDiT(TWO)))
+    assert {fate for graph in spy.fates for fate in graph} == {"unknown-grid"}
+
+
+def test_a_prepared_model_computes_what_it_did():
+    plain, model = ToyDiT(TWO), vsa_compile.prepare(ToyDiT(TWO))
+    assert vsa_compile.prepare(model) is model
+    assert inspect.signature(model.forward) == inspect.signature(plain.forward)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    args = inputs(TWO)
+    assert torch.equal(model(*args), plain(*args))
+    assert state.grid is None
+
+
+def test_a_copy_of_a_prepared_model_is_its_own(wanted: list[Tensor]):
+    model = vsa_compile.prepare(ToyDiT(TWO))
+    twin = copy.deepcopy(model)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    same(outputs(by_blocks(twin, Spy())), wanted)
+
+
+def test_an_error_inside_leaves_no_hint_behind():
+    model = vsa_compile.prepare(ToyDiT(TWO))
+    with pytest.raises(TypeError):
+        model(*inputs(TWO), None, None, "one too many")
+    with pytest.raises(RuntimeError):
+        model(torch.randn(1, 5, 4, 4, 4))
+    assert state.grid is None
+
+
+def test_two_prepared_models_do_not_disturb_each_other(wanted: list[Tensor]):
+    first, second = (by_blocks(vsa_compile.prepare(ToyDiT(TWO)), Spy()) for _ in range(2))
+    with torch.no_grad():
+        for index, grid in enumerate(GRIDS):
+            other = GRIDS[-1 - index]
+            assert_same_output(first(*inputs(TWO, grid)), wanted[index])
+            assert_same_output(second(*inputs(TWO, other)), wanted[-1 - index])
+
+
+def test_only_modules_can_be_prepared():
+    with pytest.raises(
+        vsa_compile.ArgumentError, match=r"model is 'function', but it must be a torch.nn.Module"
+    ):
+        vsa_compile.prepare(lambda x: x)
+
+
+class OnlyAttentionIsLeft(nn.Module):
+    """Breaks its graph before and after attention, so that a graph holds nothing but q, k and v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv3d(4, 64, 1)
+        self.last: tuple = ()
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.patch(latents).flatten(2).transpose(1, 2)
+        q = k = v = x.unflatten(-1, (4, 16)).transpose(1, 2)
+        torch._dynamo.graph_break()
+        out = F.scaled_dot_product_attention(q, k + 0, v * 1)
+        torch._dynamo.graph_break()
+        self.last = (q, k, v)
+        return out.transpose(1, 2).flatten(2)
+
+
+def test_a_graph_of_q_k_and_v_alone_converts_at_the_grid_of_the_call():
+    model, spy = OnlyAttentionIsLeft(), Spy()
+    compiled = torch.compile(vsa_compile.prepare(model), backend=spy)
+    with torch.no_grad():
+        for grid in GRIDS[:3]:
+            got = compiled(torch.randn(1, 4, *grid))
+            q, k, v = model.last
+            exact = reference.attention(q, k, v, grid=Grid(*grid), sparsity=0.5)
+            assert_same_output(got, exact.transpose(1, 2).flatten(2))
+    assert spy.fates == 3 * [["sparse"]]
+
+
+class ReadsItsText(nn.Module):
+    """Picks text tokens by a mask, which Dynamo captures only if it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.toy = ToyDiT(Habits(text="after"))
+
+    def forward(self, latents: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        text = text + 0
+        return self.toy(latents, text[:, torch.nonzero(mask).flatten()])
+
+
+def test_data_dependent_text_lengths_stay_in_one_graph():
+    args = (*inputs(Habits(text="after")), torch.tensor([1, 0, 1, 1, 0, 0, 1, 1, 1]))
+    plain, model = ReadsItsText(), vsa_compile.prepare(ReadsItsText())
+    for subject, graphs in ((plain, 2), (model, 1)):
+        count = []
+
+        def keep(module, example_inputs, count=count):
+            count.append(module)
+            return module.forward
+
+        torch._dynamo.reset()
+        with torch.no_grad():
+            assert_same_output(torch.compile(subject, backend=keep)(*args), plain(*args))
+        assert len(count) == graphs
+    assert not torch._dynamo.config.capture_dynamic_output_shape_ops
+    spy = Spy(sparsity=1e-6)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert_same_output(torch.compile(model, backend=spy)(*args), plain(*args))
+    assert spy.fates == [["sparse"]]
+
+
+# --- video_grid -----------------------------------------------------------------------------------
+
+
+def test_video_grid_gives_each_grid_its_own_code(wanted: list[Tensor]):
+    model, spy = by_blocks(ToyDiT(TWO), Spy()), Spy()
+    model = by_blocks(ToyDiT(TWO), spy)
+    with torch.no_grad():
+        for _ in range(2):
+            for grid, one in zip(GRIDS[:3], wanted[:3], strict=True):
+                with vsa_compile.video_grid(*grid):
+                    assert_same_output(model(*inputs(TWO, grid)), one)
+    assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
+
+
+def test_leaving_video_grid_leaves_calls_dense_again():
+    model, spy = by_blocks(ToyDiT(TWO), Spy()), Spy()
+    args = inputs(TWO)
+    with torch.no_grad():
+        dense = ToyDiT(TWO)(*args)
+        with vsa_compile.video_grid(5, 6, 7):
+            sparse = model(*args)
+        again = model(*args)
+    assert_same_output(again, dense)
+    assert (sparse - dense).norm() > 0.01 * dense.norm()
+    del spy
+
+
+def test_a_hint_that_does_not_fit_is_refused():
+    spy = Spy()
+    model = by_blocks(ToyDiT(TWO), spy)
+    with torch.no_grad(), vsa_compile.video_grid(5, 6, 8):
+        model(*inputs(TWO, (5, 6, 7)))
+    assert {fate for graph in spy.fates for fate in graph} == {"unknown-grid"}
+
+
+def test_a_graph_that_shows_its_grid_does_not_listen_to_hints():
+    spy = Spy()
+    model = torch.compile(ToyDiT(TWO), backend=spy)
+    args = inputs(TWO, (5, 6, 7))
+    with torch.no_grad():
+        plain = model(*args)
+        with vsa_compile.video_grid(5, 7, 6):
+            assert torch.equal(model(*args), plain)
+    assert len(spy.fates) == 1
+
+
+def test_hints_nest_and_bad_ones_are_errors():
+    with vsa_compile.video_grid(1, 2, 3):
+        with vsa_compile.video_grid(4, 5, 6):
+            assert state.grid == (4, 5, 6)
+        assert state.grid == (1, 2, 3)
+        with (
+            pytest.raises(vsa_compile.OptionError, match="grid is \\(0, 5, 6\\)"),
+            vsa_compile.video_grid(0, 5, 6),
+        ):
+            pass
+        assert state.grid == (1, 2, 3)
+    assert state.grid is None
+
+
+@pytest.mark.parametrize("how", ["prepare", "video_grid"])
+def test_gradients_of_blocks_compiled_alone(how: str):
+    plain, model = ToyDiT(TWO), ToyDiT(TWO)
+    if how == "prepare":
+        vsa_compile.prepare(model)
+    by_blocks(model, Spy(sparsity=1e-6))
+    args = inputs(TWO)
+    exact, exact_grads = output_and_gradients(plain, *args)
+    with vsa_compile.video_grid(5, 6, 7):
+        got, got_grads = output_and_gradients(model, *args)
+    assert_same_output(got, exact)
+    assert_same_gradients(got_grads, exact_grads)

@@ -1,0 +1,74 @@
+"""docs/models.md: what is converted in which model, written from the cases.
+
+The page shows what the cases claim; tests/test_models.py holds every claim against the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .case import Case
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+
+DENSE = {
+    "cross": "cross-attention",
+    "text": "text",
+    "audio": "sound",
+    "spatial": "inside each frame",
+    "temporal": "along time",
+    "image": "an image, without frames",
+    "mask": "under a mask between tokens",
+}
+
+HEAD = """# Models
+
+What happens to the attention calls of a model when `torch.compile(model, backend="vsa")` captures it whole.
+Each row is a model of diffusers or transformers with random weights, one or two blocks and batch size 2; the
+tests compare the calls that are sparse, their grid and their sequences with this table, on grids such as
+5x6x7 and 5x7x6 and with symbolic sizes, and the converted model with the eager one, gradients included.
+
+"Where the grid comes from" is what shows frames, rows and cols: "graph" means the sizes of the inputs alone,
+so a model called with another size is compiled for it. In a sequence, *video* is what is made sparse; every
+other part is attended to by all tokens, and attends to all. *history* is an earlier part of the video, *copy*
+the same video once more.
+
+This page is written by `python tests/zoo`.
+
+## Video models
+
+| model | sparse / all calls | where the grid comes from | sequence | what stays dense |
+|---|---|---|---|---|
+"""
+
+NOTHING = """
+## Models that stay as they are
+
+No call of these is 3D self-attention that the methods could prune; each keeps its attention.
+
+| model | sparse / all calls | what stays dense |
+|---|---|---|
+"""
+
+
+def page(video: Sequence[Case], negative: Sequence[Case]) -> str:
+    """The text of docs/models.md."""
+    sparse = [
+        f"| {_model(case)} | {case.sites} / {case.calls} | graph | {_sequences(case)} | {_dense(case)} |\n"
+        for case in video
+    ]
+    dense = [f"| {_model(case)} | 0 / {case.calls} | {_dense(case)} |\n" for case in negative]
+    return HEAD + "".join(sparse) + NOTHING + "".join(dense)
+
+
+def _model(case: Case) -> str:
+    return f"`{case.of}`, {case.note}" if case.note else f"`{case.of}`"
+
+
+def _sequences(case: Case) -> str:
+    return "; ".join(sequence.replace(" | ", " + ") for sequence in case.segments)
+
+
+def _dense(case: Case) -> str:
+    return ", ".join(f"{count} {DENSE[kind]}" for kind, count in case.refused.items())

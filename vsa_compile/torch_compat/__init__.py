@@ -1,0 +1,76 @@
+"""The only place that names private torch APIs. Each is probed for, never told by a version number.
+
+May be imported by everything but grid, errors and options.
+"""
+
+from .dynamo import (
+    capturing_data_dependent,
+    counters,
+    explaining_compile,
+    fake_mode_of,
+    guard_on_attribute,
+    without_compiled_calls,
+)
+from .inductor import (
+    compile_with_inductor,
+    cpp_loader,
+    eager_lowering,
+    expanded,
+    inductor_settings,
+    keyed_pass,
+    mode_patches,
+    new_buffer,
+    register_lowering,
+    reset_inductor,
+    shape_carrier,
+    static_size,
+    surely,
+    template_buffer,
+    triton_template,
+)
+from .sizes import (
+    depends_on_data,
+    guard_at_least,
+    guard_equal,
+    is_floor_division,
+    is_remainder,
+    known_equal,
+    shape_environment,
+    size_expression,
+    size_hint,
+    symbol_of,
+)
+
+__all__ = [
+    "capturing_data_dependent",
+    "compile_with_inductor",
+    "counters",
+    "cpp_loader",
+    "depends_on_data",
+    "eager_lowering",
+    "expanded",
+    "explaining_compile",
+    "fake_mode_of",
+    "guard_at_least",
+    "guard_equal",
+    "guard_on_attribute",
+    "inductor_settings",
+    "is_floor_division",
+    "is_remainder",
+    "keyed_pass",
+    "known_equal",
+    "mode_patches",
+    "new_buffer",
+    "register_lowering",
+    "reset_inductor",
+    "shape_carrier",
+    "shape_environment",
+    "size_expression",
+    "size_hint",
+    "static_size",
+    "surely",
+    "symbol_of",
+    "template_buffer",
+    "triton_template",
+    "without_compiled_calls",
+]

@@ -1,0 +1,116 @@
+"""Dynamo: its guards, counters, capture flags, and compiled calls."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+
+def guard_on_attribute(package: str, *attributes: str) -> None:
+    """Make Dynamo compile the frame that it is compiling again when `package.attribute...` compares unequal.
+
+    Nothing happens outside of a Dynamo compilation. Checked on torch 2.13.
+    """
+    from torch._dynamo.guards import GuardBuilder, install_guard
+    from torch._dynamo.source import AttrSource, ImportSource
+    from torch._guards import TracingContext
+
+    if TracingContext.try_get() is None:
+        return
+    source: Any = ImportSource(package)
+    for attribute in attributes:
+        source = AttrSource(source, attribute)
+    install_guard(source.make_guard(GuardBuilder.EQUALS_MATCH))
+
+
+def capturing_data_dependent(function: Callable) -> Callable:
+    """`function`, traced with what torch.compile(fullgraph=True) captures: `.item()` and `nonzero`.
+
+    Inside a traced frame and outside; nothing changes outside of the call. Where torch lacks the means, the
+    function itself. Checked on torch 2.13.
+    """
+    import torch._dynamo
+
+    if not hasattr(torch._dynamo, "patch_dynamo_config"):
+        return function
+    allow = torch._dynamo.assume_constant_result(_allow_data_dependent_shapes)
+
+    @functools.wraps(function)
+    def capturing(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            allow()
+            with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
+                return function(*args, **kwargs)
+        with torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
+            return function(*args, **kwargs)
+
+    return capturing
+
+
+def _allow_data_dependent_shapes() -> bool:
+    """Runs while Dynamo traces a frame: this frame may hold operators whose output shape is data."""
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    environment = getattr(getattr(context, "fake_mode", None), "shape_env", None)
+    settings = getattr(environment, "settings", None)
+    if hasattr(settings, "allow_dynamic_output_shape_ops"):
+        object.__setattr__(settings, "allow_dynamic_output_shape_ops", True)
+    return True
+
+
+def counters() -> Any:
+    """Dynamo's counter table: counters()["vsa_compile"]["converted"], ..."""
+    from torch._dynamo.utils import counters as table
+
+    return table
+
+
+def fake_mode_of(module: GraphModule) -> Any | None:
+    """The FakeTensorMode of a captured graph's example values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    for node in module.graph.nodes:
+        example = node.meta.get("example_value", node.meta.get("val"))
+        if isinstance(example, FakeTensor):
+            return example.fake_mode
+    return None
+
+
+@contextmanager
+def without_compiled_calls(model: Any) -> Iterator[Any]:
+    """The model as it was before torch.compile(model), model.compile() or a block's .compile().
+
+    The compiled calls are back afterwards, still compiled. Checked on torch 2.13.
+    """
+    plain = getattr(model, "_orig_mod", model)
+    modules = list(plain.modules()) if isinstance(plain, torch.nn.Module) else []
+    compiled = [(module, module._compiled_call_impl) for module in modules if module._compiled_call_impl]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield plain
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
+
+
+def explaining_compile(model: Callable, backend: Callable) -> Callable:
+    """torch.compile for a look at the graphs: static sizes, and no share in the recompile limit of code
+    that the model already has compiled, where torch can keep them apart (2.13)."""
+    isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    extra: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
+    compiled = torch.compile(model, backend=backend, dynamic=False, **extra)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+        with torch._dynamo.config.patch({limit: 1024}):
+            return compiled(*args, **kwargs)
+
+    return run

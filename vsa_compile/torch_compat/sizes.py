@@ -1,0 +1,85 @@
+"""Symbolic sizes: their expressions, hints and guards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import GraphModule
+
+
+def size_expression(size: int | torch.SymInt) -> int | sympy.Expr:
+    """A size as an int, or as the sympy expression of a SymInt, known equalities applied. Adds no guard.
+
+    Checked on torch 2.13.
+    """
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    node: Any = size.node
+    expression = node.expr
+    return int(expression) if expression.is_Integer else expression
+
+
+def shape_environment(module: GraphModule) -> Any | None:
+    """The ShapeEnv behind a graph's symbolic sizes; None for a static graph. Checked on torch 2.13."""
+    for node in module.graph.nodes:
+        example = node.meta.get("example_value", node.meta.get("val"))
+        sizes = example.shape if isinstance(example, torch.Tensor) else (example,)
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                return size.node.shape_env  # pyright: ignore[reportAttributeAccessIssue]
+    return None
+
+
+def size_hint(size: int | sympy.Expr, environment: Any | None) -> int:
+    """The size on the example inputs; 0 where it depends on data. Adds no guard. Checked on torch 2.13."""
+    if isinstance(size, int):
+        return size
+    if environment is None:
+        return 0
+    if hasattr(environment, "optimization_hint"):  # 2.13; its predecessor warns there
+        return int(environment.optimization_hint(size, fallback=0))
+    hint = environment.size_hint(size, allow_none=True)
+    return 0 if hint is None else int(hint)
+
+
+def depends_on_data(size: int | sympy.Expr) -> bool:
+    """Whether a size is known only when the graph runs: it has an unbacked symbol. Checked on torch 2.13."""
+    from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+    symbols = () if isinstance(size, int) else size.free_symbols
+    return any(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in symbols)
+
+
+def guard_at_least(size: sympy.Expr, least: int, environment: Any) -> bool:
+    """Whether size >= least on the example inputs, made a guard of the graph. Checked on torch 2.13."""
+    return bool(environment.evaluate_expr(sympy.Ge(size, least)))
+
+
+def guard_equal(size: sympy.Expr, value: int, environment: Any) -> bool:
+    """Whether size == value on the example inputs, made a guard of the graph. Checked on torch 2.13."""
+    return bool(environment.evaluate_expr(sympy.Eq(size, value)))
+
+
+def known_equal(a: Any, b: Any) -> bool:
+    """a == b, where what depends on data counts as different; a backed comparison becomes a guard."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(a == b)
+
+
+def symbol_of(example: Any) -> sympy.Symbol | None:
+    """The symbol that a SymInt consists of, if it is a bare one. Checked on torch 2.13."""
+    expression = example.node.expr if isinstance(example, torch.SymInt) else None
+    return expression if isinstance(expression, sympy.Symbol) else None
+
+
+def is_floor_division(expression: sympy.Expr) -> bool:
+    """Whether a size expression is torch's floor division. Checked on torch 2.13."""
+    return type(expression).__name__ in ("FloorDiv", "CleanDiv")
+
+
+def is_remainder(expression: sympy.Expr) -> bool:
+    """Whether a size expression is torch's a % b. Checked on torch 2.13."""
+    return type(expression).__name__ in ("Mod", "PythonMod")
