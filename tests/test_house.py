@@ -29,7 +29,7 @@ ALLOWED = {
     "layout": {"grid", "torch_compat"},
     "sites": {"grid", "errors", "options", "layout", "torch_compat"},
     "rewrite": {"errors", "options", "layout", "sites", "torch_compat"},
-    "report": {"grid", "errors", "options", "flops", "methods", "layout", "sites", "torch_compat"},
+    "report": {"grid", "errors", "options", "flops", "methods", "layout", "sites", "state", "torch_compat"},
     "state": {"grid", "options", "torch_compat"},
     "prepare": {"errors", "state", "torch_compat"},
     "functional": {"errors", "options", "methods"},

@@ -246,6 +246,14 @@ def test_a_graph_that_shows_its_grid_does_not_listen_to_hints():
     assert len(spy.fates) == 1
 
 
+def test_explain_hears_the_hint():
+    block, x = ToyDiT(TWO).blocks[0], torch.randn(1, 210, 64)
+    (plain,) = vsa_compile.explain(block, x, None, options=EXACT).sites
+    with vsa_compile.video_grid(5, 6, 7):
+        (hinted,) = vsa_compile.explain(block, x, None, options=EXACT).sites
+    assert (plain.slug, hinted.grid) == ("unknown-grid", (5, 6, 7))
+
+
 def test_hints_nest_and_bad_ones_are_errors():
     with vsa_compile.video_grid(1, 2, 3):
         with vsa_compile.video_grid(4, 5, 6):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
-from . import methods
+from . import methods, state
 from .errors import not_captured
 from .flops import attended_pairs
 from .grid import Grid, TileGrid, kept_tiles
@@ -232,7 +232,7 @@ def explain(
     model as one graph: that one finds the calls that are in no graph. `model` may be compiled already, and
     stays so. Raises OptionError for bad options.
     """
-    settings = Options.read(options)
+    settings = state.hinted(Options.read(options))
     methods.get(settings.method)
     with _explaining:
         try:
