@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -134,6 +136,95 @@ def test_only_modules_can_be_prepared():
         vsa_compile.ArgumentError, match=r"model is 'function', but it must be a torch.nn.Module"
     ):
         vsa_compile.prepare(lambda x: x)
+
+
+class ByImages(nn.Module):
+    """Patches of each frame by a two-dimensional convolution; blocks take their tokens by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(4, 64, 2, stride=2)
+        self.blocks = ToyDiT(TWO).blocks
+
+    def forward(self, latents: Tensor) -> Tensor:
+        batch, frames = latents.shape[:2]
+        x = self.patch(latents.flatten(0, 1)).flatten(2).transpose(1, 2).reshape(batch, -1, 64)
+        assert x.shape[1] % frames == 0
+        for block in self.blocks:
+            x = block(x=x, mask=None)
+        return x
+
+
+class WithAConfig(nn.Module):
+    """Patches by a reshape, which nobody can watch; its configuration says how large they are."""
+
+    def __init__(self, **config: object) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(**config)
+        self.patch = nn.Linear(16, 64)
+        self.blocks = ToyDiT(TWO).blocks
+
+    def forward(self, hidden_states: Tensor, **sizes: int) -> Tensor:
+        x = hidden_states
+        if x.dim() == 5:
+            x = (
+                x.unflatten(3, (-1, 2))
+                .unflatten(5, (-1, 2))
+                .permute(0, 2, 3, 5, 1, 4, 6)
+                .flatten(4)
+                .flatten(1, 3)
+            )
+        x = self.patch(x)
+        for block in self.blocks:
+            x = block(x, None)
+        return x
+
+
+def packed(grid: tuple[int, int, int]) -> dict:
+    frames, rows, cols = grid
+    tokens = torch.randn(2, frames * rows * cols, 16, generator=torch.Generator().manual_seed(0))
+    return {"hidden_states": tokens, "num_frames": frames, "height": rows, "width": cols}
+
+
+def video(grid: tuple[int, int, int]) -> dict:
+    frames, rows, cols = grid
+    shape = (2, 4, frames, 2 * rows, 2 * cols)
+    return {"hidden_states": torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+
+
+def images(grid: tuple[int, int, int]) -> dict:
+    return {"latents": video(grid)["hidden_states"].transpose(1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments"),
+    [
+        (ByImages, images),
+        (lambda: WithAConfig(patch_size=2), video),
+        (lambda: WithAConfig(patch_size=(1, 2, 2)), video),
+        (lambda: WithAConfig(patch_size=2, patch_size_t=1), video),
+        (WithAConfig, packed),
+    ],
+    ids=["images", "patch_size", "patch_sizes", "patch_size_t", "packed"],
+)
+def test_every_way_to_learn_the_grid(build, arguments):
+    spy, seen = Spy(), []
+    model = by_blocks(vsa_compile.prepare(build()), spy)
+    plain = build()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for grid in GRIDS[:3]:
+            seen.append(model(**arguments(grid)))
+            with mock.patch.object(F, "scaled_dot_product_attention", by_hand(grid)):
+                assert_same_output(seen[-1], plain(**arguments(grid)))
+    assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
+
+
+def by_hand(grid: tuple[int, int, int]):
+    def attention(query, key, value, **_) -> Tensor:
+        return reference.attention(query, key, value, grid=Grid(*grid), sparsity=0.5)
+
+    return attention
 
 
 class OnlyAttentionIsLeft(nn.Module):
