@@ -94,7 +94,6 @@ FAMILIES: dict[str, Callable[[int], Tally]] = {
     "relations": properties("test_attend_relations.py"),
     "template": template,
     "models": properties("test_random_models.py"),
-    "compiler": properties("test_compiler.py"),
 }
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from compare import assert_same_gradients, assert_same_output, output_and_gradients
 from hypothesis import example, given, settings
@@ -145,6 +146,16 @@ def test_exactly_the_true_calls_convert_and_numbers_and_gradients_stay(plan, spa
     wanted, wanted_grads = seeded(model, **arguments)
     assert_same_output(got, wanted)
     assert_same_gradients(got_grads, wanted_grads)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="unflatten(1, (f, r, c)) of symbolic sizes: c becomes tokens // (f * r)"
+)
+def test_bare_tokens_with_symbolic_sizes_convert():
+    plan = Plan(grid=(2, 2, 2), blocks=(Block(),), width=8, patch="tokens", unpatch=True)
+    sparse, watched = converted(plan, RandomModel(plan), 0, dynamic=True)
+    seeded(sparse, **inputs(plan))
+    assert_true(watched, truths(plan))
 
 
 @FEW
