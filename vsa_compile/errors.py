@@ -230,10 +230,6 @@ def dtype(name: str) -> Reason:
     return Reason("dtype", f"dtype {name} is not one of float32, bfloat16, float16, float64", asked=True)
 
 
-def mixed_dtypes(names: str) -> Reason:
-    return Reason("dtype", f"q, k and v have different dtypes ({names})", asked=True)
-
-
 def dense_layer(index: int) -> Reason:
     return Reason("dense-layer", f"block {index} is listed in dense_layers")
 
