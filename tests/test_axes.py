@@ -15,12 +15,12 @@ from vsa_compile.layout.axes import (
     find,
     mark_origins,
     multiply,
-    regroup,
     same,
     segments,
     unify,
     unit,
 )  # fmt: skip
+from vsa_compile.layout.regroup import regroup
 from vsa_compile.layout.tokens import is_raster, read_segments
 from vsa_compile.layout.views import cut
 

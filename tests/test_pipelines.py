@@ -159,14 +159,9 @@ def test_three_graphs_serve_twelve_resolutions(family, graphs):
     pipeline.assert_graphs(len(graphs))
 
 
-SAME_N = (
-    "the queries of the second graph have 210 tokens, its tables 5 * height * width: not seen to be equal"
-)
 
 
-@pytest.mark.parametrize(
-    "family", [wan, pytest.param(ltx, marks=pytest.mark.xfail(reason=SAME_N, strict=True))]
-)
+@pytest.mark.parametrize("family", [wan, ltx])
 def test_portrait_right_after_landscape(family, graphs):
     """Both have the same number of tokens, so that Dynamo takes that for a constant where it is an input."""
     pipeline = family()

@@ -148,9 +148,6 @@ def test_exactly_the_true_calls_convert_and_numbers_and_gradients_stay(plan, spa
     assert_same_gradients(got_grads, wanted_grads)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="unflatten(1, (f, r, c)) of symbolic sizes: c becomes tokens // (f * r)"
-)
 def test_bare_tokens_with_symbolic_sizes_convert():
     plan = Plan(grid=(2, 2, 2), blocks=(Block(),), width=8, patch="tokens", unpatch=True)
     sparse, watched = converted(plan, RandomModel(plan), 0, dynamic=True)

@@ -116,15 +116,14 @@ def plans(draw: st.DrawFn, *, autocast: bool = False, symbolic: bool = False, de
     Bare tokens show their grid where they are unpatchified, so then they always are, and are not cut
     into windows before; nor are their RoPE tables stretched from one axis each (`expand` makes axes of
     no origin, and the reshape to a grid then finds three already). `symbolic` is for graphs with
-    symbolic sizes: no bare tokens, whose unpatchify by given sizes shows no grid there yet (a test says so);
-    no windows, whose sizes are quotients of quotients that no algebra takes apart, and
+    symbolic sizes: no windows, whose sizes are quotients of quotients that no algebra takes apart, and
     checkpoints around a lone block only: Dynamo itself trips over a float that becomes symbolic in one
     checkpointed body and is used outside of it.
     """
     from .kinds import kinds_for
 
     grid = draw(grids())
-    patch = draw(st.sampled_from([patch for patch in PATCHES if not (symbolic and patch == "tokens")]))
+    patch = draw(st.sampled_from(PATCHES))
     kinds = kinds_for(grid, windows=patch != "tokens" and not symbolic)
     drawn = draw(st.lists(blocks(kinds, autocast), min_size=1, max_size=depth))
     if patch == "tokens":

@@ -1,6 +1,7 @@
 """Which dimension of every value is the video token axis, and what are its (frames, rows, cols)?
 
     axes.py     the algebra: products, concatenations, unification
+    regroup.py  a reshape in that algebra
     sizes.py    ints and sympy expressions
     values.py   what a rule sees of a graph node: its arguments, their axes, its sizes
     rules.py    the table of rules, one per op, filled by views.py, indexing.py and compute.py

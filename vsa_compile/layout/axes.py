@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
+import sympy
+
 from .sizes import Size, divided, equal, product
 
 Origin = tuple[Hashable, int]  # (the value that introduced the axes, position among them)
@@ -134,13 +136,12 @@ def segments(axis: Axis) -> list[Axis]:
     return [piece for segment in axis.segments for piece in segments(segment)]
 
 
-def split(atom: Axis, major: Size) -> Axis:
-    """Turn `atom` into major * rest; returns the major part. The parts keep the atom's origins."""
-    rest = divided(atom.size, major)
-    atom.parts = (Axis(major, atom.origins), Axis(rest, atom.origins))
+def split(atom: Axis, sizes: Sequence[Size]) -> tuple[Axis, ...]:
+    """Turn `atom` into a product of axes of these sizes; returns them. They keep the atom's origins."""
+    atom.parts = tuple(Axis(size, atom.origins) for size in sizes)
     for part in atom.parts:
         part.whole = atom
-    return atom.parts[0]
+    return atom.parts
 
 
 def wholes(axis: Axis, *, opaque: bool = False) -> list[Axis]:
@@ -153,9 +154,10 @@ def wholes(axis: Axis, *, opaque: bool = False) -> list[Axis]:
     for factor in factors(axis):
         result.append(find(factor))
         while (whole := result[-1].whole) is not None and (opaque or whole.origins):
-            if list(map(find, whole.parts or ())) != result[-2:]:
+            parts = list(map(find, whole.parts or ()))
+            if parts != result[-len(parts) :]:
                 break
-            result[-2:] = [whole]
+            result[-len(parts) :] = [whole]
     return result
 
 
@@ -216,12 +218,13 @@ def unify(a: Axis, b: Axis) -> None:
 def agree(a: Axis, b: Axis) -> None:
     """Make two axes the same in structure, each learning what the other knows; they stay two.
 
-    One table of positions may turn the queries of one video and the keys of another.
+    One table of positions may turn the queries of one video and the keys of another. Their sizes are equal,
+    for they meet in one operation, but need not be spelled so: 210 tokens, a table of 5 * rows * cols.
     """
-    if not _alike(a, b):
+    if not (_alike(a, b) or equal(find(a).size, 1) or equal(find(b).size, 1)):
         copies = _copy(a), _copy(b)
-        unify(a, copies[1])
-        unify(b, copies[0])
+        unify(a, _sized(copies[1], find(a).size))
+        unify(b, _sized(copies[0], find(b).size))
 
 
 def _alike(a: Axis, b: Axis) -> bool:
@@ -243,6 +246,15 @@ def _copy(axis: Axis) -> Axis:
     result.parts = axis.parts and tuple(map(_copy, axis.parts))
     result.segments = axis.segments and tuple(map(_copy, axis.segments))
     return result
+
+
+def _sized(copy: Axis, size: Size) -> Axis:
+    """A copy under another spelling of its size: the last factor is the quotient, and shows what it was."""
+    atoms = factors(copy)
+    if not equal(copy.size, size) and len(atoms) > 1 and all(atom.is_atom for atom in atoms):
+        atoms[-1].size = sympy.sympify(size) / product(atom.size for atom in atoms[:-1])
+        copy.size, copy.parts = size, tuple(atoms)
+    return copy
 
 
 def _bind(atom: Axis, other: Axis) -> None:
@@ -275,68 +287,14 @@ def _align(left: list[Axis], right: list[Axis]) -> None:
         a, b = find(left.pop()), find(right.pop())
         if equal(a.size, b.size):
             unify(a, b)
-        elif b.is_atom and divided(b.size, a.size) is not None:
-            unify(a, split(b, a.size))
+        elif b.is_atom and (rest := divided(b.size, a.size)) is not None:
+            unify(a, split(b, (a.size, rest))[0])
             right.extend(factors(b)[:0:-1])
-        elif a.is_atom and divided(a.size, b.size) is not None:
-            unify(split(a, b.size), b)
+        elif a.is_atom and (rest := divided(a.size, b.size)) is not None:
+            unify(split(a, (b.size, rest))[0], b)
             left.extend(factors(a)[:0:-1])
         else:
             return
-
-
-def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
-    """The dimensions of a reshape of `axes` to `sizes`, which have the same product.
-
-    Atoms that straddle an output boundary are split; what cannot be followed becomes a new atom.
-    An atom without origins that is split into three whole dimensions at once shows a grid.
-    """
-    before, after = _kept(axes, sizes), 0
-    if before < len(sizes):
-        after = _kept(axes[before:][::-1], sizes[before:][::-1])
-    middle = slice(before, len(sizes) - after)
-    pending = [factor for axis in axes[before : len(axes) - after] for factor in factors(axis)][::-1]
-    result: list[Axis] = []
-    for size in sizes[middle]:
-        if equal(size, 1):
-            result.append(unit())
-            continue
-        taken = _take(pending, size)
-        if taken is None:
-            result += [Axis(s) for s in sizes[middle][len(result) :]]
-            break
-        result.append(multiply(taken))
-    return [*axes[:before], *result, *axes[len(axes) - after :]]
-
-
-def _kept(axes: Sequence[Axis], sizes: Sequence[Size]) -> int:
-    """How many leading dimensions a reshape leaves as they are."""
-    pairs = zip(axes, sizes, strict=False)
-    return next(
-        (i for i, (axis, size) in enumerate(pairs) if not equal(axis.size, size)), min(len(axes), len(sizes))
-    )
-
-
-def _take(pending: list[Axis], size: Size) -> list[Axis] | None:
-    """Pop factors whose product is `size`, splitting the last one if need be."""
-    taken: list[Axis] = []
-    while not equal(size, 1):
-        if not pending:
-            return None
-        factor = find(pending.pop())
-        if equal(factor.size, size):
-            return [*taken, factor]
-        rest = divided(size, factor.size)
-        if rest is not None:
-            taken.append(factor)
-            size = rest
-        elif factor.is_atom and divided(factor.size, size) is not None:
-            taken.append(split(factor, size))
-            pending.extend(factors(factor)[:0:-1])
-            return taken
-        else:
-            return None
-    return taken
 
 
 def mark_origins(axes: Sequence[Axis], origin: Hashable) -> None:

@@ -14,13 +14,13 @@ from .axes import (
     find,
     mark_origins,
     multiply,
-    regroup,
     run,
     segments,
     unify,
     unit,
     wholes,
 )
+from .regroup import regroup
 from .rules import rule
 from .values import Call, Layout, Value, sizes_of
 
