@@ -32,8 +32,9 @@ fuzz: $(READY)  ## hypothesis for MINUTES, with its example database kept
 mutants: $(READY)  ## faults put into the sources, one by one: which test notices each?
 	$(RUN) tests/mutants.py
 
-bench: $(READY)  ## speed against dense attention, as a table and as JSON
+bench: $(READY)  ## speed against dense attention, and of the analysis, as tables and as JSON
 	$(RUN) benchmarks/attention_cpu.py
+	$(RUN) benchmarks/analysis_time.py
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix --quiet .

@@ -9,11 +9,8 @@ on the machine falls on both. q, k and v are the (B, H, N, D) views of (B, N, H,
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,12 +18,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import setting
 
 import vsa_compile  # noqa: F401  (registers the operator)
 from vsa_compile.grid import Grid
 
 HEADS, SPARSITY, TILE = 12, 0.875, (4, 4, 4)
 GRIDS = {"8192": Grid(16, 16, 32), "16384": Grid(32, 16, 32), "ragged 16380": Grid(21, 30, 26)}
+SHAPES = {"batch": 1, "heads": HEADS, "tile": TILE, "sparsity": SPARSITY, "grids": GRIDS}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -68,26 +67,6 @@ def measure(grid: Grid, width: int, dtype: torch.dtype, repeats: int) -> dict[st
     return result
 
 
-def setting() -> dict[str, object]:
-    """Where the figures come from."""
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return {
-        "device": models[0].split(":")[1].strip() if models else platform.processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "shapes": {"batch": 1, "heads": HEADS, "tile": TILE, "sparsity": SPARSITY, "grids": GRIDS},
-    }
-
-
 def table_line(row: dict) -> str:
     both = {
         kind: f"{row[f'{kind}_forward_ms']:.0f} / {row[f'{kind}_both_ms']:.0f}"
@@ -125,7 +104,9 @@ def main() -> None:
         rows.append({"dtype": str(dtype).removeprefix("torch."), "width": width, "tokens": name, **row})
         print(table_line(rows[-1]), flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({**setting(), "repeats": repeats, "rows": rows}, indent=2) + "\n")
+    options.json.write_text(
+        json.dumps({**setting(), "shapes": SHAPES, "repeats": repeats, "rows": rows}, indent=2) + "\n"
+    )
     print(f"wrote {options.json}")
 
 

@@ -125,6 +125,12 @@ COMPILER_MUTANTS = (
     Mutant("stale hint", "no guard on the hinted grid", BACKEND, "        state.guard()", "        pass", ("tests/test_prepare.py",)),
     Mutant("stale marker", "the grid of the call before", "vsa_compile/prepare.py", "        learned.grid = learned.images = None\n", "        learned.images = None\n", ("tests/test_prepare.py",)),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/layout/values.py", "else agree", "else unify", ("tests/test_rules.py",)),
+    Mutant("witness", "a recompute under another hinted grid", OPS, "q.new_empty((*grid, 0))", "q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
+    Mutant("padding rows", "queries that are padding left as they are", REWRITE, "    if site.query_padding:", "    if False:", ("tests/test_hidden.py", "-k", "padding")),
+    Mutant("counts", "text of one mask counted twice", "vsa_compile/layout/counts.py", "    return same", "    return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
+    Mutant("respelled", "all but the last n: another axis", "vsa_compile/layout/indexing.py", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
+    Mutant("quotient", "cols = tokens // (frames * rows) not seen", "vsa_compile/layout/regroup.py", "return split(atom, sizes[:stop])", "return ()", ("tests/test_random_models.py", "-k", "bare_tokens")),
+    Mutant("sizes proved", "sizes equal by the op, not by algebra", "vsa_compile/layout/axes.py", "copy.size, copy.parts = size, tuple(atoms)", "pass", ("tests/test_pipelines.py", "-k", "portrait")),
     Mutant("start", "video among keys starts at 0", REWRITE, "for size in (site.q_start, site.kv_start)]", "for size in (site.q_start, 0)]", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 

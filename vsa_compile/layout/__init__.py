@@ -7,6 +7,7 @@
     rules.py    the table of rules, one per op, filled by views.py, indexing.py and compute.py
     walk.py     applies the rules to a graph and to its checkpointed bodies
     masks.py    proves which keys a boolean mask lets through
+    counts.py   sizes that are data, and equal
     tokens.py   reads a token axis as segments: video with its grid, or other
 
 Rules look at ops and shapes, never at a model's name. Sizes come from `example_value` and may be

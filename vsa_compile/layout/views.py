@@ -51,20 +51,24 @@ def _is_opaque(axis: Axis) -> bool:
 
 @rule("hint")
 def _hint(call: Call) -> Value:
-    """vsa::hint: dimension 1 is raster video tokens of the given grid.
+    """vsa::hint: the tokens (the last dimension but one), from `start` on, are raster video of a grid.
 
-    That frames * rows * cols is its size is known to be so, but not by algebra: cols is spelled as the rest.
+    Without a start they all are. That frames * rows * cols is their number is known to be so then, but not by
+    algebra: cols is spelled as the rest.
     """
     layout, grid = call.input, [call.literal(size) for size in call.arg(1, "grid")]
     if layout is None:
         return None
+    tokens, start = call.sizes[-2], call.literal(call.arg(2, "start"))
     frames, rows, cols = (Axis(size) for size in grid)
-    if not equal(multiply([frames, rows, cols]).size, call.sizes[1]):
-        cols.size = sympy.sympify(call.sizes[1]) / (frames.size * rows.size)
+    if start is None and not equal(multiply([frames, rows, cols]).size, tokens):
+        cols.size = sympy.sympify(tokens) / (frames.size * rows.size)
     mark_origins([frames, rows, cols], call.node)
     video = multiply([frames, rows, cols])
-    unify(layout[1], video)
-    return [layout[0], video, *layout[2:]]
+    if start is not None:
+        video = concatenate([Axis(start), video, Axis(tokens - start - video.size)])
+    unify(layout[-2], video)
+    return [*layout[:-2], video, layout[-1]]
 
 
 @rule("permute")

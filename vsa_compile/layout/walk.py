@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from ..torch_compat import shape_environment, size_hint
 from . import compute, indexing, views  # noqa: F401  (they fill the table of rules)
 from .axes import Axis, Size, equal, mark_origins
+from .counts import equal_counts
 from .rules import RULES, is_pointwise
 from .values import Call, Value, example_of, op_name, sizes_of, unknown
 
@@ -53,6 +54,11 @@ class Analysis:
     def environment(self) -> Any | None:
         """The ShapeEnv of the graph's symbolic sizes, None if there are none."""
         return shape_environment(self.module)
+
+    @cached_property
+    def equal_counts(self) -> dict[Any, Size]:
+        """Sizes that are data and equal others."""
+        return equal_counts(self.module.graph)
 
     def hint(self, size: Size) -> int:
         """A size on the example inputs; adds no guard."""
