@@ -66,24 +66,27 @@ def _without_statistics(output: str) -> str:
 
 
 def template(scale: int) -> Tally:
-    """Random calls of the GPU kernel: rendered, interpreted, judged."""
+    """Random calls of the GPU kernels, forward, backward and selection: rendered, interpreted, judged."""
     import torch
     from gpu_offline.cases import random_cases
     from gpu_offline.comparison import verdict
+    from gpu_offline.selections import Selection, random_selections
     from gpu_offline.steps import run_once
 
     started, seed, count = time.monotonic(), random.randrange(2**31), 10 * scale
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run_once(folder, "rendering", str(seed), str(count))
+        run_once(folder, "rendering", "random", str(seed), str(count))
         run_once(folder, "interpreter", str(seed), str(count), TRITON_INTERPRET="1")
-        for case in random_cases(seed, count):
-            reason = verdict(case, torch.load(folder / f"{case.name}.pt"))
+        results = [(case, verdict) for case in random_cases(seed, count)]
+        results += [(case, Selection.verdict) for case in random_selections(seed, count)]
+        for case, judge in results:
+            reason = judge(case, torch.load(folder / f"{case.name}.pt"))
             if reason is not None:
                 failed += 1
                 print(f"{case}\n    {reason}", flush=True)
-    return Tally(count, failed, time.monotonic() - started)
+    return Tally(2 * count, failed, time.monotonic() - started)
 
 
 FAMILIES: dict[str, Callable[[int], Tally]] = {

@@ -58,14 +58,15 @@ def on_device(
         )
         with ExitStack() as stack:
             for where, name, value in (
-                (lowering, "_attend_kernel", lambda *_: "the Triton kernel"),
                 (lowering.compat, "static_size", int),
                 (torch.cuda, "get_device_capability", lambda _: capability),
                 (torch.version, "hip", hip),
             ):
                 stack.enter_context(mock.patch.object(where, name, value))
             texts = stack.enter_context(logged("vsa_compile.gpu"))
-            ran = lowering.lower_attend(None, lambda *_: "ATen", q, q, q, *(None,) * 7, scale)
+            leaf = next(leaf for leaf in lowering.LEAVES if leaf.name == "attend")
+            leaf = leaf._replace(lower=lambda *_: "the Triton kernel")
+            ran = lowering.lower(leaf, lambda *_: "ATen", q, q, q, *(None,) * 7, scale)
         reasons = [text for text in texts if "chunked ATen: " in text]
         return f"computed by {ran}" + "".join(f"; the log says: {text}" for text in reasons)
 

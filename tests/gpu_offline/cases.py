@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from vsa_compile.grid import Grid, TileGrid
 
 @dataclass(frozen=True)
 class Case:
-    """One call of vsa::attend.
+    """One call of vsa::attend, or of its backward.
 
     q_other, kv_other: non-video tokens (before, after) the video. padding: rows of the key padding
     mask, 0 for none. layout: of q, k and v in memory. kept: tiles listed per row; ragged draws the
     counts from 0 .. kept. gated: adds gate * coarse. dynamic: all sizes symbolic. wide: 64-bit offsets.
     dyed: V is one-hot in the tile of its key, so that the output is the weight of every tile.
+    backward: the call is one of vsa::attend_backward. mute: grad_out has stride 0, as that of a sum.
+    deep: all scores are far below 0, where the weight of a key that is not there would be infinite.
     """
 
     name: str
@@ -43,11 +45,18 @@ class Case:
     dynamic: bool = False
     wide: bool = False
     dyed: bool = False
+    backward: bool = False
+    mute: bool = False
+    deep: bool = False
     seed: int = 0
 
     @property
     def tiles(self) -> TileGrid:
         return TileGrid(Grid(*self.grid), self.tile)
+
+    def call(self) -> tuple[Callable, tuple, list[Tensor]]:
+        """The function under test, its integers and its tensors."""
+        return program(self), program_integers(self), program_tensors(self, make_inputs(self))
 
 
 CASES = (
@@ -84,10 +93,57 @@ CASES = (
     ),
 )  # fmt: skip
 
+BACKWARD = tuple(
+    replace(case, name=f"backward_{case.name}", backward=True)
+    for case in (
+        Case("ragged_grid_and_counts", heads=1, kv_heads=1, ragged=True),
+        Case("grouped_heads_fp16", torch.float16, kv_heads=1, layout="tokens_first", ragged=True),
+        Case("full_tiles_width_96_bf16", torch.bfloat16, grid=(4, 8, 8), width=96, kept=2),
+        Case("odd_tile_width_48", grid=(3, 7, 5), tile=(2, 3, 3), width=48, ragged=True),
+        Case("tile_of_several_blocks", grid=(2, 9, 8), tile=(2, 8, 8), width=16, heads=1, kv_heads=1, kept=2),
+        Case(
+            "many_tiles", grid=(33, 2, 3), tile=(2, 2, 2), width=16, heads=1, kv_heads=1, kept=4, ragged=True,
+        ),
+        Case("deep_scores_fp16", torch.float16, grid=(3, 5, 6), width=16, kept=2, deep=True),
+        Case(
+            "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 40),
+            kv_other=(3, 70), padding=2, kept=2, ragged=True,
+        ),
+        Case(
+            "text_of_different_lengths_bf16", torch.bfloat16, grid=(3, 5, 6), batch=2, q_other=(5, 0),
+            kv_other=(0, 20), padding=1, kept=2,
+        ),
+        Case(
+            "text_keys_alone_fp16", torch.float16, grid=(4, 5, 4), width=32, kv_other=(9, 0), kept=1,
+            ragged=True,
+        ),
+        Case("text_queries_alone", grid=(3, 4, 5), width=16, q_other=(2, 4), kept=1, ragged=True, mute=True),
+        Case("packed_qkv_bf16", torch.bfloat16, grid=(4, 5, 6), layout="packed", ragged=True),
+        Case(
+            "symbolic_sizes", grid=(3, 5, 6), width=16, dynamic=True, q_other=(2, 0), kv_other=(2, 0), kept=2,
+            ragged=True,
+        ),
+        Case(
+            "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), padding=1,
+            kept=2, wide=True,
+        ),
+    )
+)  # fmt: skip
+
+
+# Rendered as under mode="max-autotune", in the last configuration of their row.
+AUTOTUNED = (
+    Case("autotuned_bf16", torch.bfloat16, grid=(4, 5, 6), kv_heads=1, ragged=True, kv_other=(0, 5)),
+    Case("autotuned_backward_bf16", torch.bfloat16, grid=(4, 5, 6), kv_heads=1, ragged=True, backward=True),
+)
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tensors of one case. k and v hold NaN wherever nobody may look; `clean` are the same without."""
+    """Tensors of one case. k and v hold NaN wherever nobody may look; `clean` are the same without.
+
+    grad_out, out (B, Nq, H, D) and lse (B, H, Nq) are what a backward call takes besides.
+    """
 
     q: Tensor
     k: Tensor
@@ -99,6 +155,9 @@ class Inputs:
     coarse: Tensor | None
     clean_k: Tensor
     clean_v: Tensor
+    grad_out: Tensor
+    out: Tensor
+    lse: Tensor
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -112,6 +171,8 @@ def make_inputs(case: Case) -> Inputs:
 
     q = normal(case.batch, case.heads, q_tokens, case.width)
     k, v = (normal(case.batch, case.kv_heads, kv_tokens, case.width) for _ in range(2))
+    if case.deep:
+        q, k = 8 * q.abs(), -8 * k.abs()
     if case.dyed:
         v = _dye(case, v)
     tiles, counts = _tile_lists(case, source)
@@ -123,12 +184,18 @@ def make_inputs(case: Case) -> Inputs:
     if case.gated:
         gate, coarse = (normal(case.batch, q_tokens, case.heads, case.width) for _ in range(2))
 
-    unseen = ~reference.allowed_keys(
-        q, k, tiles, counts, Grid(*case.grid), case.tile, case.q_other[0], case.kv_other[0], padding
-    )
+    grad_out = normal(case.batch, q_tokens, case.heads, case.width)
+    if case.mute:
+        grad_out = torch.ones((), dtype=case.dtype).expand_as(grad_out)
+    site = (tiles, counts, Grid(*case.grid), case.tile, case.q_other[0], case.kv_other[0], padding)
+    out, lse = reference.attend(q.double(), k.double(), v.double(), *site, case.width**-0.5)
+    unseen = ~reference.allowed_keys(q, k, *site)
     unseen = unseen.all(2).unflatten(1, (case.kv_heads, -1)).all(2)[..., None]
     seen_k, seen_v = (x.masked_fill(unseen, math.nan) for x in (k, v))
-    return Inputs(q, seen_k, seen_v, tiles, counts, padding, gate, coarse, clean_k=k, clean_v=v)
+    return Inputs(
+        q, seen_k, seen_v, tiles, counts, padding, gate, coarse, clean_k=k, clean_v=v, grad_out=grad_out,
+        out=out.to(case.dtype).contiguous(), lse=lse.float(),
+    )  # fmt: skip
 
 
 def _dye(case: Case, v: Tensor) -> Tensor:
@@ -166,12 +233,15 @@ def program_tensors(case: Case, inputs: Inputs) -> list[Tensor]:
         tensors = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     else:
         tensors = [q, k, v]
+    if case.backward:
+        tensors += [inputs.grad_out, inputs.out, inputs.lse]
     extra = [inputs.tiles, inputs.counts, inputs.padding, inputs.gate, inputs.coarse]
     return tensors + [x for x in extra if x is not None]
 
 
 def program(case: Case) -> Callable:
-    """The function under test: grid, starts, tensors -> (out, lse), or only out + gate * coarse.
+    """The function under test: grid, starts, tensors -> (out, lse), or only out + gate * coarse, or the
+    three gradients.
 
     The integers are arguments, so that they become symbols where all sizes shall be symbolic.
     """
@@ -183,10 +253,17 @@ def program(case: Case) -> Callable:
             q, k, v = (x.transpose(1, 2) for x in rest.pop(0).unbind(2))
         else:
             q, k, v = (rest.pop(0) for _ in range(3))
+        saved = [rest.pop(0) for _ in range(3)] if case.backward else []
         tiles, counts = rest.pop(0), rest.pop(0)
         padding = rest.pop(0) if case.padding else None
         site = (grid, list(case.tile), *starts, padding)
-        out, lse = torch.ops.vsa.attend(q, k, v, tiles, counts, *site, scale)
+        if case.backward:
+            grad_out, *saved = saved
+            witness = q.new_empty((*grid, 0))
+            return torch.ops.vsa.attend_backward(
+                grad_out, q, k, v, *saved, tiles, counts, *site, scale, witness
+            )
+        out, lse, _ = torch.ops.vsa.attend(q, k, v, tiles, counts, *site, scale)
         if case.gated:
             gate, coarse = rest
             return out + gate * coarse
@@ -221,7 +298,8 @@ def random_cases(seed: int, count: int) -> tuple[Case, ...]:
             kv_other=chance.choice((q_other, others())), padding=chance.choice((0, 1)),
             layout=chance.choice(("heads_first", "tokens_first")), kept=min(tiles, chance.randint(1, 5)),
             ragged=tiles > 1 and chance.random() < 0.7, dynamic=chance.random() < 0.3,
-            wide=chance.random() < 0.2, dyed=tiles < width - 1 and chance.random() < 0.3, seed=seed + index,
+            wide=chance.random() < 0.2, dyed=tiles < width - 1 and chance.random() < 0.3,
+            backward=chance.random() < 0.5, seed=seed + index,
         )  # fmt: skip
 
     return tuple(one(index) for index in range(count))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import attend_cases
 import torch
 from attend_judge import assert_right, eager, gold, magnitudes
@@ -16,29 +18,54 @@ def verdict(case: Case, outputs: list[Tensor] | str) -> str | None:
     """What is wrong with the outcome of a case; None if nothing is."""
     if isinstance(outputs, str):
         return outputs
-    out, inputs = outputs[0], make_inputs(case)
+    inputs = make_inputs(case)
     call = _call(case, inputs)
-    if out.dtype != case.dtype or out.shape != call.grad_out.shape or not out.is_contiguous():
-        return f"out is {out.dtype} {tuple(out.shape)} with strides {out.stride()}"
+    like = (call.q, call.k, call.v) if case.backward else (call.q,)
+    for out, x in zip(outputs, like, strict=False):
+        batch, heads, tokens, width = x.shape
+        if out.dtype != x.dtype or out.shape != (batch, tokens, heads, width) or not out.is_contiguous():
+            return f"a result is {out.dtype} {tuple(out.shape)} with strides {out.stride()}"
     try:
         if case.gated:
-            _assert_gated(call, inputs, out)
+            _assert_gated(call, inputs, outputs[0])
+        elif case.backward:
+            names = ("grad_q", "grad_k", "grad_v")
+            assert_right(call, {name: x.transpose(1, 2) for name, x in zip(names, outputs, strict=False)})
+            _assert_transposed(inputs, *outputs[3:])
         else:
-            assert_right(call, {"out": out, "lse": outputs[1]})
+            assert_right(call, {"out": outputs[0], "lse": outputs[1]})
     except AssertionError as error:
         return str(error)
     return None
 
 
 def _call(case: Case, inputs: Inputs) -> attend_cases.Case:
-    """The case as all kernels' tests know it. There is no backward template: its gradient is 0."""
-    batch, heads, tokens, width = inputs.q.shape
+    """The case as all kernels' tests know it. A forward call has the gradient 0."""
     return attend_cases.Case(
         made=repr(case), q=inputs.q, k=inputs.clean_k, v=inputs.clean_v,
-        grad_out=inputs.q.new_zeros(batch, tokens, heads, width), tiles=inputs.tiles, counts=inputs.counts,
+        grad_out=inputs.grad_out if case.backward else torch.zeros_like(inputs.grad_out),
+        tiles=inputs.tiles, counts=inputs.counts,
         grid=Grid(*case.grid), tile=case.tile, q_start=case.q_other[0], kv_start=case.kv_other[0],
         key_padding=inputs.padding, scale=case.width**-0.5,
     )  # fmt: skip
+
+
+def _assert_transposed(inputs: Inputs, starts: Tensor, columns: Tensor, order: Tensor) -> None:
+    """The query tiles of every key tile; the key tiles by how often the heads of a group list them."""
+    batch, heads, total = inputs.counts.shape
+    kv_heads = inputs.k.shape[1]
+    often = torch.zeros(batch, kv_heads, total, dtype=torch.int64)
+    for b, h in itertools.product(range(batch), range(heads)):
+        lists = [inputs.tiles[b, h, m, : inputs.counts[b, h, m]].tolist() for m in range(total)]
+        for j in range(total):
+            wanted = [m for m in range(total) if j in lists[m]]
+            got = columns[b, h, starts[b, h, j] : starts[b, h, j + 1]].tolist()
+            assert got == wanted, f"batch {b}, head {h}: key tile {j} is listed by {wanted}, not {got}"
+            often[b, h // (heads // kv_heads), j] += len(wanted)
+    wanted_order = torch.sort(often, dim=-1, descending=True, stable=True).indices
+    assert torch.equal(order.long(), wanted_order), (
+        f"the order is {order.tolist()}, not {wanted_order.tolist()}"
+    )
 
 
 def _assert_gated(call: attend_cases.Case, inputs: Inputs, out: Tensor) -> None:

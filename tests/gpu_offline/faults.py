@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ _MASKED = "text_keys_behind_a_masked_block"
 _FP16 = "token_major_fp16"
 _UNMASKED_V = "v = load_rows(values, key, key_real, stride_vn, stride_vd, D, D_PADDED, "
 
-FAULTS = {
+FORWARD_FAULTS = {
     "border_off_by_one": Fault(_RAGGED, "(c < cols - corner_c)", "(c <= cols - corner_c)"),
     "box_padding_is_real": Fault("odd_tile_width_48", "slot < TILE_F * TILE_R * TILE_C", "slot < slot + 1"),
     "score_of_padding_not_masked": Fault(_RAGGED, "if not ALL_REAL:\n", "if False:\n"),
@@ -46,19 +46,17 @@ FAULTS = {
         "full_tiles_width_96_bf16", "corner_r) * cols + corner_c", "corner_c) * cols + corner_r"
     ),
     "video_of_keys_starts_at_0": Fault(_MASKED, "(key + kv_start)", "(key)"),
-    "video_of_queries_starts_at_0": Fault("symbolic_sizes", "token += q_start", "token += 0"),
+    "video_of_queries_starts_at_0": Fault("symbolic_sizes", "token += start", "token += 0"),
     "other_queries_miss_the_last_keys": Fault(
         "wide_offsets", "NKV, tl.int32) - tl.where(is_video, video, 0)", "NKV, tl.int32) - video"
     ),
     "video_rows_take_other_keys_from_video": Fault(
         _MASKED, "tl.where(is_video, kv_start, other_keys)", "other_keys"
     ),
-    "key_padding_ignored": Fault(_MASKED, "(in_video | padding.to(tl.int1))", "(padding.to(tl.int1) | True)"),
-    "key_padding_of_video_honoured": Fault(
-        "wide_offsets", "(in_video | padding.to(tl.int1))", "padding.to(tl.int1)"
-    ),
+    "key_padding_ignored": Fault(_MASKED, "return in_video | ", "return True | "),
+    "key_padding_of_video_honoured": Fault("wide_offsets", "return in_video | ", "return "),
     "key_padding_of_first_batch_only": Fault(_TEXT, "PADDING + idx_b *", "PADDING + 0 * idx_b *"),
-    "last_other_rows_not_written": Fault("symbolic_sizes", "other < other_rows)", "other < other_rows - 1)"),
+    "last_other_rows_not_written": Fault("symbolic_sizes", "other < others)", "other < others - 1)"),
     "empty_row_is_0_by_0": Fault(_RAGGED, "tl.where(row_sum == 0.0, 1.0, row_sum)", "row_sum"),
     "no_anchor_for_unseen_rows": Fault(
         _MASKED, 'tl.where(new_max == float("-inf"), 0.0, new_max)', "new_max"
@@ -71,3 +69,97 @@ FAULTS = {
     ),
     "weights_rounded_to_bf16": Fault(_RAGGED, "weights.to(v.dtype)", "weights.to(tl.bfloat16).to(v.dtype)"),
 }  # fmt: skip
+
+_QUERIES, _KEYS, _PACKED = "text_queries_alone", "text_keys_alone_fp16", "packed_qkv_bf16"
+_GROUPED, _LONG = "grouped_heads_fp16", "many_tiles"
+_BACKWARD = {
+    "delta_of_queries_left_out": Fault(_QUERIES, "(grad_weights - delta[:, None])", "grad_weights"),
+    "delta_of_keys_left_out": Fault(_QUERIES, "(grad_weights - delta[None, :])", "grad_weights"),
+    "delta_not_stored": Fault(_PACKED, "+ token, delta, mask=real)", "+ token, delta, mask=real & False)"),
+    "grad_q_in_base_2": Fault(_QUERIES, "grad_q *= RAW_SCALE", "grad_q *= SCALE"),
+    "grad_k_in_base_2": Fault(_QUERIES, "grad_k * RAW_SCALE", "grad_k * SCALE"),
+    "lse_in_base_e": Fault(_QUERIES, " * 1.4426950408889634", ""),
+    "grad_k_from_weights": Fault(_KEYS, "dot(grad_scores.to(q.dtype)", "dot(weights.to(q.dtype)"),
+    "grad_v_from_scores": Fault(
+        _KEYS, "dot(weights.to(grad_out.dtype)", "dot((weights * SCALE).to(grad_out.dtype)"
+    ),
+    "grad_q_rounded_to_bf16": Fault(
+        _QUERIES, "grad_scores.to(k.dtype), k", "grad_scores.to(tl.bfloat16).to(k.dtype), k"
+    ),
+    "grad_k_rounded_to_bf16": Fault(
+        _QUERIES, "grad_scores.to(q.dtype), q", "grad_scores.to(tl.bfloat16).to(q.dtype), q"
+    ),
+    "weights_of_padding_not_masked": Fault("deep_scores_fp16", "tl.where(real, weights, 0.0)", "weights"),
+    "count_ignored_in_backward": Fault(_PACKED, "count = tl.minimum(count, KCAP)", "count = KCAP"),
+    "last_query_tile_dropped": Fault(_GROUPED, "(stop - start) *", "(stop - start - 1) *"),
+    "lists_of_all_tiles_start_alike": Fault(_GROUPED, "LISTED + start", "LISTED"),
+    "only_the_first_head_of_a_group": Fault(
+        _GROUPED, "range(0, GROUPS):\n        q_head", "range(0, 1):\n        q_head"
+    ),
+    "heads_of_a_group_interleaved": Fault(
+        "wide_offsets", "idx_h * GROUPS + group\n        line", "idx_h + group * KV_HEADS\n        line"
+    ),
+    "later_parts_of_a_query_tile_are_the_first": Fault(
+        "tile_of_several_blocks",
+        "% (SLOTS // BLOCK_Q) * BLOCK_Q + row\n            token",
+        "% 1 + row\n            token",
+    ),
+    "gradients_of_padding_keys": Fault(
+        "text_on_both_sides_with_padding", "tl.where(key_seen[:, None], grad_k", "tl.where(True, grad_k"
+    ),
+    "other_queries_left_out": Fault(_QUERIES, "if HAS_OTHER_QUERIES:", "if False:"),
+    "video_keys_take_other_queries_from_video": Fault(
+        _QUERIES, "tl.where(is_video, q_start, others)", "others"
+    ),
+    "video_of_listed_queries_starts_at_0": Fault(_QUERIES, "(token + q_start)", "(token)"),
+    "tiles_begin_too_late": Fault(_KEYS, "tl.where(is_video, all_other_blocks, 0)", "0"),
+    "search_stops_early": Fault(_PACKED, "probe <= count[:, None]", "probe < count[:, None]"),
+    "search_goes_one_too_far": Fault(_PACKED, "(tile < column[None, :])", "(tile <= column[None, :])"),
+    "search_goes_past_the_count": Fault(_PACKED, "below < count[:, None]", "below < KCAP"),
+    "later_rows_overwrite_earlier": Fault(_LONG, "place += tl.sum(one, 0)", "place += 0"),
+    "starts_of_the_first_rows_alone": Fault(_LONG, "start += tl.sum(below, 0)", "start = tl.sum(below, 0)"),
+    "coldest_columns_first": Fault(_GROUPED, "> listed[:, None]", "< listed[:, None]"),
+    "ties_of_columns_at_one_place": Fault(
+        _GROUPED, "& (other[None, :] < column[:, None])", "& (other[None, :] < 0)"
+    ),
+    "columns_counted_for_one_head": Fault(
+        "wide_offsets", "range(0, GROUPS):\n        line =", "range(0, 1):\n        line ="
+    ),
+}
+
+SELECT_FAULTS = {
+    "ties_to_the_highest": Fault(
+        "select_ties", "tl.cumsum(level, 0) <= spare", "tl.sum(level, 0) - tl.cumsum(level, 0) < spare"
+    ),
+    "one_tile_too_many": Fault(
+        "select_ties", "tl.cumsum(level, 0) <= spare", "tl.cumsum(level, 0) <= spare + 1"
+    ),
+    "minus_zero_below_zero": Fault(
+        "select_by_strange_threshold", "tl.where(score == 0.0, 0.0, score)", "score"
+    ),
+    "nan_lowest": Fault("select_strange_scores", ", 2**31 - 1)\n", ", 1 - 2**31)\n"),
+    "what_is_above_nan": Fault(
+        "select_strange_scores", "tl.where(border == 2**31 - 1, 0, ", "tl.where(False, 0, "
+    ),
+    "negative_scores_upside_down": Fault("select_ties", "bits ^ ((bits >> 31) & (2**31 - 1))", "bits"),
+    "last_bits_not_compared": Fault("select_by_count", "range(0, 31)", "range(0, 29)"),
+    "on_the_threshold_is_below": Fault("select_by_threshold", "~(score < threshold)", "(score > threshold)"),
+    "nan_is_below_the_threshold": Fault(
+        "select_by_strange_threshold", "~(score < threshold)", "(score >= threshold)"
+    ),
+    "thresholds_of_the_first_row": Fault("select_by_threshold", "+ idx_m * stride_hm)", ")"),
+    "count_of_tiles_ignored": Fault("select_by_count", "tl.load(COUNT).to(tl.int32)", "KCAP"),
+    "no_tile_is_kept": Fault(
+        "select_count_of_nothing", "kept = tl.maximum(kept, 1)", "kept = tl.maximum(kept, 0)"
+    ),
+    "rest_of_a_list_is_no_tile": Fault("select_by_count", "MK - 1 + 0 * tile", "MK + 0 * tile"),
+    "ties_of_each_block": Fault("select_rows_of_several_blocks", "spare -= tl.sum(level, 0)", "spare -= 0"),
+    "blocks_overwrite_each_other": Fault(
+        "select_rows_of_several_blocks", "written += tl.sum(one, 0)", "written += 0"
+    ),
+}
+
+BACKWARD_FAULTS = {
+    name: replace(fault, noticed_by=f"backward_{fault.noticed_by}") for name, fault in _BACKWARD.items()
+}
+FAULTS = {**FORWARD_FAULTS, **BACKWARD_FAULTS, **SELECT_FAULTS}

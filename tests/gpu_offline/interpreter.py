@@ -24,10 +24,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from gpu_offline.cases import CASES, Case, make_inputs, program_tensors, random_cases
+from gpu_offline.cases import AUTOTUNED, BACKWARD, CASES, Case, random_cases
 from gpu_offline.faults import FAULTS, Fault
 from gpu_offline.kernels import load_kernel
-from gpu_offline.program import Program
+from gpu_offline.program import Program, kind_of
+from gpu_offline.selections import SELECTIONS, Selection, random_selections
 
 
 def compute_bf16_as_bf16() -> None:
@@ -74,12 +75,14 @@ def compute_bf16_as_bf16() -> None:
 class _Launcher:
     """Stands for a compiled kernel: `run(*arguments, grid x, y, z, stream=...)` interprets it."""
 
-    def __init__(self, name: str, source: str) -> None:
-        self._kernel = load_kernel(name, source).function
+    def __init__(self, name: str, source: str, launched: dict[str, list[Tensor]]) -> None:
+        self._kernel, self._kind = load_kernel(name, source).function, kind_of(source)
+        self._launched = launched
 
     def run(self, *arguments: Any, stream: int) -> None:
         *arguments, x, y, z = arguments
         self._kernel[(x, y, z)](*arguments)
+        self._launched[self._kind] = [x.clone() for x in arguments if isinstance(x, Tensor)]
 
 
 class WroteBesideError(Exception):
@@ -103,7 +106,10 @@ class _Memory:
         return block.as_strided(size, stride, self._MARGIN)
 
     def copy_of(self, x: Tensor) -> Tensor:
-        return self.fresh(tuple(x.shape), x.stride(), x.dtype).copy_(x)
+        copy = self.fresh(tuple(x.shape), x.stride(), x.dtype)
+        once = tuple(slice(1 if s == 0 else None) for s in x.stride())  # an expanded tensor repeats itself
+        copy[once] = x[once]
+        return copy
 
     def check_margins(self) -> None:
         for block, before in self._blocks:
@@ -114,13 +120,15 @@ class _Memory:
 
 
 def run_program(program: Program, tensors: list[Tensor]) -> list[Tensor]:
-    """The outputs of a rendered program on CPU tensors."""
+    """The outputs of a rendered program on CPU tensors; of a backward also starts, columns and order, which
+    the gradients hardly show: any order gives the same ones."""
     from torch._inductor.async_compile import AsyncCompile
 
     def launcher(_: Any, name: str, text: str, **__: Any) -> _Launcher:
-        return _Launcher(name, text)
+        return _Launcher(name, text, launched)
 
     memory = _Memory()
+    launched: dict[str, list[Tensor]] = {}
     namespace: dict[str, Any] = {"__name__": "rendered"}
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(AsyncCompile, "triton", launcher))
@@ -132,16 +140,21 @@ def run_program(program: Program, tensors: list[Tensor]) -> list[Tensor]:
         namespace["empty_strided_cuda"] = memory.fresh
         outputs = namespace["call"](program.arguments([memory.copy_of(x) for x in tensors]))
     memory.check_margins()
-    return [x.clone() for x in outputs]
+    lists = []
+    if "rank_columns" in launched:
+        starts, order = launched["rank_columns"]
+        lists = [starts, launched["transpose_lists"][2], order]
+    return [x.clone() for x in outputs] + lists
 
 
-def run_case(folder: Path, case: Case, fault: Fault | None, result: str) -> None:
+def run_case(folder: Path, case: Case | Selection, fault: Fault | None, result: str) -> None:
     """Writes FOLDER/<result>.pt."""
     program = Program.load(folder / f"{case.name}.json")
     if fault is not None:
         program = replace(program, source=fault.put_into(program.source))
     try:
-        outcome: Any = run_program(program, program_tensors(case, make_inputs(case)))
+        _, _, tensors = case.call()
+        outcome: Any = run_program(program, tensors)
     except WroteBesideError as error:
         outcome = str(error)
     torch.save(outcome, folder / f"{result}.pt")
@@ -151,12 +164,16 @@ def main(folder: Path, *random: str) -> None:
     compute_bf16_as_bf16()
     torch.set_num_threads(1)
     np.seterr(all="ignore")  # log2(0) and the like, where the kernel means it
-    for case in random_cases(*map(int, random)) if random else CASES:
-        run_case(folder, case, None, case.name)
-    if not random:
-        by_name = {case.name: case for case in CASES}
-        for name, fault in FAULTS.items():
-            run_case(folder, by_name[fault.noticed_by], fault, name)
+    if random:
+        seed, count = map(int, random)
+        for case in (*random_cases(seed, count), *random_selections(seed, count)):
+            run_case(folder, case, None, case.name)
+        return
+    by_name: dict[str, Any] = {case.name: case for case in (*CASES, *BACKWARD, *SELECTIONS, *AUTOTUNED)}
+    for name, case in by_name.items():
+        run_case(folder, case, None, name)
+    for name, fault in FAULTS.items():
+        run_case(folder, by_name[fault.noticed_by], fault, name)
 
 
 if __name__ == "__main__":

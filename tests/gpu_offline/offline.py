@@ -1,9 +1,9 @@
 """Compiles rendered kernels to machine code, with no GPU, and measures the result.
 
-    python -m gpu_offline.offline FOLDER NAME:TARGET ...
+    python -m gpu_offline.offline FOLDER
 
-compiles the template kernel of FOLDER/NAME.json for each TARGET of `TARGETS` and writes
-FOLDER/machine_code.json, a list of Build fields.
+compiles the kernels of GOLDEN, out of FOLDER/NAME-TARGET.json, and writes FOLDER/machine_code.json, a list
+of Build fields.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from gpu_offline.golden import GOLDEN
 from gpu_offline.kernels import Kernel, load_kernel
 from gpu_offline.program import Program
 
@@ -42,6 +43,7 @@ class Build:
 
     name: str
     target: str
+    kind: str
     registers: int
     spills: int
     shared_bytes: int
@@ -51,12 +53,13 @@ class Build:
     def __str__(self) -> str:
         code = " ".join(f"{name} {count}" for name, count in self.instructions.items())
         return (
-            f"{self.name:24s} {self.target:7s} {self.registers:3d} registers, {self.spills} spilled, "
-            f"{self.shared_bytes / 1024:5.1f} KiB shared, {self.seconds:4.1f} s; {code}"
+            f"{self.name:32s} {self.kind:15s} {self.target:7s} {self.registers:3d} registers, "
+            f"{self.spills} spilled, {self.shared_bytes / 1024:5.1f} KiB shared, "
+            f"{self.seconds:4.1f} s; {code}"
         )
 
 
-def build(name: str, kernel: Kernel, target_name: str) -> Build:
+def build(name: str, target_name: str, kind: str, kernel: Kernel) -> Build:
     """Compile with the options that Inductor's decorator was given."""
     target = TARGETS[target_name]
     meta = kernel.options["triton_meta"]
@@ -69,7 +72,7 @@ def build(name: str, kernel: Kernel, target_name: str) -> Build:
     seconds = round(time.perf_counter() - start, 1)
     measure = _nvidia if target.backend == "cuda" else _amd
     registers, spills, instructions = measure(compiled)
-    return Build(name, target_name, registers, spills, compiled.metadata.shared, instructions, seconds)
+    return Build(name, target_name, kind, registers, spills, compiled.metadata.shared, instructions, seconds)
 
 
 def _nvidia(compiled: Any) -> tuple[int, int, dict[str, int]]:
@@ -102,21 +105,20 @@ def _run(tool: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def main(folder: Path, jobs: list[str]) -> None:
+def main(folder: Path) -> None:
     builds = []
-    for job in jobs:
-        name, target = job.split(":")
-        ((kernel_name, source),) = Program.load(folder / f"{name}.json").template_kernels.items()
-        builds.append(build(name, load_kernel(kernel_name, source), target))
+    for name, target, kind in GOLDEN:
+        program = Program.load(folder / f"{name}-{target}.json")
+        builds.append(build(name, target, kind, load_kernel(*program.template_kernel(kind))))
         print(builds[-1], flush=True)
     (folder / "machine_code.json").write_text(json.dumps([asdict(item) for item in builds]))
 
 
-def load_builds(folder: Path) -> dict[tuple[str, str], Build]:
-    """(program name, target) -> what `main` measured."""
+def load_builds(folder: Path) -> dict[tuple[str, str, str], Build]:
+    """(program, target, template) -> what `main` measured."""
     builds = [Build(**fields) for fields in json.loads((folder / "machine_code.json").read_text())]
-    return {(item.name, item.target): item for item in builds}
+    return {(item.name, item.target, item.kind): item for item in builds}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]))

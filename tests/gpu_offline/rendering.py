@@ -1,40 +1,41 @@
 """Renders every program that the template tests look at.
 
-    python -m gpu_offline.rendering FOLDER [SEED COUNT]
+    python -m gpu_offline.rendering FOLDER cases
+    python -m gpu_offline.rendering FOLDER golden
+    python -m gpu_offline.rendering FOLDER random SEED COUNT
 
-writes FOLDER/<name>.json, of random cases alone if they are asked for.
+write FOLDER/<name>.json of every case, FOLDER/<name>-<target>.json of what is compiled for a target, and
+FOLDER/<name>.json of random cases.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import vsa_compile.ops  # noqa: F401 - defines torch.ops.vsa
-from gpu_offline.cases import (
-    CASES,
-    Case,
-    make_inputs,
-    program,
-    program_integers,
-    program_tensors,
-    random_cases,
-)
+from gpu_offline.cases import AUTOTUNED, BACKWARD, CASES, Case, program, program_integers, random_cases
 from gpu_offline.fake_cuda import fake_cuda
+from gpu_offline.golden import GOLDEN
 from gpu_offline.program import Program, render
+from gpu_offline.selections import SELECTIONS, Selection, random_selections
 from vsa_compile import gpu
+from vsa_compile.gpu import configs
 
-TARGETS = {"sm80": (8, 0), "sm90": (9, 0)}
+# AMD's code is that of Hopper, under AMD's configurations.
+TARGETS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0), "gfx942": (9, 0)}
 # Calls of a real size, for offline compilation: a grid of full tiles, and Wan 1.3B's 480p.
 _FULL, _WAN = (32, 32, 32), (21, 30, 52)
-LAUNCHES = (
+_FORWARD_LAUNCHES = (
     Case("bf16_width_64", torch.bfloat16, _FULL, width=64, heads=12, kv_heads=12),
     Case("bf16_width_128", torch.bfloat16, _FULL, width=128, heads=12, kv_heads=12),
     Case("bf16_width_128_ragged", torch.bfloat16, _WAN, width=128, heads=12, kv_heads=12),
@@ -42,22 +43,25 @@ LAUNCHES = (
     Case("bf16_width_256", torch.bfloat16, _FULL, width=256),
     Case("fp32_width_128", torch.float32, _FULL, width=128),
 )
+LAUNCHES = _FORWARD_LAUNCHES + tuple(
+    replace(case, name=f"backward_{case.name}", backward=True) for case in _FORWARD_LAUNCHES
+)
 
 
 def on_fake_gpu(tensors: list[Tensor]) -> list[Tensor]:
     return [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda") for x in tensors]
 
 
-def render_case(case: Case) -> Program:
+def render_case(case: Case | Selection) -> Program:
     from torch._inductor.codegen.triton import TritonScheduling
 
-    tensors = program_tensors(case, make_inputs(case))
+    function, integers, tensors = case.call()
     narrow = staticmethod(lambda *_: False)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FakeTensorMode())
         if case.wide:
             stack.enter_context(mock.patch.object(TritonScheduling, "can_use_32bit_indexing", narrow))
-        return render(program(case), *program_integers(case), *on_fake_gpu(tensors), dynamic=case.dynamic)
+        return render(function, *integers, *on_fake_gpu(tensors), dynamic=case.dynamic)
 
 
 def render_launch(case: Case) -> Program:
@@ -69,7 +73,10 @@ def render_launch(case: Case) -> Program:
         rows = (case.batch, case.heads, total)
         tiles = torch.empty(*rows, total // 8, dtype=torch.int32, device="cuda")
         counts = torch.empty(rows, dtype=torch.int32, device="cuda")
-        return render(program(case), *program_integers(case), q, k, v, tiles, counts)
+        grad_out, out = (torch.empty(shape, dtype=case.dtype, device="cuda") for _ in range(2))
+        lse = torch.empty(case.batch, case.heads, tokens, device="cuda")
+        saved = [grad_out, out, lse] if case.backward else []
+        return render(program(case), *program_integers(case), q, k, v, *saved, tiles, counts)
 
 
 def render_method() -> Program:
@@ -85,29 +92,85 @@ def render_method() -> Program:
         return render(run, *tensors)
 
 
-def main(folder: Path) -> None:
-    """Everything that test_attend_template.py looks at."""
-    with fake_cuda(TARGETS["sm90"]):
+def render_select(rows: int) -> Program:
+    """Scores of 12 heads, of which an eighth is kept."""
+
+    def run(scores: Tensor) -> Any:
+        return torch.ops.vsa.select(scores, rows // 8)
+
+    with FakeTensorMode():
+        return render(run, torch.empty(1, 12, rows, rows, device="cuda"))
+
+
+def render_autotuned(folder: Path, case: Case) -> None:
+    """Also writes FOLDER/<name>_examples.pt: of every template that has a choice, the number of its
+    configurations, and the inputs that Inductor would time them with, by position."""
+    from torch._inductor import config, select_algorithm
+
+    examples: dict[str, tuple[int, dict[int, Tensor]]] = {}
+
+    def take_the_last(name: str, choices: list, inputs: list, _: Any, input_gen_fns: Any = None) -> Any:
+        on_cpu = [
+            SimpleNamespace(get_size=x.get_size, get_device=lambda: torch.device("cpu")) for x in inputs
+        ]
+        with unset_fake_temporarily():
+            made = {i: make(on_cpu[i]) for i, make in (input_gen_fns or {}).items()}
+        if len(choices) > 1:
+            examples[name] = len(choices), made
+        return choices[-1].output_node()
+
+    with (
+        mock.patch.object(select_algorithm, "autotune_select_algorithm", take_the_last),
+        config.patch(max_autotune=True),
+    ):
+        render_case(case).save(folder / f"{case.name}.json")
+    torch.save(examples, folder / f"{case.name}_examples.pt")
+
+
+def render_cases(folder: Path) -> None:
+    with fake_cuda(TARGETS["sm_90"]):
         assert gpu.register()
-        for case in CASES:
+        for case in (*CASES, *BACKWARD, *SELECTIONS):
             render_case(case).save(folder / f"{case.name}.json")
+        for case in AUTOTUNED:
+            render_autotuned(folder, case)
         render_method().save(folder / "method.json")
-        render_case(Case("fp64", torch.float64)).save(folder / "fp64.json")
+        for case in (Case("fp64", torch.float64), Case("backward_fp64", torch.float64, backward=True)):
+            render_case(case).save(folder / f"{case.name}.json")
+
+
+def _render_golden(name: str) -> Program:
+    """The program that GOLDEN calls so."""
+    if name == "method":
+        return render_method()
+    if name.startswith("select_of_"):
+        return render_select(int(name.removeprefix("select_of_")))
+    launches = {case.name: case for case in LAUNCHES}
+    if name in launches:
+        return render_launch(launches[name])
+    return render_case({case.name: case for case in CASES + BACKWARD}[name])
+
+
+def render_golden(folder: Path) -> None:
     for target, capability in TARGETS.items():
-        with fake_cuda(capability):
-            for case in LAUNCHES:
-                render_launch(case).save(folder / f"{case.name}_{target}.json")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(fake_cuda(capability))
+            if target == "gfx942":
+                stack.enter_context(mock.patch.object(configs, "family", return_value="amd"))
+            assert gpu.register()
+            for name in dict.fromkeys(name for name, wanted, _ in GOLDEN if wanted == target):
+                _render_golden(name).save(folder / f"{name}-{target}.json")
 
 
 def render_random(folder: Path, seed: int, count: int) -> None:
-    with fake_cuda(TARGETS["sm90"]):
+    with fake_cuda(TARGETS["sm_90"]):
         assert gpu.register()
-        for case in random_cases(seed, count):
+        for case in (*random_cases(seed, count), *random_selections(seed, count)):
             render_case(case).save(folder / f"{case.name}.json")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        render_random(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    else:
-        main(Path(sys.argv[1]))
+    folder, what, *numbers = Path(sys.argv[1]), *sys.argv[2:]
+    {"cases": render_cases, "golden": render_golden, "random": render_random}[what](
+        folder, *map(int, numbers)
+    )

@@ -14,13 +14,14 @@ _PATIENCE_S = 600
 
 def run_once(folder: Path, step: str, *arguments: str, **environment: str) -> None:
     """`python -m gpu_offline.STEP FOLDER arguments`, unless a process does or did; raises if it failed."""
-    log = folder / f"{step}.log"
+    run = "_".join((step, *arguments))
+    log = folder / f"{run}.log"
     try:
-        (folder / f"{step}.lock").mkdir()
+        (folder / f"{run}.lock").mkdir()
     except FileExistsError:
         _wait_for(log)
     else:
-        unfinished = folder / f"{step}.unfinished"
+        unfinished = folder / f"{run}.unfinished"
         unfinished.write_text(_run(folder, step, arguments, environment))
         unfinished.rename(log)
     failure = log.read_text()

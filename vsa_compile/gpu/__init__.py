@@ -20,9 +20,9 @@ def register() -> bool:
     then run through their eager implementation, which is correct and slower.
     """
     try:
-        from .lowering import register_attend
+        from .lowering import register_leaves
 
-        register_attend()
+        register_leaves()
     except Exception:
         _log.warning(
             "Inductor's template interface of this torch is unknown to vsa_compile: the sparse kernels "

@@ -1,10 +1,9 @@
 """Launch configurations of the kernels, by architecture family, element size and head width.
 
-One configuration per row for now, chosen so that nothing spills and every GPU of the family has the
-shared memory: a step keeps num_stages - 1 or num_stages K and V blocks next to Q. This table is the
-place for tuned rows. A second configuration per row would make Inductor benchmark, and it must then
-be told how to make valid tile lists (input_gen_fns): it would otherwise invent tile numbers.
-May be imported by lowering; imports only the standard library and torch.
+The first of a row is what runs; it is chosen so that nothing spills (tests/test_attend_template.py and its
+neighbours compile it) and every GPU of the family has the shared memory. The others are timed against it
+where the user asks for autotuning. This table is the place for tuned rows.
+May be imported by the lowerings; imports only the standard library and torch.
 """
 
 from __future__ import annotations
@@ -27,19 +26,79 @@ class Config:
     num_stages: int = 2
 
 
-Row = tuple[int, Config]  # head width up to, configuration
+Row = tuple[int, tuple[Config, ...]]  # head width up to, configurations
 
-# 64 rows are one warp group of matrix instructions, hence 4 warps. fp32 ("ieee") has no matrix
-# instructions on NVIDIA: 8 warps, or the accumulators spill.
-_ANY_FAMILY: dict[int, tuple[Row, ...]] = {
-    2: ((128, Config()), (256, Config(block_k=32))),
-    4: ((128, Config(64, 32, num_warps=8)), (256, Config(32, 16, num_warps=8))),
+
+def _row(width: int, *configs: tuple[int, int, int, int]) -> Row:
+    """Configurations as (block_q, block_k, num_warps, num_stages)."""
+    return width, tuple(Config(*config) for config in configs)
+
+
+# Wherever no family below says better: 99 KiB of shared memory. 64 rows are one warp group of matrix
+# instructions, hence 4 warps. fp32 ("ieee") has no matrix instructions on NVIDIA: 8 warps, or accumulators
+# spill, as they do without a load pipeline, when operands of products wait in registers.
+_ANY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
+    ("forward", 2): (_row(128, (64, 64, 4, 2), (64, 32, 4, 2)), _row(256, (64, 32, 4, 2))),
+    ("forward", 4): (_row(128, (64, 32, 8, 2)), _row(256, (32, 16, 8, 2))),
+    ("dq", 2): (
+        _row(64, (64, 64, 4, 2), (64, 64, 4, 1)),
+        _row(128, (64, 32, 4, 2), (64, 64, 8, 2)),
+        _row(256, (64, 32, 8, 1)),
+    ),
+    ("dq", 4): (_row(64, (64, 32, 8, 2)), _row(128, (32, 16, 8, 2)), _row(256, (16, 16, 8, 2))),
+    ("dkdv", 2): (
+        _row(64, (32, 64, 4, 2), (64, 64, 8, 2)),
+        _row(128, (32, 64, 8, 2), (64, 64, 8, 2)),
+        _row(256, (16, 32, 8, 1)),
+    ),
+    ("dkdv", 4): (_row(64, (16, 64, 8, 2)), _row(128, (16, 32, 8, 2)), _row(256, (16, 16, 8, 2))),
 }
-# Families with 163 KiB and more of shared memory per block.
-_BY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
-    ("ampere", 2): ((256, Config()),),
-    ("hopper", 2): ((256, Config()),),
-    ("blackwell", 2): ((256, Config()),),
+# 163 KiB of shared memory and more; matrix instructions of Hopper and Blackwell read it, so that more
+# registers are left. AMD's stages cost registers, and 256 of them are two waves on a SIMD.
+_BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
+    ("forward", "ampere", 2): (_row(256, (64, 64, 4, 2), (64, 64, 4, 3)),),
+    ("forward", "hopper", 2): (
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3)),
+        _row(256, (64, 64, 4, 2)),
+    ),
+    ("forward", "blackwell", 2): (
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3)),
+        _row(256, (64, 64, 4, 2)),
+    ),
+    ("dq", "ampere", 2): (
+        _row(64, (64, 64, 4, 2), (64, 64, 4, 1)),
+        _row(128, (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+        _row(256, (64, 32, 8, 2)),
+    ),
+    ("dq", "hopper", 2): (
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 2)),
+        _row(256, (64, 32, 8, 2), (64, 32, 4, 2)),
+    ),
+    ("dq", "blackwell", 2): (_row(128, (64, 64, 4, 2), (64, 64, 4, 1)), _row(256, (64, 32, 8, 2))),
+    ("dq", "amd", 2): (
+        _row(64, (64, 64, 4, 1), (64, 32, 4, 1)),
+        _row(128, (64, 32, 4, 1), (64, 64, 4, 1)),
+        _row(256, (32, 32, 4, 1)),
+    ),
+    ("dkdv", "ampere", 2): (
+        _row(64, (32, 64, 4, 2), (64, 64, 8, 2)),
+        _row(128, (64, 64, 8, 2), (32, 64, 8, 2), (32, 64, 4, 2)),
+        _row(256, (32, 32, 8, 1)),
+    ),
+    ("dkdv", "hopper", 2): (
+        _row(64, (64, 64, 4, 1), (32, 64, 4, 2), (64, 64, 8, 2)),
+        _row(128, (32, 64, 4, 2), (32, 64, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2)),
+        _row(256, (32, 32, 8, 1)),
+    ),
+    ("dkdv", "blackwell", 2): (
+        _row(128, (64, 64, 4, 1), (32, 64, 4, 2), (32, 64, 4, 1)),
+        _row(256, (32, 32, 8, 1)),
+    ),
+    ("dkdv", "amd", 2): (
+        _row(64, (32, 64, 4, 1), (64, 64, 4, 1)),
+        _row(128, (32, 64, 8, 1), (32, 64, 4, 1)),
+        _row(256, (16, 32, 8, 1)),
+    ),
 }
 
 
@@ -61,7 +120,12 @@ def family(device: torch.device) -> str | None:
     return _FAMILY.get(capability, "geforce")
 
 
-def attend_config(device: torch.device, dtype: torch.dtype, width: int) -> Config:
-    """The forward kernel's configuration for head width `width` on a GPU that has a family."""
-    rows = _BY_FAMILY.get((family(device) or "", dtype.itemsize), _ANY_FAMILY[dtype.itemsize])
-    return next(config for most, config in rows if width <= most)
+def choices(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> tuple[Config, ...]:
+    """The configurations of a kernel for head width `width` on a GPU that has a family.
+
+    kernel: "forward", "dq" or "dkdv". The first is the default, the others are timed against it under
+    mode="max-autotune".
+    """
+    size = dtype.itemsize
+    rows = _BY_FAMILY.get((kernel, family(device) or "", size), _ANY_FAMILY[kernel, size])
+    return next(configs for most, configs in rows if width <= most)

@@ -1,6 +1,6 @@
 """Finds the kernel templates: inside an installed wheel, or at the top of a source tree.
 
-May be imported by lowering and backend (which hashes the files); imports only the standard library.
+May be imported by the lowerings and backend (which hashes the files); imports torch_compat.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import functools
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .. import torch_compat as compat
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from importlib.resources.abc import Traversable
 
 _SUFFIX = ".py.jinja"
@@ -39,3 +42,9 @@ def template_files() -> tuple[Traversable, ...]:
 def template_source(name: str) -> str:
     """The text of template `name`, without its extension."""
     return (template_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
+
+
+def template(name: str, programs: Callable) -> Any:
+    """Template `name` with the shared functions appended; `programs` computes its launch grid."""
+    source = template_source(name) + template_source("notation")
+    return compat.triton_template(f"vsa_{name}", programs, source)

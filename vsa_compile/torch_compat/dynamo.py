@@ -29,28 +29,64 @@ def guard_on_attribute(package: str, *attributes: str) -> None:
     install_guard(source.make_guard(GuardBuilder.EQUALS_MATCH))
 
 
-def capturing_data_dependent(function: Callable) -> Callable:
-    """`function`, traced with what torch.compile(fullgraph=True) captures: `.item()` and `nonzero`.
+def capturing_data_dependent(function: Callable, name: str) -> Callable:
+    """A method, traced with what torch.compile(fullgraph=True) captures: `.item()` and `nonzero`.
 
     Inside a traced frame and outside; nothing changes outside of the call. Where torch lacks the means, the
-    function itself. Checked on torch 2.13.
+    function itself. `name` is for Dynamo's logs and limits. Checked on torch 2.13.
     """
     import torch._dynamo
 
     if not hasattr(torch._dynamo, "patch_dynamo_config"):
-        return function
+        return own_code(function, name)
     allow = torch._dynamo.assume_constant_result(_allow_data_dependent_shapes)
 
     @functools.wraps(function)
-    def capturing(*args: Any, **kwargs: Any) -> Any:
+    def capturing(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             allow()
             with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
-                return function(*args, **kwargs)
+                return function(self, *args, **kwargs)
         with torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
-            return function(*args, **kwargs)
+            return function(self, *args, **kwargs)
 
-    return capturing
+    return own_code(capturing, name)
+
+
+def own_code(function: Callable, name: str) -> Callable:
+    """`function`, made anew with each call of its maker, with a code object of its own for each `name`.
+
+    By code object Dynamo counts the versions that it compiled, up to a limit.
+    """
+    function.__code__ = function.__code__.replace(co_name=name)
+    return function
+
+
+def no_frame(function: Callable) -> Callable:
+    """`function`, which Dynamo never compiles on its own, but only the functions that it calls. Where it is
+    called by what Dynamo compiles, it is traced. Checked on torch 2.13."""
+    from torch._dynamo.eval_frame import skip_code
+
+    skip_code(function.__code__)
+    return function
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was written to; None where torch does not count. Checked on torch 2.13."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def last_version_allowed() -> int | None:
+    """Dynamo's limit, if the frame that it is compiling will have no further version. Checked on torch 2.13.
+
+    Past the limit Dynamo runs the frame uncompiled.
+    """
+    from torch._guards import CompileContext
+
+    current = CompileContext.current_compile_id()
+    limit = torch._dynamo.config.recompile_limit
+    versions = getattr(current, "frame_compile_id", None)
+    return limit if versions is not None and versions + 1 >= limit else None
 
 
 def _allow_data_dependent_shapes() -> bool:
@@ -84,18 +120,20 @@ def fake_mode_of(module: GraphModule) -> Any | None:
 
 
 @contextmanager
-def without_compiled_calls(model: Any) -> Iterator[Any]:
-    """The model as it was before torch.compile(model), model.compile() or a block's .compile().
+def compiled_by(model: Any, compiler: Callable[[Callable], Callable]) -> Iterator[Callable]:
+    """The model, with `compiler` in the place of torch.compile: for the whole of it, or, where blocks of it
+    were compiled and it was not (compile_repeated_blocks), for these.
 
-    The compiled calls are back afterwards, still compiled. Checked on torch 2.13.
+    Afterwards the compiled calls are back, still compiled. Checked on torch 2.13.
     """
     plain = getattr(model, "_orig_mod", model)
     modules = list(plain.modules()) if isinstance(plain, torch.nn.Module) else []
     compiled = [(module, module._compiled_call_impl) for module in modules if module._compiled_call_impl]
+    in_parts = bool(compiled) and plain is model and not plain._compiled_call_impl
     for module, _ in compiled:
-        module._compiled_call_impl = None
+        module._compiled_call_impl = compiler(module._call_impl) if in_parts else None
     try:
-        yield plain
+        yield plain if in_parts else compiler(plain)
     finally:
         for module, call in compiled:
             module._compiled_call_impl = call

@@ -47,11 +47,11 @@ def reset_inductor() -> None:
         trees.reset_cudagraph_trees()
 
 
-def keyed_pass(key: bytes, following: Any | None) -> Any:
+def keyed_pass(key: bytes | None, following: Any | None) -> Any:
     """A post-grad pass that changes nothing, but makes `key` part of Inductor's and AOTAutograd's cache
     keys; `following` is a user's own pass, which still runs. Checked on torch 2.13.
 
-    A `following` without uuid() makes torch bypass its caches, exactly as it does without us.
+    A key of None makes torch bypass its caches; so does a `following` without uuid(), as it does without us.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
@@ -64,7 +64,7 @@ def keyed_pass(key: bytes, following: Any | None) -> Any:
             if following is None:
                 return key
             inner = following.uuid() if hasattr(following, "uuid") else None
-            return None if inner is None else (key, inner)
+            return None if inner is None or key is None else (key, inner)
 
     return KeyedPass()
 
@@ -106,23 +106,31 @@ def template_buffer(
     device: torch.device,
     launch: tuple,
     constants: dict[str, Any],
+    configs: list[dict[str, Any]],
+    examples: dict[int, Callable[[Any], torch.Tensor]] | None = None,
 ) -> Any:
-    """The contiguous output of a template in its one configuration, so nothing is benchmarked.
+    """The contiguous output of a template, in its first configuration: nothing is benchmarked.
 
+    Only where the user asked for autotuning (mode="max-autotune") are all configurations timed, on inputs
+    of which `examples` makes those, by position, that random numbers would make invalid.
     `mutated` inputs are further outputs; `launch` are the sizes that the launch grid is made of.
     Checked on torch 2.13.
     """
-    from torch._inductor import ir
+    from torch._inductor import config, ir
     from torch._inductor.select_algorithm import autotune_select_algorithm
 
     inputs = [ir.ExternKernel.realize_input(x) for x in inputs]
     layout = ir.FixedLayout(device, dtype, list(size))
     choices: list[Any] = []
     buffers = {"input_nodes": inputs, "layout": layout, "mutated_inputs": mutated}
-    error = template.maybe_append_choice(choices, **buffers, call_sizes=list(launch), **constants)
-    if error is not None:
-        raise error
-    chosen = autotune_select_algorithm(template.name, choices, inputs, layout)
+    for timed in configs if config.max_autotune else configs[:1]:
+        error = template.maybe_append_choice(
+            choices, **buffers, call_sizes=list(launch), **constants, **timed
+        )
+        if error is not None:
+            raise error
+    made = {"input_gen_fns": examples} if examples and len(choices) > 1 else {}
+    chosen = autotune_select_algorithm(template.name, choices, inputs, layout, **made)
     return chosen[0] if isinstance(chosen, tuple) else chosen  # a tuple since 2.12 or 2.13
 
 
@@ -147,6 +155,25 @@ def expanded(x: Any, size: tuple) -> Any:
     from torch._inductor.lowering import lowerings
 
     return lowerings[torch.ops.aten.expand.default](x, list(size))
+
+
+def contiguous(x: Any) -> Any:
+    """`x` in Inductor's IR, copied if its layout is another. Checked on torch 2.13."""
+    from torch._inductor import ir
+
+    return ir.ExternKernel.require_contiguous(x)
+
+
+def is_static(size: Any) -> bool:
+    """Whether a size is a number. Adds no guard."""
+    return not getattr(size, "free_symbols", None)
+
+
+def likely_sizes(sizes: Iterable[Any]) -> tuple[int, ...]:
+    """The sizes, with the values of the example inputs where they are symbolic. Checked on torch 2.13."""
+    from torch._inductor.virtualized import V
+
+    return tuple(V.graph.sizevars.optimization_hint(size) for size in sizes)
 
 
 def static_size(size: Any) -> int:

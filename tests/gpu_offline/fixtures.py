@@ -1,0 +1,50 @@
+"""Fixtures of the template tests: what was rendered, interpreted and compiled, once for all test files.
+
+Two chains run side by side, which is what two cores can do: cases are rendered and interpreted, and what
+has golden machine code is rendered and compiled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_offline.offline import Build, load_builds
+from gpu_offline.steps import run_once
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with all results; the same one for all xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gpu_offline"
+    folder.mkdir(exist_ok=True)
+
+    def interpret() -> None:
+        run_once(folder, "rendering", "cases")
+        run_once(folder, "interpreter", TRITON_INTERPRET="1")
+
+    def compile_golden() -> None:
+        run_once(folder, "rendering", "golden")
+        run_once(folder, "offline")
+
+    with ThreadPoolExecutor(2) as pool:
+        for chain in [pool.submit(interpret), pool.submit(compile_golden)]:
+            chain.result()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def outcome(finished: Path) -> Callable:
+    """Name of a case or fault -> what its interpreted program returned."""
+    return lambda name: torch.load(finished / f"{name}.pt")
+
+
+@pytest.fixture(scope="session")
+def builds(finished: Path) -> dict[tuple[str, str, str], Build]:
+    return load_builds(finished)

@@ -1,0 +1,107 @@
+"""What kernels compile to: ranges that hold for today's Triton, wide enough for its next release.
+
+168 registers are 3 programs of 4 warps on an SM of Hopper, 255 are 2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Range(NamedTuple):
+    """Registers per thread and KiB of shared memory (least, most); spilled bytes at most."""
+
+    registers: tuple[int, int]
+    shared_kib: tuple[int, int]
+    matrix: str | None = None
+    spills: int = 0
+
+
+# (program, target, template) -> its range
+GOLDEN = {
+    ("bf16_width_64", "sm_80", "attend_fwd"): Range((140, 168), (24, 24), "HMMA"),
+    ("bf16_width_64", "sm_90", "attend_fwd"): Range((95, 128), (40, 40), "HGMMA"),
+    ("bf16_width_128", "sm_80", "attend_fwd"): Range((190, 230), (56, 56), "HMMA"),
+    ("bf16_width_128", "sm_90", "attend_fwd"): Range((140, 168), (80, 80), "HGMMA"),
+    ("bf16_width_128", "sm_100", "attend_fwd"): Range((150, 184), (80, 81), "UTCHMMA"),
+    ("bf16_width_128", "gfx942", "attend_fwd"): Range((200, 320), (40, 40), "v_mfma"),
+    ("bf16_width_128_ragged", "sm_90", "attend_fwd"): Range((140, 168), (80, 80), "HGMMA"),
+    # Two words outside of the loop over tiles.
+    ("bf16_width_128_text", "sm_80", "attend_fwd"): Range((220, 255), (56, 56), "HMMA", spills=8),
+    ("bf16_width_128_text", "sm_90", "attend_fwd"): Range((140, 168), (80, 80), "HGMMA"),
+    ("bf16_width_256", "sm_80", "attend_fwd"): Range((230, 255), (104, 104), "HMMA"),
+    ("bf16_width_256", "sm_90", "attend_fwd"): Range((230, 255), (160, 160), "HGMMA"),
+    # Exact fp32 has no matrix instruction on NVIDIA.
+    ("fp32_width_128", "sm_80", "attend_fwd"): Range((80, 128), (72, 73)),
+    ("fp32_width_128", "sm_90", "attend_fwd"): Range((80, 128), (72, 73)),
+    # A whole method with its gate in the epilogue; all sizes symbolic; 64-bit offsets; a tile in parts.
+    ("method", "sm_90", "attend_fwd"): Range((95, 150), (40, 40), "HGMMA"),
+    ("symbolic_sizes", "sm_90", "attend_fwd"): Range((60, 128), (40, 41)),
+    ("wide_offsets", "sm_90", "attend_fwd"): Range((60, 128), (16, 17)),
+    ("tile_of_several_blocks", "sm_90", "attend_fwd"): Range((60, 128), (16, 17)),
+}
+# The backward of the same calls: attend_dq, attend_dkdv.
+_BACKWARD = {
+    ("bf16_width_64", "sm_80"): (
+        Range((160, 210), (32, 32), "HMMA"),
+        Range((160, 205), (24, 25), "HMMA"),
+    ),
+    ("bf16_width_64", "sm_90"): (
+        Range((110, 145), (48, 48), "HGMMA"),
+        Range((140, 180), (32, 32), "HGMMA"),
+    ),
+    ("bf16_width_128", "sm_80"): (
+        Range((135, 180), (72, 72), "HMMA"),
+        Range((145, 190), (72, 73), "HMMA"),
+    ),
+    ("bf16_width_128", "sm_90"): (
+        Range((145, 190), (96, 96), "HGMMA"),
+        Range((195, 255), (64, 65), "HGMMA"),
+    ),
+    ("bf16_width_128", "sm_100"): (
+        Range((95, 120), (112, 113), "UTCHMMA"),
+        Range((130, 170), (64, 65), "UTCHMMA"),
+    ),
+    ("bf16_width_128", "gfx942"): (
+        Range((170, 225), (16, 16), "v_mfma"),
+        Range((210, 275), (16, 16), "v_mfma"),
+    ),
+    ("bf16_width_128_ragged", "sm_90"): (
+        Range((155, 200), (96, 96), "HGMMA"),
+        Range((210, 255), (64, 65), "HGMMA"),
+    ),
+    ("bf16_width_128_text", "sm_80"): (
+        Range((165, 215), (72, 72), "HMMA"),
+        Range((220, 255), (72, 73), "HMMA"),
+    ),
+    ("bf16_width_128_text", "sm_90"): (
+        Range((155, 205), (96, 96), "HGMMA"),
+        Range((220, 255), (64, 65), "HGMMA"),
+    ),
+    ("bf16_width_256", "sm_80"): (
+        Range((140, 185), (100, 100), "HMMA"),
+        Range((150, 195), (80, 80), "HMMA"),
+    ),
+    ("bf16_width_256", "sm_90"): (
+        Range((125, 165), (128, 128), "HGMMA"),
+        Range((145, 190), (80, 80), "HMMA"),
+    ),
+    ("fp32_width_128", "sm_90"): (
+        Range((55, 75), (50, 50)),
+        Range((75, 100), (50, 51)),
+    ),
+    ("symbolic_sizes", "sm_90"): (
+        Range((80, 105), (20, 20)),
+        Range((90, 120), (14, 15)),
+    ),
+}
+for (_name, _target), _ranges in _BACKWARD.items():
+    for _kind, _range in zip(("attend_dq", "attend_dkdv"), _ranges, strict=True):
+        GOLDEN[f"backward_{_name}", _target, _kind] = _range
+for _target in ("sm_80", "sm_90", "sm_100", "gfx942"):
+    GOLDEN["backward_bf16_width_128", _target, "transpose_lists"] = Range((32, 80), (1, 4))
+    GOLDEN["backward_bf16_width_128", _target, "rank_columns"] = Range((24, 80), (0, 1))
+    GOLDEN["select_of_624", _target, "select"] = Range((40, 72), (0, 1))
+# A row of 4 warps, and a row in parts.
+GOLDEN["select_of_2160", "sm_90", "select"] = Range((80, 110), (1, 3))
+GOLDEN["select_of_9000", "sm_90", "select"] = Range((80, 110), (7, 9))

@@ -1,0 +1,132 @@
+"""Lowers vsa::attend_backward to four templates, none of which adds in an order that could change:
+
+    attend_dq        the gradient of q, by the lists; delta on the way
+    transpose_lists  the query tiles that list each key tile
+    rank_columns     the key tiles, the most listed first
+    attend_dkdv      the gradients of k and v, by the transposed lists, in that order
+
+Imported by lowering; imports torch_compat, call, configs, examples, templates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import torch_compat as compat
+from . import examples
+from .call import Call
+from .configs import choices
+from .templates import template
+
+_COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 searches a thread
+_RANKS = {"COLS": 32, "num_warps": 4, "num_stages": 1}
+
+
+def _dq_programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
+    blocks = tiles * (meta["SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
+    return batch * heads * blocks, 1, 1
+
+
+def _dkdv_programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
+    blocks = tiles * (meta["SLOTS"] // meta["BLOCK_K"]) + cdiv(others, meta["BLOCK_K"])
+    return batch * heads * blocks, 1, 1
+
+
+def _column_programs(lines: Any, columns: Any, meta: Any, *, cdiv: Any) -> tuple:
+    return lines * cdiv(columns, meta["COLS"]), 1, 1
+
+
+def make_templates() -> tuple[Any, Any, Any, Any]:
+    return (
+        template("attend_dq", _dq_programs),
+        template("transpose_lists", _column_programs),
+        template("rank_columns", _column_programs),
+        template("attend_dkdv", _dkdv_programs),
+    )
+
+
+def _split(
+    grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any
+) -> tuple[Call, Any, Any, Any]:
+    return Call(q, k, v, *rest[:-1]), grad_out, out, lse  # the last is the witness
+
+
+def unsupported(*arguments: Any) -> str | None:
+    """Why the templates cannot serve this call; None if they can."""
+    call, grad_out, _, _ = _split(*arguments)
+    if grad_out.get_dtype() != call.q.get_dtype():
+        return f"the gradient is {grad_out.get_dtype()}, q is {call.q.get_dtype()}"
+    return call.unsupported()
+
+
+def lower(*arguments: Any) -> tuple[Any, Any, Any]:
+    """grad_q, grad_k and grad_v, (B, N, H, D)."""
+    call, grad_out, out, lse = _split(*arguments)
+    dq, transpose, rank, dkdv = make_templates()
+    lse = compat.contiguous(lse)
+    delta = compat.new_buffer((*call.heads, call.q_tokens), torch.float32, call.q.get_device())
+    grad_q = _grad_q(dq, call, grad_out, out, lse, delta)
+    columns = _columns(transpose, rank, call)
+    return grad_q, *_grad_k_and_v(dkdv, call, grad_out, lse, delta, columns)
+
+
+def _grad_q(template: Any, call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
+    q, (batch, heads) = call.q, call.heads
+    device, dtype, full = q.get_device(), q.get_dtype(), examples.counts_like(call.tiles)
+    constants = {
+        **call.constants(),
+        "RAW_SCALE": call.scale,
+        "HAS_OTHER_ROWS": call.has_other_queries,
+        "HAS_OTHER_KEYS": call.has_other_queries or call.has_other_keys,
+    }
+    return compat.template_buffer(
+        template,
+        [grad_out, q, call.k, call.v, out, lse, delta, call.tiles, call.counts, *call.trailing_inputs()],
+        mutated=[delta], size=(batch, call.q_tokens, heads, call.width), dtype=dtype, device=device,
+        launch=(batch, heads, call.tile_count, call.other_queries), constants=constants,
+        configs=call.launches(choices("dq", device, dtype, call.width)),
+        examples={7: examples.tile_lists, 8: full, 9: full},  # 9, SITE, is 8 under another shape
+    )  # fmt: skip
+
+
+def _columns(transpose: Any, rank: Any, call: Call) -> tuple[Any, Any, Any]:
+    """starts, columns and order: the transposed lists, and the key tiles by how often they are listed."""
+    (batch, heads), tiles, device = call.heads, call.tile_count, call.q.get_device()
+    listed = call.tiles.get_size()[3]
+    columns = compat.new_buffer((batch, heads, tiles * listed), torch.int32, device)
+    starts = compat.template_buffer(
+        transpose, [call.tiles, call.counts, columns], mutated=[columns], size=(batch, heads, tiles + 1),
+        dtype=torch.int32, device=device, launch=(batch * heads, tiles + 1), constants={}, configs=[_COLUMNS],
+    )  # fmt: skip
+    order = compat.template_buffer(
+        rank, [starts], mutated=[], size=(batch, call.kv_heads, tiles), dtype=torch.int32, device=device,
+        launch=(batch * call.kv_heads, tiles), constants={"GROUPS": call.groups}, configs=[_RANKS],
+    )  # fmt: skip
+    return starts, columns, order
+
+
+def _grad_k_and_v(
+    template: Any, call: Call, grad_out: Any, lse: Any, delta: Any, columns: tuple[Any, Any, Any]
+) -> tuple[Any, Any]:
+    batch, kv_heads = call.heads[0], call.kv_heads
+    device, dtype = call.q.get_device(), call.q.get_dtype()
+    size = (batch, call.kv_tokens, kv_heads, call.width)
+    grad_v = compat.new_buffer(size, dtype, device)
+    constants = {
+        **call.constants(),
+        "RAW_SCALE": call.scale,
+        "HAS_OTHER_KEYS": call.has_other_keys,
+        "HAS_OTHER_QUERIES": call.has_other_queries or call.has_other_keys,
+    }
+    valid = examples.columns_like(call.tiles)
+    grad_k = compat.template_buffer(
+        template,
+        [grad_out, call.q, call.k, call.v, lse, delta, grad_v, *columns, *call.trailing_inputs()],
+        mutated=[grad_v], size=size, dtype=dtype, device=device,
+        launch=(batch, kv_heads, call.tile_count, call.other_keys), constants=constants,
+        configs=call.launches(choices("dkdv", device, dtype, call.width)),
+        examples={7 + i: make for i, make in enumerate(valid)},
+    )  # fmt: skip
+    return grad_k, grad_v
