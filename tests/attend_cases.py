@@ -235,7 +235,7 @@ def each_kernel(kernels: list[Kernel]) -> pytest.MarkDecorator:
 def through_autograd(attend: Callable, case: Case) -> Results:
     """out, lse and the gradients of `attend`, which has vsa::attend's arguments."""
     leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
-    out, lse = attend(*leaves, *case.site)
+    out, lse, *_ = attend(*leaves, *case.site)
     grads = torch.autograd.grad(out, leaves, case.grad_out)
     return dict(
         zip(("out", "lse", "grad_q", "grad_k", "grad_v"), (out.detach(), lse.detach(), *grads), strict=True)

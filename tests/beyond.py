@@ -252,25 +252,27 @@ def _prompted(make: Callable[[], nn.Module]) -> Callable[[], Built]:
     return lambda: built(make(), lambda draw: {"latent": draw.video(), "text": draw.normal(2, TEXT, 24)})
 
 
-def case(name: str, build: Callable[[], Built], **truth: Any) -> Case:
-    return Case(name, name, build, **truth)
+def case(name: str, build: Callable[[], Built], of: str = "", **truth: Any) -> Case:
+    return Case(name, of, build, **truth)
 
 
 VIDEO = [
     case("patchify by hand", _latent(lambda: Plain(patches_by_hand)), sites=2),
     case("rearranged", _latent(lambda: Plain(patches_rearranged)), sites=2),
     case("complex rotary", _latent(lambda: Rotary(by_sample=False)), sites=2),
-    case("packed", _prompted(Packed), sites=2, segments=("text", "video")),
+    case("packed", _prompted(Packed), sites=2, segments=("text | video",)),
     case("sample loop", _latent(SampleLoop), sites=2),
 ]
 ENCODERS = [
-    case("vjepa2", vjepa2, sites=2, grid=SQUARE, other_grids=()),
-    case("videomae", videomae, sites=2, grid=SQUARE, other_grids=()),
-    case("vivit", vivit, sites=2, segments=("text", "video"), grid=SQUARE, other_grids=()),
+    case("vjepa2", vjepa2, "VJEPA2Model", sites=2, grid=SQUARE, other_grids=()),
+    case("videomae", videomae, "VideoMAEModel", sites=2, grid=SQUARE, other_grids=()),
+    case("vivit", vivit, "VivitModel", sites=2, segments=("text | video",), grid=SQUARE, other_grids=()),
 ]
 NEGATIVE = [
     case("space and time", _prompted(SpaceTime), refused={"spatial": 1, "temporal": 1, "cross": 1}),
     case("interleaved", _latent(Interleaved), refused={"spatial": 2, "temporal": 2}),
 ]
-BROKEN = case("rotary by sample", _latent(lambda: Rotary(by_sample=True)), refused={"video": 2})
+BROKEN = case(
+    "rotary by sample", _latent(lambda: Rotary(by_sample=True)), sites=2, how=("prepare", "video_grid")
+)
 """Reading the grid from a tensor breaks the graph in every attention call."""

@@ -6,34 +6,18 @@ by index (Cosmos 3, MiniMax-H3), or the grid is read back from a tensor (Wan-Ani
 """
 
 import math
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 from torch import nn
-from zoo import GRID, TEXT, Built, Draw, Grid, built, small, text_mask
+from zoo import TEXT, Built, Case, Draw, built, small, text_mask
+from zoo.others import sana_wm
 
 CAPTURE = {"capture_scalar_outputs": True, "capture_dynamic_output_shape_ops": True}
 """Dynamo's two flags that keep a graph whole across sizes that are data."""
-
-
-@dataclass(frozen=True, eq=False)
-class Hidden:
-    """One model and its truth.
-
-    `sites` counts the calls that are video self-attention, `other` all further ones. `segments` names the
-    runs of the query sequence, of which the last "video" has the grid.
-    """
-
-    name: str
-    build: Any
-    sites: int = 1
-    other: int = 0
-    segments: tuple[str, ...] = ("video",)
-    grid: Grid = GRID
-    other_grids: tuple[Grid, ...] = field(default=((5, 7, 6), (3, 6, 10)))
 
 
 def mochi() -> Built:
@@ -62,8 +46,11 @@ def hunyuan_video15() -> Built:
     return built(model, inputs)
 
 
-def framepack() -> Built:
-    """One sample with the packed history that its pipeline keeps: 16, 2 and 1 frames, and the first one."""
+def framepack(samples: int = 1) -> Built:
+    """With the packed history that its pipeline keeps: 16, 2 and 1 frames, and the first one.
+
+    One sample has its text cut to length; several have a mask (samples, 1, 1, N), written in a loop.
+    """
     model = small(
         "HunyuanVideoFramepackTransformer3DModel", num_single_layers=2, num_refiner_layers=1, mlp_ratio=2.0,
         text_embed_dim=24, pooled_projection_dim=20, rope_axes_dim=(4, 6, 6), has_image_proj=True,
@@ -72,17 +59,17 @@ def framepack() -> Built:
 
     def inputs(draw: Draw) -> dict[str, Any]:
         def latents(frames: int) -> torch.Tensor:
-            return draw.normal(1, 4, frames, 2 * draw.rows, 2 * draw.cols)
+            return draw.normal(samples, 4, frames, 2 * draw.rows, 2 * draw.cols)
 
         first, far, near, last, now = torch.arange(20 + draw.frames).split([1, 16, 2, 1, draw.frames])
         return draw.denoise(
             latents(draw.frames),
-            encoder_hidden_states=draw.normal(1, TEXT, 24),
-            encoder_attention_mask=text_mask(4),
-            timestep=torch.tensor([7.0]),
-            pooled_projections=draw.normal(1, 20),
-            guidance=torch.tensor([6.0]),
-            image_embeds=draw.normal(1, 5, 18),
+            encoder_hidden_states=draw.normal(samples, TEXT, 24),
+            encoder_attention_mask=text_mask(4, 9)[:samples],
+            timestep=torch.tensor([7.0, 3.0])[:samples],
+            pooled_projections=draw.normal(samples, 20),
+            guidance=torch.tensor([6.0, 5.0])[:samples],
+            image_embeds=draw.normal(samples, 5, 18),
             indices_latents=now,
             latents_clean=latents(2),
             indices_latents_clean=torch.cat([first, last]),
@@ -263,14 +250,51 @@ def wan_animate2() -> Built:
     return built(ReferencePass(), inputs)
 
 
+def case(name: str, of: str, build: Any, how: tuple[str, ...] = ("prepare",), **truth: Any) -> Case:
+    return Case(name, of, build, how=how, other_grids=((5, 7, 6), (3, 6, 10)), **truth)
+
+
+HINTED = ("prepare", "video_grid")
+FRAMEPACK = "HunyuanVideoFramepackTransformer3DModel"
+
 HIDDEN = [
-    Hidden("mochi", mochi, sites=4, other=1, segments=("video", "text")),
-    Hidden("hunyuan_video15", hunyuan_video15, sites=1, other=1, segments=("video", "text")),
-    Hidden("framepack", framepack, sites=3, other=1),
-    Hidden("ltx_coordinates", ltx_coordinates, other=1),
-    Hidden("ltx2", ltx2, other=5),
-    Hidden("sana_refiner", sana_refiner, other=1),
-    Hidden("cosmos3", cosmos3, sites=2, other=2),
-    Hidden("minimax_h3", minimax_h3, sites=2, other=1, segments=("text", "video")),
-    Hidden("wan_animate2", wan_animate2, sites=2, other=2),
-]
+    case(
+        "mochi", "MochiTransformer3DModel", mochi, sites=4, segments=("video | text",), refused={"cross": 1}
+    ),
+    case(
+        "hunyuan_video15", "HunyuanVideo15Transformer3DModel", hunyuan_video15, sites=1,
+        segments=("video | text",), refused={"text": 1},
+    ),
+    case(
+        "framepack", FRAMEPACK, framepack, sites=3, segments=("history | history | history | video | text",),
+        refused={"text": 1}, note="dynamic=False",
+    ),
+    case(
+        "ltx_coordinates", "LTXVideoTransformer3DModel", ltx_coordinates, HINTED, sites=1,
+        refused={"cross": 1}, note="with video_coords",
+    ),
+    case(
+        "ltx2", "LTX2VideoTransformer3DModel", ltx2, HINTED, sites=1, refused={"audio": 1, "cross": 4},
+        note="with video_coords",
+    ),
+    case(
+        "sana_refiner", "SanaWMLTX2RefinerTransformer3DModel", sana_refiner, HINTED, sites=1,
+        refused={"cross": 1},
+    ),
+    case("cosmos3", "Cosmos3OmniTransformer", cosmos3, HINTED, sites=2, refused={"text": 2}),
+    case(
+        "minimax_h3", "MiniMaxH3Transformer3DModel", minimax_h3, sites=2, segments=("text | video",),
+        refused={"text": 1},
+    ),
+    case(
+        "wan_animate2", "WanAnimate2Transformer3DModel", wan_animate2, HINTED, sites=2, refused={"cross": 2},
+        note="over the reference frames",
+    ),
+]  # fmt: skip
+FRAMES = case(
+    "sana_wm", "SanaWMTransformer3DModel", sana_wm, sites=2, refused={"cross": 2}, tolerance=20,
+    note="any number of frames",
+)  # fmt: skip
+"""Its graph shows the grid while the number of frames stays the same."""
+DENSE = [case("framepack_samples", FRAMEPACK, partial(framepack, 2), (), refused={"padding": 3, "text": 1},
+              note="several samples")]  # fmt: skip

@@ -58,7 +58,12 @@ CALL, FORWARD, BACKWARD, LANES, KERNEL = (
     f"vsa_compile/cpu/{name}" for name in ("call.h", "forward.h", "backward.h", "lanes.h", "kernel.cpp")
 )
 PYTHON_CPU, PYTHON_ATEN, OPS = "vsa_compile/cpu/__init__.py", "vsa_compile/aten.py", "vsa_compile/ops.py"
-VSA, SITE, SITES_PY = "vsa_compile/methods/vsa.py", "vsa_compile/methods/site.py", "vsa_compile/sites.py"
+METHOD, SITE, SITES_PY = (
+    "vsa_compile/methods/method.py",
+    "vsa_compile/methods/site.py",
+    "vsa_compile/sites.py",
+)
+PRUNE, RULES, DIGEST = (f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "digest"))
 REWRITE, BACKEND = "vsa_compile/rewrite.py", "vsa_compile/backend.py"
 
 KERNEL_MUTANTS = (
@@ -82,7 +87,7 @@ KERNEL_MUTANTS = (
     Mutant("F10", "pooled mean / E", SITE, "sums / self.real_tokens(x.device).to(sums.dtype)[:, None]", "sums / self.tiles.tile_tokens", SELECT),
     Mutant("F11", "one row zero", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) std::fill_n(rows.get(), c.width, 0.f);", CPP_FP32),
     Mutant("F12", "one element", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
-    Mutant("F13", "index of another head", CALL, "int64_t row = (at.batch * c.heads + at.index) * tiles + g;", "int64_t row = (at.batch * c.heads) * tiles + g;", CPP_FP32),
+    Mutant("F13", "index of another head", CALL, "int64_t row = (at.batch * c.heads + at.index) * query_tiles + g;", "int64_t row = (at.batch * c.heads) * query_tiles + g;", CPP_FP32),
     Mutant("F13 aten", "keys of another head", PYTHON_ATEN, "head % heads // (heads // self.kv_heads)", "head % self.kv_heads", ATEN),
     Mutant("F14", "batch stride ignored", LANES, "at.batch * view.batch + at.index", "at.index", CPP_FP32),
     Mutant("F14 padding", "key padding of the first batch", CALL, "keys.size() == 1 ? 0 : b", "0 * b", CPP_FP32),
@@ -93,8 +98,8 @@ KERNEL_MUTANTS = (
     Mutant("F18", "delta in bf16", BACKWARD, "dot(rows.get() + i * c.width, turned.get() + i * c.width);", "BFloat16(dot(rows.get() + i * c.width, turned.get() + i * c.width));", CPP),
     Mutant("F18 sign", "delta added", BACKWARD, "_mm512_sub_ps(grad, mean)", "_mm512_add_ps(grad, mean)", CPP_FP32),
     Mutant("F20", "tiles to tokens by position, not by the inverse", PYTHON_ATEN, "boxes.flatten(2, 3).index_select(2, self.slot)", "boxes.flatten(2, 3)[:, :, : self.slot.numel()].clone()", ATEN),
-    Mutant("F20 coarse", "coarse rows to tokens by position", SITE, "boxes = boxes.expand(-1, -1, t_f, -1, t_r, -1, t_c, -1, -1)", "boxes = boxes.expand(-1, -1, t_f, -1, t_c, -1, t_r, -1, -1)", SELECT),
-    Mutant("F21", "rows and cols swapped", CALL, "(f * c.grid[1] + r) * c.grid[2] + x", "(f * c.grid[2] + r) * c.grid[1] + x", CPP_FP32),
+    Mutant("F20 coarse", "coarse rows to tokens by position", SITE, "boxed = boxed.expand(-1, -1, t_f, -1, t_r, -1, t_c, -1, -1)", "boxed = boxed.expand(-1, -1, t_f, -1, t_c, -1, t_r, -1, -1)", SELECT),
+    Mutant("F21", "rows and cols swapped", CALL, "(f * video.grid[1] + r) * video.grid[2] + x", "(f * video.grid[2] + r) * video.grid[1] + x", CPP_FP32),
     Mutant("F26", "a row that sees nothing is NaN", FORWARD, "__m512 reference = _mm512_maskz_mov_ps(any, now);", "__m512 reference = now;", CPP_FP32),
     Mutant("F26 division", "a row that sees nothing is NaN", FORWARD, "_mm512_maskz_div_ps(any, ", "_mm512_div_ps(", CPP_FP32),
     Mutant("F29", "ties to the highest id", KERNEL, "<< 32 | i;", "<< 32 | (tiles - 1 - i);", SELECT),
@@ -103,15 +108,36 @@ KERNEL_MUTANTS = (
     Mutant("F30 backward", "scratch read before it is written", BACKWARD, "std::fill_n(grad_q.get(), c.width * columns, 0.f);", "", CPP_FP32),
 )  # fmt: skip
 
+BSA, METHODS = ("tests/test_bsa.py", "-k", "not backend and not symbolic"), ("tests/test_methods.py",)
+METHOD_MUTANTS = (
+    Mutant("window", "rows and cols of windows swapped", PRUNE, "shape[axis], shape[3 + axis] = n, extent\n            token", "shape[(0, 2, 1)[axis]], shape[3 + axis] = n, extent\n            token", BSA),
+    Mutant("centre", "the first token taken for the middle", PRUNE, 'if centre == "middle" else', 'if centre == "first" else', BSA),
+    Mutant("most alike", "the most alike queries kept", PRUNE, "alike = (wide * wide.index_select(2, centres)).sum(-1)", "alike = -(wide * wide.index_select(2, centres)).sum(-1)", BSA),
+    Mutant("length", "similarity not by angle", PRUNE, "alike / wide.norm(dim=-1).clamp(min=limit.tiny)", "alike", BSA),
+    Mutant("fill", "a dropped query takes its neighbour's output", PRUNE, "slots))[:, :, 0]", "slots))[:, :, -1]", BSA),
+    Mutant("border", "repeated centres weigh in a border window's mean", PRUNE, "box_sums(packed * weight, self.raster) / box_sums(weight[None, None], self.raster)", "box_sums(packed, self.raster) / box_sums(torch.ones_like(weight)[None, None], self.raster)", BSA),
+    Mutant("work", "the keys are as sparse as if no query were pruned", PRUNE, "(1 - Fraction(str(site.sparsity))) / share)", "(1 - Fraction(str(site.sparsity))))", BSA),
+    Mutant("anneal", "the count does not know of dropped queries", PRUNE, "part * share.denominator", "part * share.numerator", BSA),
+    Mutant("packed lists", "lists of packed queries by the number of key tiles", CALL, "* query_tiles + g;", "* tiles + g;", BSA),
+    Mutant("packed aten", "packed queries cut by the keys' tiles", PYTHON_ATEN, "boxes = keys.query_tiling.to_tiles(q)", "boxes = keys.tiling.to_tiles(q)", BSA),
+    Mutant("quantile", "the sample's deviation for the population's", RULES, "torch.var_mean(scores, -1, correction=0)", "torch.var_mean(scores, -1, correction=1)", METHODS),
+    Mutant("equal scores", "a row of equal scores below its own mean", RULES, "* variance.sqrt() - rounding", "* variance.sqrt() + rounding", BSA),
+    Mutant("mass", "one tile too few", RULES, "best.where(before < self.mass, torch.inf)", "best.where(before + weights < self.mass, torch.inf)", METHODS),
+    Mutant("slide", "boxes cut at the border, not pushed inside", RULES, "first = first.minimum(first * 0 + n - extent)", "", METHODS),
+    Mutant("overlap", "a query tile's last key tile is not its own", RULES, "(key < start + box) & (key + tile > start)", "(key < start + box - 1) & (key + tile > start)", METHODS),
+    Mutant("closure", "closure values have no part in the digest", DIGEST, "_collect(cell.cell_contents, parts, seen)", "pass", METHODS),
+    Mutant("helpers", "helpers have no part in the digest", DIGEST, "        _collect(function.__globals__[name], parts, seen)", "        pass", METHODS),
+)  # fmt: skip
+
 COMPILER_MUTANTS = (
-    Mutant("F19", "gradient to the gate dropped", VSA, "_add_gated(fine, gate.transpose(1, 2)", "_add_gated(fine, gate.detach().transpose(1, 2)", FUNCTIONAL),
+    Mutant("F19", "gradient to the gate dropped", METHOD, "_add_gated(fine, gate.transpose(1, 2)", "_add_gated(fine, gate.detach().transpose(1, 2)", FUNCTIONAL),
     Mutant("F21 pass", "rows and cols swapped", REWRITE, "for size in site.grid]", "for size in (site.grid[0], site.grid[2], site.grid[1])]", SITES),
     Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY, "return Site(call, name, segments, grid, q_start,", "return Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start,", ("tests/test_backend.py", "tests/test_compiler.py")),
     Mutant("F22", "node.meta not copied", REWRITE, "new.meta = dict(node.meta)", "new.meta = {}", ("tests/test_backend.py",)),
     Mutant("F23", "sources missing from the cache key", BACKEND, "    return digest.digest()", "    return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F23 pass", "no key of ours in Inductor's", BACKEND, "patches[own] = torch_compat.keyed_pass", "patches or torch_compat.keyed_pass", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F24", "fake with wrong strides", OPS, "    out = q.new_empty((batch, tokens, heads, width))", "    out = q.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
-    Mutant("F25", "scores of the coarse part detached", VSA, "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
+    Mutant("F25", "scores of the coarse part detached", METHOD, "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
     Mutant("F27", "refusals counted as conversions", BACKEND, 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
     Mutant("F28", "the grid of another video", SITES_PY, "return max(shared, key", "return min(shared, key", SITES),
     Mutant("cross", "cross-attention taken for self-attention", SITES_PY, "if q.grid and k.grid and same_tokens(q.axis, k.axis)", "if q.grid and k.grid", SITES),
@@ -134,7 +160,7 @@ COMPILER_MUTANTS = (
     Mutant("start", "video among keys starts at 0", REWRITE, "for size in (site.q_start, site.kv_start)]", "for size in (site.q_start, 0)]", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 
-MUTANTS = KERNEL_MUTANTS + COMPILER_MUTANTS
+MUTANTS = KERNEL_MUTANTS + METHOD_MUTANTS + COMPILER_MUTANTS
 
 
 def run(mutant: Mutant) -> tuple[str | None, float]:

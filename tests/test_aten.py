@@ -23,8 +23,8 @@ def _only_aten(monkeypatch):
 
 def test_results_are_contiguous_by_token():
     case = make_case(2, **EVERY_TERM)
-    out, lse = torch.ops.vsa.attend(*case.arguments())
-    grads = torch.ops.vsa.attend_backward(case.grad_out, *case.arguments()[:3], out, lse, *case.site)
+    out, lse, witness = torch.ops.vsa.attend(*case.arguments())
+    grads = torch.ops.vsa.attend_backward(case.grad_out, *case.arguments()[:3], out, lse, *case.site, witness)
     assert all(x.is_contiguous() for x in (out, lse, *grads))
 
 
@@ -51,8 +51,8 @@ def test_scratch_is_bounded():
 
     with pytest.MonkeyPatch.context() as patch, Watch():
         patch.setattr(aten, "SCRATCH_BYTES", 8 << 20)
-        out, lse = aten.attend(*case.arguments())
-        aten.attend_backward(case.grad_out, *case.arguments()[:3], out, lse, *case.site)
+        out, lse, witness = aten.attend(*case.arguments())
+        aten.attend_backward(case.grad_out, *case.arguments()[:3], out, lse, *case.site, witness)
     gathered = case.counts.numel() * 16 * 64 * 64 * 4
     assert gathered >= 8 * (8 << 20)
     assert largest <= 8 << 20
@@ -72,16 +72,22 @@ def test_opcheck(monkeypatch, kernel, dtype):
     monkeypatch.setenv("VSA_COMPILE_CPU", kernel)
     case = small_case(dtype)
     leaves = [x.detach().clone().requires_grad_() for x in (case.q, case.k, case.v)]
-    out, lse = (x.detach() for x in torch.ops.vsa.attend(*case.arguments()))
+    out, lse, witness = (x.detach() for x in torch.ops.vsa.attend(*case.arguments()))
     grid, tile = list(case.grid), list(case.tile)
     site = (case.tiles, case.counts, grid, tile, *case.site[4:])
     plain = (case.q, case.k, case.v)
-    torch.library.opcheck(torch.ops.vsa.select.default, (torch.randn(2, 3, 7, 7), 3))
-    torch.library.opcheck(torch.ops.vsa.attend.default, (*leaves, *site))
-    torch.library.opcheck(torch.ops.vsa.attend_backward.default, (case.grad_out, *plain, out, lse, *site))
-    call = (*leaves, None, grid, tile, case.q_start, case.kv_start, case.key_padding, None, 0.5, "vsa")
-    # The operator decomposes: an autograd kernel of its own would hide its parts.
+    # Some operators decompose: an autograd kernel of their own would hide their parts.
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    scores = torch.randn(2, 3, 7, 7)
+    torch.library.opcheck(torch.ops.vsa.select.default, (scores, 3))
+    torch.library.opcheck(torch.ops.vsa.select.default, (scores, 5, scores.mean(-1), torch.tensor(4)))
+    torch.library.opcheck(torch.ops.vsa.attend.default, (*leaves, *site))
+    given = (case.grad_out, *plain, out, lse, *site, witness)
+    torch.library.opcheck(torch.ops.vsa.attend_backward.default, given)
+    padding = torch.rand(2, 1, 1, case.q.shape[2]) < 0.5
+    torch.library.opcheck(torch.ops.vsa.zero_padding.default, (leaves[0], padding[:1]))
+    torch.library.opcheck(torch.ops.vsa.hint.default, (leaves[0][:, 0, 3:13], [1, 2, 5]), test_utils=checks)
+    call = (*leaves, None, grid, tile, case.q_start, case.kv_start, case.key_padding, None, 0.5, "vsa")
     torch.library.opcheck(torch.ops.vsa.attention.default, call, test_utils=checks)
 
 

@@ -219,7 +219,7 @@ import sys
 sys.modules["triton"] = sys.modules["matplotlib"] = None
 import logging, torch
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
-logging.getLogger("vsa_compile.cpu").setLevel(logging.ERROR)  # says once per machine that it compiles the kernel
+logging.getLogger("vsa_compile.cpu").setLevel(logging.ERROR)  # says that it compiles the kernel, once
 import torch.nn.functional as F
 def attend(x):
     tokens = x.flatten(2).transpose(1, 2)[:, None]

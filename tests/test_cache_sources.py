@@ -44,7 +44,7 @@ def bases() -> list[tuple[Run, Seen]]:
 
 @pytest.fixture(autouse=True)
 def _second_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(methods._METHODS, "halved", halved)
+    monkeypatch.setitem(methods.registry._METHODS, "halved", halved)
 
 
 @pytest.fixture(scope="module")

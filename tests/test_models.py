@@ -197,5 +197,5 @@ def replace_attention(monkeypatch, case, tile, sparsity):
 
 
 def test_the_page_is_current():
-    page = zoo.page(zoo.VIDEO, zoo.NEGATIVE)
+    page = zoo.page()
     assert zoo.PAGE.read_text(encoding="utf-8") == page, "write it again with: python tests/zoo"

@@ -159,8 +159,6 @@ def test_three_graphs_serve_twelve_resolutions(family, graphs):
     pipeline.assert_graphs(len(graphs))
 
 
-
-
 @pytest.mark.parametrize("family", [wan, ltx])
 def test_portrait_right_after_landscape(family, graphs):
     """Both have the same number of tokens, so that Dynamo takes that for a constant where it is an input."""

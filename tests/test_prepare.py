@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_same_gradients, assert_same_output, output_and_gradients
+from converting import OPTIONS, RESOLUTIONS, by_hand, heads, latents
 from torch import Tensor, nn
 from toy import Habits, ToyDiT, inputs
 
@@ -215,12 +216,12 @@ def test_every_way_to_learn_the_grid(build, arguments):
     with torch.no_grad():
         for grid in GRIDS[:3]:
             seen.append(model(**arguments(grid)))
-            with mock.patch.object(F, "scaled_dot_product_attention", by_hand(grid)):
+            with mock.patch.object(F, "scaled_dot_product_attention", by_reference(grid)):
                 assert_same_output(seen[-1], plain(**arguments(grid)))
     assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
 
 
-def by_hand(grid: tuple[int, int, int]):
+def by_reference(grid: tuple[int, int, int]):
     def attention(query, key, value, **_) -> Tensor:
         return reference.attention(query, key, value, grid=Grid(*grid), sparsity=0.5)
 
@@ -305,6 +306,42 @@ def test_video_grid_gives_each_grid_its_own_code(wanted: list[Tensor]):
     assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
 
 
+def attend(tokens: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(tokens, tokens * 0.5, tokens)
+
+
+def test_a_dozen_grids_of_a_prepared_model_are_a_few_graphs():
+    """Dynamo stops at eight, and every block is the same code."""
+    assert len(set(RESOLUTIONS)) > torch._dynamo.config.recompile_limit
+    spy = Spy(sparsity=1e-6)
+    model, plain = by_blocks(vsa_compile.prepare(ToyDiT(TWO)), spy), ToyDiT(TWO)
+    with torch.no_grad():
+        for grid in RESOLUTIONS:
+            assert_same_output(model(*inputs(TWO, grid)), plain(*inputs(TWO, grid)))
+    assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
+    assert len(spy.fates) < torch._dynamo.config.recompile_limit
+
+
+def test_more_hinted_grids_than_dynamo_compiles_are_announced():
+    spy = Spy(**OPTIONS)
+    compiled = torch.compile(attend, backend=spy)
+    limit = torch._dynamo.config.recompile_limit
+
+    def run(grid: tuple[int, int, int]) -> Tensor:
+        with vsa_compile.video_grid(*grid):
+            return compiled(heads(latents(grid)))
+
+    for grid in RESOLUTIONS[: limit - 1]:
+        assert_same_output(run(grid), by_hand(latents(grid), grid))
+    with pytest.warns(UserWarning, match=f"recompile_limit = {limit} allows no further .* Set torch._dynamo"):
+        run(RESOLUTIONS[limit - 1])
+    assert_same_output(run(RESOLUTIONS[limit]), attend(heads(latents(RESOLUTIONS[limit]))))  # as announced
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=2 * len(RESOLUTIONS)):
+        for grid in RESOLUTIONS:
+            assert_same_output(run(grid), by_hand(latents(grid), grid))
+
+
 def test_leaving_video_grid_leaves_calls_dense_again():
     model, spy = by_blocks(ToyDiT(TWO), Spy()), Spy()
     args = inputs(TWO)
@@ -371,3 +408,21 @@ def test_gradients_of_blocks_compiled_alone(how: str):
         got, got_grads = output_and_gradients(model, *args)
     assert_same_output(got, exact)
     assert_same_gradients(got_grads, exact_grads)
+
+
+def test_explain_of_compiled_blocks_shows_what_the_blocks_do():
+    """As a whole the model would show its grid; block by block it does not, until it is prepared."""
+    model = by_blocks(ToyDiT(TWO), Spy())
+    calls = [block._compiled_call_impl for block in model.blocks]
+    blind = vsa_compile.explain(model, *inputs(TWO), options=EXACT)
+    assert [(site.name, site.slug) for site in blind.sites] == [
+        ("blocks.0.attn", "unknown-grid"),
+        ("blocks.1.attn", "unknown-grid"),
+    ]
+    assert [block._compiled_call_impl for block in model.blocks] == calls
+    vsa_compile.prepare(model)
+    seen = vsa_compile.explain(model, *inputs(TWO), options=EXACT)
+    assert [(site.name, site.grid) for site in seen.sites] == [
+        ("blocks.0.attn", (5, 6, 7)),
+        ("blocks.1.attn", (5, 6, 7)),
+    ]

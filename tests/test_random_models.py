@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pytest
 import torch
 from compare import assert_same_gradients, assert_same_output, output_and_gradients
 from hypothesis import example, given, settings

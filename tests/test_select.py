@@ -264,3 +264,30 @@ def test_means_are_over_the_real_tokens(grid, tile, dtype: torch.dtype, seed: in
     # A tile's row, spread over its tokens, and read back.
     spread = site.to_tokens(got).transpose(1, 2)
     assert torch.equal(spread, got[:, :, reference.tile_of_token(boxes.grid, tile)])
+
+
+@each
+@examples(40)
+@given(
+    row=st.lists(st.floats(-2, 2, width=16), min_size=1, max_size=40),
+    at_most=st.integers(1, 40),
+    threshold=st.none() | st.floats(-3, 3, width=16),
+    count=st.none() | st.integers(-1, 50),
+)
+def test_a_threshold_and_a_count_shorten_the_lists(kernel: Kernel, row, at_most, threshold, count):
+    """By hand; and the reference alike."""
+    at_most = min(at_most, len(row))
+    order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+    wanted = [i for i in order if threshold is None or row[i] >= threshold]
+    wanted = sorted(wanted[: at_most if count is None else max(0, min(count, at_most))] or order[:1])
+    scores = torch.tensor(row).expand(2, 3, len(row))
+    given_threshold = None if threshold is None else torch.full((2, 3), threshold)
+    given_count = None if count is None else torch.tensor(count, dtype=torch.int32)
+    with mock.patch.dict("os.environ", VSA_COMPILE_CPU="aten" if kernel.name == "aten" else ""):
+        moved = (x if x is None else x.to(kernel.device) for x in (given_threshold, given_count))
+        got = torch.ops.vsa.select(scores.to(kernel.device), at_most, *moved)
+    for tiles, counts in (got, reference.select(scores, at_most, given_threshold, given_count)):
+        assert tiles.shape == (2, 3, at_most)
+        assert bool((counts == len(wanted)).all())
+        assert tiles[..., : len(wanted)].tolist() == [[wanted] * 3] * 2
+        assert 0 <= int(tiles.min()) <= int(tiles.max()) < len(row)

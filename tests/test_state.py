@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
+from vsa_compile import video_grid
 from vsa_compile.sites import Refusal, Site
 
 
@@ -157,3 +158,35 @@ def test_a_second_derivative_is_an_error_as_with_inductor() -> None:
     (grad,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         grad.sum().backward()
+
+
+# --- The hinted grid and a recompute -----------------------------------------------------------------
+
+
+def attend_hidden(tokens: Tensor) -> Tensor:
+    """(1, tokens, 32): a graph that shows no grid."""
+    x = 3 * tokens.unflatten(-1, (2, 16)).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(x, x * 0.5, x)
+
+
+# Of equal numbers of tokens and of tiles: nothing but the witness of the grid differs.
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("later", [(4, 5, 7), (4, 7, 5), None], ids=["same", "turned", "none"])
+def test_a_recompute_under_another_hinted_grid_is_an_error(later: Grid | None, backend: str) -> None:
+    torch._dynamo.reset()
+    graphs: list[list[Site | Refusal]] = []
+    compiled = torch.compile(attend_hidden, backend=converting(graphs, backend, tile=(2, 4, 4)))
+    tokens = latents((4, 5, 7)).flatten(2).transpose(1, 2).requires_grad_()
+    for grid in ((4, 5, 7), (4, 7, 5)):  # both are compiled before; the recompute finds its own
+        with video_grid(*grid):
+            compiled(tokens)
+    with video_grid(4, 5, 7):
+        wanted = torch.autograd.grad(compiled(tokens).square().sum(), tokens)[0]
+        loss = checkpointed(compiled)(tokens).square().sum()
+    with video_grid(*later) if later else nullcontext():
+        if later == (4, 5, 7):
+            assert torch.equal(torch.autograd.grad(loss, tokens)[0], wanted)
+        else:
+            with pytest.raises(torch.utils.checkpoint.CheckpointError):
+                loss.backward()
+    assert sum(isinstance(decision, Site) for graph in graphs for decision in graph) == 2

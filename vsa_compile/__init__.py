@@ -7,10 +7,13 @@ from . import aten, cpu, flops, ops  # noqa: F401  (operators, kernels and formu
 from .backend import convert_exported, vsa
 from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, VsaError
 from .functional import attention
+from .gates import add_gates
+from .methods import register_method
 from .options import Options
 from .prepare import prepare
 from .report import Report, SiteReport, explain
-from .state import video_grid
+from .schedule import SparsitySchedule
+from .state import denoising, dense, video_grid
 
 __version__ = "0.1.0"
 
@@ -22,11 +25,16 @@ __all__ = [
     "RefusedError",
     "Report",
     "SiteReport",
+    "SparsitySchedule",
     "VsaError",
+    "add_gates",
     "attention",
     "convert_exported",
+    "denoising",
+    "dense",
     "explain",
     "prepare",
+    "register_method",
     "video_grid",
     "vsa",
 ]

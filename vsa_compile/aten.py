@@ -20,20 +20,33 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from . import ops  # noqa: F401  (operators are defined before they get kernels)
 from .grid import Grid, TileGrid
+from .ops import witness
 
 SCRATCH_BYTES = 64 << 20  # what the keys, values and weights of one chunk may take
 
 
-def select(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """(..., M) scores -> tiles (..., kept) int32 ascending, counts (...) int32.
+def select(
+    scores: Tensor, at_most: int, threshold: Tensor | None = None, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(..., M) scores -> tiles (..., at_most) int32 ascending, counts (...) int32.
 
-    The `kept` highest of every row; ties go to the lowest tile id, NaN counts as highest.
+    The highest of every row: `count` of them (0-dim, integer; default at_most), but none below the row's
+    `threshold` (...), at least one and at most `at_most`. Ties go to the lowest tile id, NaN counts as
+    highest. What follows a row's count in `tiles` is a tile of no meaning.
     """
-    best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :kept]
-    tiles = best.sort(dim=-1).values.to(torch.int32)
-    return tiles, torch.full(scores.shape[:-1], kept, dtype=torch.int32, device=scores.device)
+    best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :at_most]
+    counts = torch.full(scores.shape[:-1], at_most, dtype=torch.int32, device=scores.device)
+    if threshold is not None:
+        counts = counts.minimum((~(scores < threshold[..., None])).sum(-1, dtype=torch.int32))
+    if count is not None:
+        counts = counts.minimum(count.to(torch.int32))
+    if threshold is not None or count is not None:
+        counts = counts.clamp(min=1)
+        rank = torch.arange(best.shape[-1], device=scores.device)
+        best = best.where(rank < counts[..., None], scores.shape[-1])
+    tiles = best.sort(dim=-1).values.clamp(max=scores.shape[-1] - 1)
+    return tiles.to(torch.int32), counts
 
 
 # --- Where tokens live --------------------------------------------------------------------------
@@ -101,10 +114,11 @@ class Keys:
     """Keys and values laid out by tile, and the gather of what each query sees."""
 
     def __init__(self, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int],
-                 tile: Sequence[int], start: int, padding: Tensor | None) -> None:  # fmt: skip
+                 tile: Sequence[int], start: int, padding: Tensor | None, *packed: Any) -> None:  # fmt: skip
         self.wide = torch.promote_types(k.dtype, torch.float32)
         self.tiles, self.counts, self.start = tiles, counts, start
         self.tiling = Tiling.of(grid, tile, k.device)
+        self.query_tiling = Tiling.of(packed[0], packed[1], k.device) if any(packed) else self.tiling
         self.video = self.tiling.slot.numel()
         self.kv_heads = k.shape[1]
         # What non-video queries see: everything but the padding among non-video keys.
@@ -154,10 +168,8 @@ class Keys:
         return Chunk(units, rows, kv_head, keys, values, seen[:, None, :])
 
     def dense_rows(self, q: Tensor) -> Iterator[tuple[tuple, tuple, Tensor, Tensor]]:
-        """Runs of non-video queries of one head, such that their weights fit the scratch.
-
-        Yields their index (b, h, rows), the index (b, kv head) of what they see, its keys and values.
-        """
+        """Runs of non-video queries of one head whose weights fit the scratch: their index (b, h, rows), the
+        index (b, kv head) of what they see, its keys and values."""
         batch, heads, tokens, _ = q.shape
         step = max(1, SCRATCH_BYTES // (3 * self.wide.itemsize * max(1, self.k.shape[2])))
         for b in range(batch if tokens else 0):
@@ -194,24 +206,24 @@ def _in_given_types(kernel: Callable) -> Callable:
 @_in_given_types
 def attend(
     q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int], tile: Sequence[int],
-    q_start: int, kv_start: int, key_padding: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_start: int, kv_start: int, key_padding: Tensor | None, scale: float, *packed: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Exact softmax attention over the listed tiles and all non-video keys.
 
-    q (B, H, Nq, D); k, v (B, Hkv, Nkv, D); tiles (B, H, M, Kcap), counts (B, H, M) int32
-    -> out (B, Nq, H, D), lse (B, H, Nq) in fp32 or wider.
+    q (B, H, Nq, D); k, v (B, Hkv, Nkv, D); tiles (B, H, M, Kcap), counts (B, H, M) int32; packed: q_grid and
+    q_tile -> out (B, Nq, H, D), lse (B, H, Nq) in fp32 or wider, the witness of the grid.
     """
-    keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding)
-    q_video, q_others = _split(q, q_start, keys.video)
+    keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding, *packed)
+    q_video, q_others = _split(q, q_start, keys.query_tiling.slot.numel())
     out, lse = _attend_video(q_video, keys, scale)
     out_others, lse_others = _attend_others(q_others, keys, scale)
     out = _join(out, out_others, q_start).transpose(1, 2).contiguous()
-    return out, _join(lse, lse_others, q_start)
+    return out, _join(lse, lse_others, q_start), witness(q, grid)
 
 
 def _attend_video(q: Tensor, keys: Keys, scale: float) -> tuple[Tensor, Tensor]:
     """(B, H, video, D) -> out alike, lse (B, H, video)."""
-    boxes = keys.tiling.to_tiles(q)[:, :, :-1]
+    boxes = keys.query_tiling.to_tiles(q)[:, :, :-1]
     rows = boxes.flatten(0, 2)
     out = torch.zeros_like(rows)
     lse = torch.zeros(rows.shape[:-1], dtype=keys.wide, device=q.device)
@@ -219,7 +231,7 @@ def _attend_video(q: Tensor, keys: Keys, scale: float) -> tuple[Tensor, Tensor]:
         logits = _logits(rows[chunk.units].to(keys.wide), chunk.keys, chunk.seen, scale)
         lse[chunk.units] = logits.logsumexp(-1)
         out[chunk.units] = (_weights(logits, lse[chunk.units]) @ chunk.values).to(q.dtype)
-    to_tokens = keys.tiling.to_tokens
+    to_tokens = keys.query_tiling.to_tokens
     return to_tokens(out.view_as(boxes)), to_tokens(lse.view(boxes.shape[:-1]))
 
 
@@ -249,15 +261,15 @@ class Queries(NamedTuple):
 def attend_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tiles: Tensor,
     counts: Tensor, grid: Sequence[int], tile: Sequence[int], q_start: int, kv_start: int,
-    key_padding: Tensor | None, scale: float,
+    key_padding: Tensor | None, scale: float, _witness: Tensor, *packed: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v as (B, N, H, D), recomputing the weights from lse."""
-    keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding)
+    keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding, *packed)
     grad_out = grad_out.transpose(1, 2)  # to (B, H, N, D), as q
     delta = (grad_out.to(keys.wide) * out.transpose(1, 2).to(keys.wide)).sum(-1)
-    parts = [_split(x, q_start, keys.video) for x in (q, grad_out, lse, delta)]
-    video, others = Queries(*(x for x, _ in parts)), Queries(*(x for _, x in parts))
-    grad_q, grad_k, grad_v = _video_gradients(video, keys, scale)
+    parts = [_split(x, q_start, keys.query_tiling.slot.numel()) for x in (q, grad_out, lse, delta)]
+    inside, others = Queries(*(x for x, _ in parts)), Queries(*(x for _, x in parts))
+    grad_q, grad_k, grad_v = _video_gradients(inside, keys, scale)
     grad_q = _join(grad_q, _add_others_gradients(others, keys, grad_k, grad_v, scale), q_start)
     grads = ((grad_q, q), (grad_k, k), (grad_v, v))
     return tuple(g.to(x.dtype).transpose(1, 2).contiguous() for g, x in grads)  # pyright: ignore[reportReturnType]
@@ -269,14 +281,12 @@ def _score_gradient(weights: Tensor, grad_out: Tensor, values: Tensor, delta: Te
 
 
 def _video_gradients(queries: Queries, keys: Keys, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Through the video queries: grad_q (B, H, video, D), and wide grad_k and grad_v (B, Hkv, N, D).
-
-    Key tiles collect their gradients in the order of the query tiles, without atomics.
-    """
+    """Through the video queries: grad_q (B, H, video, D), and wide grad_k and grad_v (B, Hkv, N, D). Tiles of
+    keys collect their gradients in the order of the query tiles, without atomics."""
     tiling, wide = keys.tiling, keys.wide
 
     def by_tile(x: Tensor) -> Tensor:
-        return tiling.to_tiles(x)[:, :, :-1].flatten(0, 2)
+        return keys.query_tiling.to_tiles(x)[:, :, :-1].flatten(0, 2)
 
     rows, grad_rows = by_tile(queries.q), by_tile(queries.grad_out)
     lse_rows, delta_rows = (by_tile(x[..., None])[..., 0] for x in (queries.lse, queries.delta))
@@ -298,7 +308,7 @@ def _video_gradients(queries: Queries, keys: Keys, scale: float) -> tuple[Tensor
         video = tiling.to_tokens(tiles.view(*shape, *tiling.real.shape, tiles.shape[-1]))
         return _join(video, others.unflatten(0, shape), keys.start)
 
-    grad_q = tiling.to_tokens(grad_q.view(*keys.counts.shape, *rows.shape[1:]))
+    grad_q = keys.query_tiling.to_tokens(grad_q.view(*keys.counts.shape, *rows.shape[1:]))
     return grad_q, to_tokens(*grad_k), to_tokens(*grad_v)
 
 

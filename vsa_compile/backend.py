@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from . import gpu, methods, state, torch_compat
-from .errors import OptionError, RefusedError, analysis_failed, refused_but_required, unknown_name
+from .errors import (
+    OptionError,
+    RefusedError,
+    analysis_failed,
+    grid_versions,
+    refused_but_required,
+    unknown_name,
+)
 from .gpu.templates import template_files
 from .layout import analyse
 from .options import Options
@@ -41,10 +49,10 @@ def vsa(
     convert(module, settings)
     patches = torch_compat.mode_patches(settings.mode) | dict(settings.inductor)
     # Not only what was converted: a model may call vsa_compile.attention itself.
-    if _holds_our_operators(module):
+    if _our_operators(module):
         gpu.register()
         own = "post_grad_custom_pre_pass"
-        patches[own] = torch_compat.keyed_pass(source_hash(), patches.get(own))
+        patches[own] = torch_compat.keyed_pass(_cache_key(module), patches.get(own))
     return torch_compat.compile_with_inductor(module, example_inputs, patches)
 
 
@@ -71,8 +79,11 @@ def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | Non
 def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     """Analyse a captured graph and rewrite it in place; counts and logs what was done."""
     decisions = _judged(module, state.hinted(settings))
+    if any(isinstance(decision, Site) for decision in decisions):
+        state.guard_sparsity(settings)
     if any(map(wants_hint, decisions)):
-        state.guard()
+        state.guard_grid()
+        _warn_of_the_limit()
     if settings.fallback == "error":
         for decision in decisions:
             if isinstance(decision, Refusal) and decision.reason.asked:
@@ -89,13 +100,21 @@ def _judged(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     A working model never stops working because of us, unless fallback="error" asks for it.
     """
     try:
-        return judge(analyse(module), settings)
+        return judge(analyse(module), settings, why=state.state.why)
     except Exception:
         if settings.fallback == "error":
             raise
         torch_compat.counters()["vsa_compile"]["failed"] += 1
         log.exception("%s", analysis_failed())
         return []
+
+
+def _warn_of_the_limit() -> None:
+    """A hinted grid is a constant of its graph. Dynamo stops compiling at its limit, and says so in its log
+    alone, after the fact."""
+    limit = torch_compat.last_version_allowed()
+    if limit is not None and state.state.grid is not None:
+        warnings.warn(grid_versions(limit), stacklevel=2)
 
 
 def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Report:
@@ -112,10 +131,16 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None
     return report
 
 
-def _holds_our_operators(module: GraphModule) -> bool:
-    """Whether a captured graph, or a body inside it, calls an operator of ours."""
+def _our_operators(module: GraphModule) -> list[Node]:
+    """The calls of operators of ours in a captured graph and the bodies inside it."""
     nodes = (n for part in module.modules() if isinstance(part, GraphModule) for n in part.graph.nodes)
-    return any(n.op == "call_function" and str(n.target).startswith("vsa.") for n in nodes)
+    return [n for n in nodes if n.op == "call_function" and str(n.target).startswith("vsa.")]
+
+
+def _cache_key(module: GraphModule) -> bytes | None:
+    """What of us goes into the cache keys; None, for no caching, where a method's source is unknown."""
+    literals = (x for node in _our_operators(module) for x in node.args if isinstance(x, str))
+    return source_hash() if all(map(methods.readable, literals)) else None
 
 
 def _count(decisions: list[Site | Refusal]) -> None:

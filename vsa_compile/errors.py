@@ -1,4 +1,4 @@
-"""Every message that a user can see: errors, and the reasons why an attention call stays dense.
+"""Every error and warning that a user can see; why an attention call stays dense is in reasons.py.
 
 Each says what came, what is allowed, and the way out.
 May be imported by everything; imports only the standard library.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 
 class VsaError(ValueError):
@@ -113,6 +112,52 @@ def double_backward() -> str:
     )
 
 
+def no_gate_site() -> str:
+    return (
+        "no attention call of this model can be given a gate: none is sparse with these inputs and options, "
+        "or its queries come from no torch.nn.Linear of its own. vsa_compile.explain(model, ...) says why."
+    )
+
+
+def no_coarse_output() -> str:
+    return (
+        "gate is given, but this method has no coarse output to multiply it with. Drop the gate, or use "
+        'method="vsa", or give a method of your own residual=GatedCoarse().'
+    )
+
+
+def centre_not_kept() -> str:
+    return (
+        'dropped="centre" gives a dropped query the output of its window\'s centre, which keep_centre=False '
+        'drops. Use dropped="zero", or keep the centre.'
+    )
+
+
+def needs_scores(rule: str) -> str:
+    return f"the rule {rule} ranks scores, but the method has scorer=None. Give it scorer=MeanDot()."
+
+
+def another_digest(name: str) -> str:
+    return (
+        f"this graph was made with another version of the method {name!r} than the one that is registered "
+        "now. Compile or export it again, or register the version that it was made with."
+    )
+
+
+def name_taken(name: str) -> str:
+    return (
+        f"another method is registered as {name!r}; compiled code tells methods apart by it. Register this "
+        "one under another name, or start a new process after an edit."
+    )
+
+
+def unreadable_source(name: str) -> str:
+    return (
+        f"the source of method {name!r}, or of a value it uses, cannot be read: compiled code that uses it "
+        "is not found in caches. Define it in a file, of plain values, to have it cached."
+    )
+
+
 def refused_but_required(name: str, reason: str) -> str:
     return (
         f'{name or "an attention call"} stays dense: {reason}. options={{"fallback": "error"}} turns '
@@ -127,144 +172,12 @@ def analysis_failed() -> str:
     )
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Why an attention call stays dense. `slug` names the counter, `text` is for people.
-
-    `asked` tells whether the call looked like one that the user wanted converted: `fallback="error"`
-    raises on those, and lets cross-attention or a text encoder pass.
-    """
-
-    slug: str
-    text: str
-    asked: bool = False
-
-
-def dropout() -> Reason:
-    return Reason("dropout", "dropout_p is not 0; the sparse kernel has no dropout", asked=True)
-
-
-def causal() -> Reason:
-    return Reason("causal", "is_causal is set; video self-attention is not causal", asked=True)
-
-
-def shape(text: str) -> Reason:
-    return Reason("shape", text)
-
-
-def dynamic_argument(name: str) -> Reason:
-    return Reason("argument", f"{name} is not a constant of the graph", asked=True)
-
-
-def mask(text: str) -> Reason:
-    return Reason("mask", text, asked=True)
-
-
-def cross() -> Reason:
-    return Reason("cross", "queries and keys are different tokens (cross-attention)")
-
-
-def one_axis() -> Reason:
-    return Reason("one-axis", "the tokens have one axis (text, or time only), not frames x rows x cols")
-
-
-def two_axes() -> Reason:
-    return Reason("two-axes", "the tokens have two axes (an image, or one frame), not frames x rows x cols")
-
-
-def not_raster(axes: str) -> Reason:
-    return Reason("not-raster", f"the token order is not raster frames x rows x cols ({axes})")
-
-
-def unknown_grid() -> Reason:
-    return Reason(
-        "unknown-grid",
-        "the graph does not show the (frames, rows, cols) of these tokens; call vsa_compile.prepare(model), "
-        'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number',
-        asked=True,
-    )
-
-
-def grid_symbol(symbol: str) -> Reason:
-    return Reason(
-        "grid-symbol",
-        f"the grid depends on {symbol}, which is not an input of this graph",
-        asked=True,
-    )
-
-
-def too_few_tokens(tokens: int, least: int) -> Reason:
-    return Reason("few-tokens", f"{tokens} video tokens are below min_tokens={least}; dense is faster there")
-
-
-def data_dependent() -> Reason:
-    return Reason("data-dependent", "the number of video tokens depends on data, not on shapes", asked=True)
-
-
-def head_width(width: int, most: int) -> Reason:
-    return Reason("head-width", f"head width {width} is above {most}", asked=True)
-
-
-def empty(shape: str) -> Reason:
-    return Reason("shape", f"there is nothing to compute: {shape}")
-
-
-def broadcast(q: str, k: str, v: str) -> Reason:
-    return Reason(
-        "broadcast",
-        f"q {q}, k {k} and v {v} are not provably alike in batch and heads (those of k may divide q's); "
-        ".expand() what is shared",
-        asked=True,
-    )
-
-
-def subclass(name: str) -> Reason:
-    return Reason("subclass", f"the query, key or value is a {name}, not a plain tensor", asked=True)
-
-
-def value_width(keys: int, values: int) -> Reason:
-    return Reason("head-width", f"keys are {keys} wide and values {values}; they must agree", asked=True)
-
-
-def dtype(name: str) -> Reason:
-    return Reason("dtype", f"dtype {name} is not one of float32, bfloat16, float16, float64", asked=True)
-
-
-def dense_layer(index: int) -> Reason:
-    return Reason("dense-layer", f"block {index} is listed in dense_layers")
-
-
-def no_layer_path() -> Reason:
-    return Reason(
-        "no-layer-path",
-        "dense_layers is set, but this call has no module path to read a block index from",
-        asked=True,
-    )
-
-
-def enclosed(name: str) -> Reason:
-    """A call that is part of node `name` of the graph."""
-    if name.startswith("autograd_function"):
-        text = "the call is inside a torch.autograd.Function, whose hand-written backward would not match"
-        return Reason("autograd-function", text, asked=True)
-    if "multi_head" in name or "encoder_layer" in name:
-        text = (
-            f"{name} holds projections and attention in one operator; write the layer with "
-            "torch.nn.functional.scaled_dot_product_attention to have it converted"
-        )
-        return Reason("whole-layer", text)
-    return Reason("higher-order", f"the call is inside {name}, which is not rewritten", asked=True)
-
-
-def func_transform() -> Reason:
-    return Reason("func-transform", "the graph is under a torch.func transform", asked=True)
-
-
-def not_captured() -> Reason:
-    return Reason(
-        "not-captured",
-        'Dynamo has this call in no graph and runs it eagerly; TORCH_LOGS="graph_breaks" says why, and '
-        "torch.compile(..., fullgraph=True) takes some models whole",
+def grid_versions(limit: int) -> str:
+    return (
+        f"this code is compiled for the {limit}th time, once for each grid that video_grid or prepare "
+        f"hinted, and torch._dynamo.config.recompile_limit = {limit} allows no further version: at another "
+        "grid it runs uncompiled, and dense. Set torch._dynamo.config.recompile_limit to more than the "
+        "number of your grids."
     )
 
 

@@ -8,6 +8,7 @@ May be imported by report and above; imports grid.
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,22 +33,36 @@ def attended_pairs(
     return sparse + video * (kv_tokens - video) + (q_tokens - video) * kv_tokens
 
 
-def _attend(q: Any, k: Any, v: Any, tiles: Any, counts: Any, grid: Any, tile: Any, *_: Any, **__: Any) -> int:
-    """Two products of 2 D FLOPs per query-key pair."""
-    batch, heads, q_tokens, width = q
-    return 4 * batch * heads * width * attended_pairs(q_tokens, k[2], grid, tile, tiles[-1])
+def _attend(
+    q: Any, k: Any, v: Any, tiles: Any, counts: Any, grid: Any, tile: Any, q_start: Any = 0,
+    kv_start: Any = 0, key_padding: Any = None, scale: Any = 1.0, q_grid: Any = None, q_tile: Any = None,
+    **_: Any,
+) -> int:  # fmt: skip
+    """Two products of 2 D FLOPs per query-key pair; a listed tile counts its mean number of real tokens.
+
+    The lists are counted where they hold numbers (which synchronises a GPU); otherwise all are full.
+    """
+    (batch, heads, q_tokens, width), kv_tokens = q.shape, k.shape[2]
+    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    video, video_q = boxes.grid.tokens, math.prod(q_grid or grid)
+    listed = tiles.numel()
+    if type(counts) is torch.Tensor and counts.device.type != "meta":
+        listed = int(counts.clamp(0, tiles.shape[-1]).sum())
+    sparse = listed * video_q * video // (counts.shape[-1] * boxes.tiles)
+    dense = video_q * (kv_tokens - video) + (q_tokens - video_q) * kv_tokens
+    return 4 * width * (sparse + batch * heads * dense)
 
 
-def _attend_backward(grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any, **__: Any) -> int:
+def _attend_backward(grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any, **_: Any) -> int:
     """Five products: the scores again, dP, dV, dQ and dK."""
-    tiles, counts, grid, tile = rest[:4]
-    return _attend(q, k, v, tiles, counts, grid, tile) * 5 // 2
+    site, packed = rest[:8], rest[9:]  # between them the witness
+    return _attend(q, k, v, *site, *packed) * 5 // 2
 
 
 def _register() -> None:
     counter = sys.modules[_COUNTER]
-    counter.register_flop_formula(torch.ops.vsa.attend)(_attend)  # pyright: ignore
-    counter.register_flop_formula(torch.ops.vsa.attend_backward)(_attend_backward)  # pyright: ignore
+    counter.register_flop_formula(torch.ops.vsa.attend, get_raw=True)(_attend)  # pyright: ignore
+    counter.register_flop_formula(torch.ops.vsa.attend_backward, get_raw=True)(_attend_backward)  # pyright: ignore
 
 
 class _WhenLoaded:

@@ -35,8 +35,9 @@ def attention(
     q: (B, H, Nq, D); k, v: (B, Hkv, Nkv, D), where Hkv divides H (grouped-query attention).
     grid: (frames, rows, cols) of the video tokens, raster order, cols fastest.
     sparsity: share of query-key work that is NOT computed; 0 is dense SDPA.
+    method: "vsa", "bsa" (sparse queries too), "sta" (a static box), or a name given to register_method.
     tile: (frames, rows, cols) tokens of a tile; border tiles hold what is left.
-    gate: like q; adds gate * coarse attention (VSA, arXiv 2505.13389). None adds nothing.
+    gate: like q; adds gate * coarse attention (VSA, arXiv 2505.13389). None adds nothing. Not for bsa, sta.
     scale: of the scores; None is 1 / sqrt(D).
     video_start: tokens in front of the video in k and v, and in q if it is as long. All keys outside
         the video are attended densely; queries outside it attend to everything.
@@ -46,7 +47,7 @@ def attention(
     """
     checked_grid, checked_tile = read_grid(grid), read_tile(tile)
     sparsity = read_sparsity(sparsity)
-    methods.get(read_method(method))
+    method = methods.literal(read_method(method))
     _check_tensors(q, k, v, gate, key_padding_mask)
     if (sparsity or gate is not None) and any(type(x).__name__ == "DTensor" for x in (q, k, v)):
         raise ArgumentError(errors.distributed())

@@ -66,7 +66,7 @@ class TileGrid:
         return count
 
 
-def kept_tiles(tiles: Any, sparsity: float) -> Any:
+def kept_tiles(tiles: Any, sparsity: float | Fraction) -> Any:
     """How many of `tiles` key tiles each query tile keeps: clamp(ceil((1 - sparsity) * tiles), 1, tiles).
 
     `sparsity` is read as the fraction its decimal text spells (0.7 is 7/10, though no float is), so
@@ -76,3 +76,12 @@ def kept_tiles(tiles: Any, sparsity: float) -> Any:
     if share <= 0:
         return 1
     return ceil_div(share.numerator * tiles, share.denominator)
+
+
+def kept_queries(window_tokens: int, sparsity: float | Fraction, least: float) -> int:
+    """How many queries of a full window a pruner keeps: ceil(max(least, 1 - sparsity) * window_tokens).
+
+    All of them at sparsity 0; more sparsity than `1 - least` is left to the keys.
+    """
+    share = max(Fraction(str(least)), 1 - Fraction(str(sparsity)))
+    return max(1, ceil_div(share.numerator * window_tokens, share.denominator))

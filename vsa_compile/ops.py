@@ -3,7 +3,9 @@
     vsa::attention   the one node in a captured graph; CompositeImplicitAutograd, so that tracing
                      walks into the method's plain PyTorch
     vsa::hint        x itself, with the grid of its tokens for the layout analysis to read
+    vsa::gate        q itself, with the gate of its attention call for the conversion to find
     vsa::zero_padding  an output with zeros in the rows of queries that are padding (leaf)
+    vsa::share       the share of the work that this step of a schedule keeps (leaf)
     vsa::select      pooled scores -> kept tiles (leaf)
     vsa::attend      exact attention over the kept tiles (leaf), with vsa::attend_backward
 
@@ -27,6 +29,7 @@ from torch.library import Library, register_autograd, register_fake
 from . import methods
 from .errors import ArgumentError, DoubleBackwardError, double_backward, kv_alike, no_func_transform
 from .grid import Grid, TileGrid
+from .schedule import schedules
 
 _LIBRARY = Library("vsa", "DEF")
 
@@ -34,31 +37,49 @@ _SITE = "SymInt[] grid, SymInt[] tile, SymInt q_start, SymInt kv_start, Tensor? 
 
 _LIBRARY.define(
     f"attention(Tensor q, Tensor k, Tensor v, Tensor? gate, {_SITE}, "
-    "float? scale, float sparsity, str method) -> Tensor",
+    "float? scale, float sparsity, str method, int schedule=-1) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_LIBRARY.define("share(Tensor like, int schedule) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.define(
-    "select(Tensor scores, SymInt kept) -> (Tensor tiles, Tensor counts)",
+    "select(Tensor scores, SymInt at_most, Tensor? threshold=None, Tensor? count=None)"
+    " -> (Tensor tiles, Tensor counts)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+# The queries may be a raster of their own, packed, with tiles of its own: what a query pruner leaves over.
+_PACKED = "SymInt[]? q_grid=None, SymInt[]? q_tile=None"
 _LIBRARY.define(
-    f"attend(Tensor q, Tensor k, Tensor v, Tensor tiles, Tensor counts, {_SITE}, float scale)"
-    " -> (Tensor out, Tensor lse)",
+    f"attend(Tensor q, Tensor k, Tensor v, Tensor tiles, Tensor counts, {_SITE}, float scale, {_PACKED})"
+    " -> (Tensor out, Tensor lse, Tensor witness)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define(
     "attend_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"Tensor tiles, Tensor counts, {_SITE}, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    f"Tensor tiles, Tensor counts, {_SITE}, float scale, Tensor witness, {_PACKED})"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 _LIBRARY.define("zero_padding(Tensor x, Tensor padding) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_LIBRARY.define("hint(Tensor(a) x, SymInt[] grid) -> Tensor(a)", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.define("gate(Tensor(a) q, Tensor gate) -> Tensor(a)", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.define(
+    "hint(Tensor(a) x, SymInt[] grid, SymInt? start=None) -> Tensor(a)", tags=(torch.Tag.pt2_compliant_tag,)
+)
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
     """fp32, or fp64 for fp64 inputs."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def witness(q: Tensor, grid: Sequence[Any]) -> Tensor:
+    """(frames, rows, cols, 0), a tensor without elements: the third output of vsa::attend.
+
+    The backward saves it. Where activation checkpointing computes the forward again, torch compares the
+    shapes of what was saved: a grid that was hinted, and has changed since, is an error by that, also where
+    the number of tokens is the same.
+    """
+    return q.new_empty((*grid, 0))
 
 
 # --- vsa::attention ---------------------------------------------------------------------------
@@ -106,13 +127,15 @@ def _attention(
     scale: float | None,
     sparsity: float,
     method: str,
+    schedule: int = -1,
 ) -> Tensor:
     """Sparse self-attention of one run of video tokens: (B, H, Nq, D) -> (B, H, Nq, D).
 
     q (B, H, Nq, D); k, v (B, Hkv, Nkv, D) with Hkv dividing H; gate like q or None. The video is
     tokens q_start.. of q and kv_start.. of k and v, grid[0] * grid[1] * grid[2] of them, raster.
     All other keys are attended densely; key_padding (B or 1, Nkv) bool is True where a non-video
-    key takes part. scale None is 1 / sqrt(D).
+    key takes part. scale None is 1 / sqrt(D). `schedule` is the number of a SparsitySchedule, which keeps
+    fewer tiles than `sparsity` leaves, or -1.
     """
     kind = q.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -130,6 +153,7 @@ def _attention(
         key_padding=key_padding,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         sparsity=sparsity,
+        share=torch.ops.vsa.share(q, schedule) if schedule >= 0 else None,
     )
     # Known of every call but one whose tokens are data: there it becomes an assertion of the graph.
     torch._check(k.shape[2] == v.shape[2], kv_alike)
@@ -145,13 +169,24 @@ def _attention(
 
 
 @torch.library.impl(_LIBRARY, "hint", "CompositeImplicitAutograd")
-def _hint(x: Tensor, grid: Sequence[Any]) -> Tensor:
-    """x (B, video, ...), whose tokens are raster (frames, rows, cols) = grid, as a view.
+def _hint(x: Tensor, grid: Sequence[Any], start: Any = None) -> Tensor:
+    """x (..., N, C) as a view; tokens start.. of N are raster (frames, rows, cols) = grid.
 
-    Its size is spelled as the product, which need not be how the size of x is spelled: the analysis of a
-    graph with symbolic sizes could not tell that the two are equal.
+    start None says that all N are. N is spelled as the product then, which need not be how the size of x is
+    spelled: the analysis of a graph with symbolic sizes could not tell that the two are equal.
     """
-    return x.view(x.shape[0], grid[0] * grid[1] * grid[2], *x.shape[2:])
+    tokens = x.shape[-2] if start is not None else grid[0] * grid[1] * grid[2]
+    return x.view(*x.shape[:-2], tokens, x.shape[-1])
+
+
+# --- vsa::gate --------------------------------------------------------------------------------
+
+
+@torch.library.impl(_LIBRARY, "gate", "CompositeImplicitAutograd")
+def _gate(q: Tensor, gate: Tensor) -> Tensor:
+    """q, as a view: what the query projection gave, whatever its shape; gate (B, N, H * D) of the same hidden
+    states. Where nothing is converted, the gate is computed for nobody, and so removed."""
+    return q.view_as(q)
 
 
 # --- vsa::zero_padding ------------------------------------------------------------------------
@@ -185,12 +220,29 @@ register_autograd(
 )
 
 
+# --- vsa::share -------------------------------------------------------------------------------
+
+
+@torch.library.impl(_LIBRARY, "share", "CompositeExplicitAutograd")
+def _share(like: Tensor, schedule: int) -> Tensor:
+    """1 - sparsity at the step that the schedule is at: (2,) int64, numerator and denominator, on the device
+    of `like`. Read when the graph runs. The backward saves the lists that are made of it."""
+    return schedules[schedule].kept_share(like.device).clone()
+
+
+@register_fake("vsa::share")
+def _share_fake(like: Tensor, schedule: int) -> Tensor:
+    return like.new_empty((2,), dtype=torch.int64)
+
+
 # --- vsa::select ------------------------------------------------------------------------------
 
 
 @register_fake("vsa::select")
-def _select_fake(scores: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
-    tiles = scores.new_empty((*scores.shape[:-1], kept), dtype=torch.int32)
+def _select_fake(
+    scores: Tensor, at_most: Any, threshold: Tensor | None = None, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    tiles = scores.new_empty((*scores.shape[:-1], at_most), dtype=torch.int32)
     return tiles, scores.new_empty(scores.shape[:-1], dtype=torch.int32)
 
 
@@ -198,10 +250,12 @@ def _select_fake(scores: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
 
 
 @register_fake("vsa::attend")
-def _attend_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _attend_fake(
+    q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[Any], *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
     out = q.new_empty((batch, tokens, heads, width))
-    return out, q.new_empty((batch, heads, tokens), dtype=lse_dtype(q.dtype))
+    return out, q.new_empty((batch, heads, tokens), dtype=lse_dtype(q.dtype)), witness(q, grid)
 
 
 @register_fake("vsa::attend_backward")
@@ -213,25 +267,26 @@ def _attend_backward_fake(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_:
     return token_major(q), token_major(k), token_major(v)
 
 
-def _attend_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, tiles, counts, grid, tile, q_start, kv_start, key_padding, scale = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
+def _attend_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, tiles, counts, grid, tile, q_start, kv_start, key_padding, scale, *packed = inputs
+    out, lse, seen_grid = output
+    ctx.mark_non_differentiable(lse, seen_grid)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, tiles, counts, key_padding)
+    ctx.save_for_backward(q, k, v, out, lse, tiles, counts, key_padding, seen_grid)
     ctx.site = (grid, tile, q_start, kv_start)
     ctx.scale = scale
+    ctx.packed = packed
 
 
-def _attend_grad(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple:
+def _attend_grad(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple:
     if grad_out is None:
-        return (None,) * 11
-    q, k, v, out, lse, tiles, counts, key_padding = ctx.saved_tensors
+        return (None,) * 13
+    q, k, v, out, lse, tiles, counts, key_padding, seen_grid = ctx.saved_tensors
     grads = torch.ops.vsa.attend_backward(
-        grad_out, q, k, v, out, lse, tiles, counts, *ctx.site, key_padding, ctx.scale
+        grad_out, q, k, v, out, lse, tiles, counts, *ctx.site, key_padding, ctx.scale, seen_grid, *ctx.packed
     )
     grad_q, grad_k, grad_v = (grad.transpose(1, 2) for grad in grads)
-    return grad_q, grad_k, grad_v, *(None,) * 8
+    return grad_q, grad_k, grad_v, *(None,) * 10
 
 
 register_autograd("vsa::attend", _attend_grad, setup_context=_attend_setup)

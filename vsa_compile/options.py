@@ -1,6 +1,6 @@
 """The backend's options: frozen, comparable (Dynamo compares them to decide on a recompile), checked.
 
-May be imported by everything; imports grid and errors.
+May be imported by everything; imports grid, schedule and errors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from .errors import OptionError, bad_value, unknown_name
 from .grid import Grid, Tile
+from .schedule import SparsitySchedule
 
 FALLBACKS = ("dense", "error")
 
@@ -22,8 +23,8 @@ FALLBACKS = ("dense", "error")
 class Options:
     """What `torch.compile(model, backend="vsa", options={...})` takes; field by field.
 
-    sparsity: share of query-key work NOT computed, 0 <= sparsity <= 1. 0 is dense SDPA.
-    method: name of the sparse attention method.
+    sparsity: share of query-key work NOT computed, from 0 (dense SDPA) to 1; or a SparsitySchedule.
+    method: "vsa", "bsa", "sta", or a name given to `vsa_compile.register_method`.
     tile: (frames, rows, cols) tokens of a tile.
     min_tokens: calls with fewer video tokens stay dense, where sparsity does not pay.
     dense_layers: indices of transformer blocks that stay dense.
@@ -33,7 +34,7 @@ class Options:
     inductor: config patches handed to Inductor unchanged.
     """
 
-    sparsity: float = 0.875
+    sparsity: float | SparsitySchedule = 0.875
     method: str = "vsa"
     tile: Tile = (4, 4, 4)
     min_tokens: int = 4096
@@ -62,7 +63,7 @@ class Options:
         if mode is not None and given.setdefault("mode", mode) != mode:
             raise OptionError(bad_value("mode", (mode, given["mode"]), "given once"))
         readers = {
-            "sparsity": read_sparsity,
+            "sparsity": lambda value: value if isinstance(value, SparsitySchedule) else read_sparsity(value),
             "method": read_method,
             "tile": read_tile,
             "min_tokens": _read_min_tokens,

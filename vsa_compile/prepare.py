@@ -2,37 +2,48 @@
 
 Blocks that are compiled one by one, graphs behind a break, and models that get their positions as data show
 no (frames, rows, cols). A prepared model learns them at run time and marks what enters its blocks.
-May be imported by everything above ops; imports errors, state and torch_compat.
+May be imported by everything above ops; imports errors, inputs, state and torch_compat.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError, bad_value
+from .inputs import Grid, Reader, Video, by_shapes
+from .reasons import not_learned, not_learned_of_these
 from .state import state
-from .torch_compat import capturing_data_dependent, known_equal
+from .torch_compat import capturing_data_dependent, known_equal, no_frame, own_code
 
 Model = TypeVar("Model", bound=nn.Module)
-Grid = tuple[int, int, int]
 
 
 class Learned:
-    """The grid of the call that runs. A plain object, no module: Dynamo makes its ints symbolic."""
+    """Where the video is in the call that runs. A plain object, no module: Dynamo makes its ints symbolic."""
 
     def __init__(self) -> None:
+        self.reader = Reader()
+        self.met = True  # see _handed
+        self.forget()
+
+    def forget(self) -> None:
         self.grid: Grid | None = None
+        self.start = 0
+        self.length: int | None = None  # of the sequence; None if that is the video alone
         self.images: tuple[int, int, int] | None = None  # batch * frames, rows, cols
 
-    def learn(self, grid: Grid) -> None:
-        self.grid = grid
-        state.grid = grid  # for graphs that hold nothing but q, k and v
+    def learn(self, video: Video) -> None:
+        self.grid, self.start, self.length = video.grid, video.start, video.length
+        state.why = not_learned(video.why) if video.grid is None else not_learned_of_these()
+        if video.grid is not None:
+            state.grid = video.grid  # for graphs that hold nothing but q, k and v
 
 
 def prepare(model: Model) -> Model:
@@ -41,8 +52,10 @@ def prepare(model: Model) -> Model:
     Call it once, before anything runs, on a transformer that is compiled block by block
     (`compile_repeated_blocks`), or that `explain` says hides its grid. The grid of a call is read from the
     model's inputs where its class has a rule, or from its patch embedding (the first convolution whose kernel
-    is its stride). Also lets Dynamo capture `.item()` and `nonzero` inside the model, which keeps models
-    whole that pick their text tokens by a mask. The uncompiled model computes what it did.
+    is its stride). Positions that are data (coordinates, rotary tables, token indices) are read once for each
+    tensor, which waits for the device; compile the model itself or its blocks for that, not what calls it.
+    Also lets Dynamo capture `.item()` and `nonzero` inside the model, which keeps models whole that pick
+    their text tokens by a mask. The uncompiled model computes what it did.
     Raises ArgumentError if `model` is no torch.nn.Module.
     """
     if not isinstance(model, nn.Module):
@@ -52,9 +65,9 @@ def prepare(model: Model) -> Model:
         learned = Learned()
         object.__setattr__(inner, _PREPARED, learned)
         for block in _blocks(inner):
-            _wrap(block, lambda forward: _marking(forward, learned))
+            _wrap(block, _marking, learned)
         _watch_patches(inner, learned)
-        _wrap(inner, lambda forward: _learning(forward, learned))
+        _wrap(inner, _learning, learned)
     return model
 
 
@@ -62,42 +75,63 @@ _PREPARED = "_vsa_compile_prepared"
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """Members of module lists, but for plain layers: those are handed what a block computed."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
-            yield from module
+            yield from (block for block in module if any(True for _ in block.children()))
 
 
-def _wrap(module: nn.Module, wrapper: Callable[[Callable], Callable]) -> None:
+def _wrap(module: nn.Module, wrapper: Callable[..., Callable], learned: Learned) -> None:
     """Replace the forward of this one module. (Hooks would be frames of their own to Dynamo, where a block
     is compiled alone.)"""
-    forward = module.__dict__.get("forward")
+    forward, name = module.__dict__.get("forward"), f"{type(module).__name__}_forward"
     if forward is None:  # bound, so that a deep copy calls its own
-        module.forward = types.MethodType(wrapper(type(module).forward), module)
+        wrapped = wrapper(type(module).forward, learned, name)
     else:  # somebody has taken its place, with an unbound function
-        module.forward = types.MethodType(
-            wrapper(lambda _, *args, **kwargs: forward(*args, **kwargs)), module
-        )
+        wrapped = wrapper(lambda _, *args, **kwargs: forward(*args, **kwargs), learned, name)
+    module.forward = types.MethodType(wrapped, module)
 
 
 # --- Learning ------------------------------------------------------------------------------------
 
 
-def _learning(forward: Callable, learned: Learned) -> Callable:
-    forward = capturing_data_dependent(forward)
+def _learning(forward: Callable, learned: Learned, name: str) -> Callable:
+    names = [*inspect.signature(forward).parameters][1:]
+    uncompiled: Callable = torch.compiler.disable(_learn_from)
+    handed = capturing_data_dependent(_handed(forward), name)
 
     @functools.wraps(forward)
     def learning_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        before = state.grid
-        learned.grid = learned.images = None
-        grid = _from_inputs(model, args, kwargs)
-        if grid is not None:
-            learned.learn(grid)
+        before = state.grid, state.why
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if torch.compiler.is_compiling():
+            _learn_from(learned, model, given, read=False)
+        else:
+            uncompiled(learned, model, given, read=True)  # pyright: ignore[reportCallIssue]
         try:
-            return forward(model, *args, **kwargs)
+            return handed(model, learned, *args, **kwargs)
         finally:
-            state.grid = before
+            state.grid, state.why = before
 
-    return learning_forward
+    # Uncompiled, it can read values. Where compiled code calls the model it is traced all the same.
+    return no_frame(learning_forward)
+
+
+def _handed(forward: Callable) -> Callable:
+    """Takes what was learned as an argument. To Dynamo the ints of an argument may be symbolic, those that it
+    first meets in a closure or behind a module are constants."""
+
+    def handed(module: nn.Module, learned: Learned, *args: Any, **kwargs: Any) -> Any:
+        return forward(module, *args, **kwargs) if learned.met else None
+
+    return handed
+
+
+def _learn_from(learned: Learned, model: nn.Module, given: dict[str, Any], *, read: bool) -> None:
+    """`read`: whether the values of tensors may be looked at."""
+    learned.forget()
+    video = learned.reader.video(given) if read else None
+    learned.learn(video or by_shapes(model, given) or Video(None))
 
 
 def _watch_patches(model: nn.Module, learned: Learned) -> None:
@@ -107,7 +141,7 @@ def _watch_patches(model: nn.Module, learned: Learned) -> None:
 
             def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
                 if learned.grid is None and isinstance(module, nn.Conv3d):
-                    learned.learn(tuple(output.shape[-3:]))  # pyright: ignore[reportArgumentType]
+                    learned.learn(Video(tuple(output.shape[-3:])))  # pyright: ignore[reportArgumentType]
                 elif learned.grid is None:
                     learned.images = (output.shape[0], output.shape[-2], output.shape[-1])
 
@@ -118,16 +152,21 @@ def _watch_patches(model: nn.Module, learned: Learned) -> None:
 # --- Marking -------------------------------------------------------------------------------------
 
 
-def _marking(forward: Callable, learned: Learned) -> Callable:
+def _marking(forward: Callable, learned: Learned, name: str) -> Callable:
     """Marks the first tensor that enters a block and is as long as the video."""
 
-    @functools.wraps(forward)
-    def marking_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def handed(block: nn.Module, learned: Learned, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             args, kwargs = _mark_first(args, kwargs, learned)
         return forward(block, *args, **kwargs)
 
-    return marking_forward
+    handed = own_code(handed, name)
+
+    @functools.wraps(forward)
+    def marking_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return handed(block, learned, *args, **kwargs)
+
+    return no_frame(marking_forward)
 
 
 def _mark_first(args: tuple, kwargs: dict[str, Any], learned: Learned) -> tuple[tuple, dict[str, Any]]:
@@ -143,50 +182,17 @@ def _mark_first(args: tuple, kwargs: dict[str, Any], learned: Learned) -> tuple[
 
 
 def _marked(value: Any, learned: Learned) -> Tensor | None:
-    if not isinstance(value, Tensor) or value.dim() != 3:
+    """(B, N, C) or (N, C), marked if N is the length of the sequence that holds the video."""
+    if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         return None
     grid = learned.grid
-    if grid is None and learned.images is not None:
+    if grid is None and learned.images is not None and value.dim() == 3:
         images, rows, cols = learned.images
         grid = (images // value.shape[0], rows, cols)
-    if grid is None or not known_equal(value.shape[1], grid[0] * grid[1] * grid[2]):
+    if grid is None:
         return None
-    return torch.ops.vsa.hint(value, list(grid))
-
-
-# --- What classes say of their inputs ------------------------------------------------------------
-
-# Where frames, rows and cols are in the shape of a five-dimensional `hidden_states`.
-_AXES = {
-    "CogVideoXTransformer3DModel": (1, 3, 4),
-    "ConsisIDTransformer3DModel": (1, 3, 4),
-    "AnyFlowTransformer3DModel": (1, 3, 4),
-    "Kandinsky5Transformer3DModel": (1, 2, 3),
-}
-_PACKED = ("num_frames", "height", "width")  # of classes whose hidden_states are (B, N, C)
-
-
-def _from_inputs(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Grid | None:
-    """The grid by the model's configuration and the shapes of its inputs, if both are of a known kind."""
-    hidden = kwargs.get("hidden_states", args[0] if args else None)
-    if not isinstance(hidden, Tensor):
+    alone = learned.length is None
+    length = grid[0] * grid[1] * grid[2] if alone else learned.length
+    if not known_equal(value.shape[-2], length):
         return None
-    packed = tuple(kwargs.get(name) for name in _PACKED)
-    if hidden.dim() == 3 and all(isinstance(size, (int, torch.SymInt)) for size in packed):
-        return packed  # pyright: ignore[reportReturnType]
-    patch = _patch_size(getattr(model, "config", None))
-    if hidden.dim() != 5 or patch is None:
-        return None
-    axes = _AXES.get(type(model).__name__, (2, 3, 4))
-    frames, rows, cols = (hidden.shape[axis] for axis in axes)
-    return -(-frames // patch[0]), rows // patch[1], cols // patch[2]
-
-
-def _patch_size(config: Any) -> Grid | None:
-    """(frames, rows, cols) of a patch as diffusers' configurations spell it."""
-    patch = getattr(config, "patch_size", None)
-    if isinstance(patch, (tuple, list)) and len(patch) == 3:
-        return tuple(patch)
-    if isinstance(patch, int):
-        return getattr(config, "patch_size_t", None) or 1, patch, patch
-    return None
+    return torch.ops.vsa.hint(value, list(grid), None if alone else learned.start)

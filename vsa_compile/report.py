@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -15,15 +16,15 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from . import methods, state
-from .errors import not_captured
 from .flops import attended_pairs
 from .grid import Grid, TileGrid, kept_tiles
 from .layout import Analysis, Segment, analyse
 from .layout.axes import Size
 from .layout.values import example_of, sizes_of
 from .options import Options
+from .reasons import not_captured
 from .sites import Refusal, Site, attention_arguments, judge
-from .torch_compat import explaining_compile, shape_environment, size_hint, without_compiled_calls
+from .torch_compat import compiled_by, explaining_compile, shape_environment, size_hint
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
     if isinstance(decision, Site):
         grid = Grid(*map(hint, decision.grid))
         total = TileGrid(grid, options.tile).tiles
-        kept = kept_tiles(total, options.sparsity)
+        kept = kept_tiles(total, state.sparsity_now(options))
         sparse = per_pair * attended_pairs(q_tokens, kv_tokens, grid, options.tile, kept)
     return SiteReport(
         name=decision.name,
@@ -193,13 +194,16 @@ class _Run:
     """A graph that ran while a model was explained.
 
     modules: those whose methods were on the call stack, innermost first. parameters: ids of those that it
-    was given. broken: whether Dynamo broke the graph off before the end of its function.
+    was given. broken: whether Dynamo broke the graph off before the end of its function. hint, why: what
+    the process knew of its grid.
     """
 
     analysis: Analysis
     modules: list[torch.nn.Module]
     parameters: set[int]
     broken: bool
+    hint: tuple[int, int, int] | None
+    why: str
 
 
 _found: list[_Run] = []
@@ -217,7 +221,8 @@ def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
 
     def run(*args: Any) -> Any:
         parameters = {id(x) for x in args if isinstance(x, torch.nn.Parameter)}
-        _found.append(_Run(analysis, _modules_on_stack(), parameters, broken))
+        now = state.state
+        _found.append(_Run(analysis, _modules_on_stack(), parameters, broken, now.grid, now.why))
         return module.forward(*args)
 
     return run
@@ -230,21 +235,23 @@ def explain(
 
     Runs one dense forward with the given inputs, and a second without Dynamo where Dynamo does not take the
     model as one graph: that one finds the calls that are in no graph. `model` may be compiled already, and
-    stays so. Raises OptionError for bad options.
+    stays so; where its blocks are (compile_repeated_blocks), their graphs are explained.
+    Raises OptionError for bad options.
     """
     settings = state.hinted(Options.read(options))
     methods.get(settings.method)
     with _explaining:
         try:
-            with without_compiled_calls(model) as plain:
-                explaining_compile(plain, _collect)(*args, **kwargs)
+            with compiled_by(model, partial(explaining_compile, backend=_collect)) as explained:
+                explained(*args, **kwargs)
                 runs = list(_found)
-                owner = getattr(plain, "__self__", plain)
+                owner = getattr(model, "_orig_mod", model)
+                owner = getattr(owner, "__self__", owner)
                 whole = len(runs) == 1 and _is_whole(runs[0], owner)
                 census = None if whole else _Census(owner)
                 if census is not None:
                     with census, torch.compiler.set_stance("force_eager"):
-                        plain(*args, **kwargs)
+                        explained(*args, **kwargs)
         finally:
             _found.clear()
     rows = [(run, row) for run in runs for row in _rows(run, settings, census.names if census else {})]
@@ -260,7 +267,10 @@ def _is_whole(run: _Run, model: Any) -> bool:
 def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteReport]:
     """The rows of one graph. `names` are the paths of modules by id; the graph's begin at its own module."""
     owner = next((names[id(m)] for m in run.modules if id(m) in names), "")
-    rows = [site_report(decision, settings) for decision in judge(run.analysis, settings, guard=False)]
+    if run.hint is not None:
+        settings = replace(settings, grid=Grid(*run.hint))
+    decisions = judge(run.analysis, settings, guard=False, why=run.why)
+    rows = [site_report(decision, settings) for decision in decisions]
     return [replace(row, name=".".join(filter(None, (owner, row.name)))) for row in rows]
 
 

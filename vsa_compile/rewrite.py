@@ -10,13 +10,14 @@ from typing import Any
 
 import sympy
 import torch
-from torch.fx import Graph, GraphModule, Node
+import torch.nn.functional as F
+from torch.fx import Graph, GraphModule, Node, map_arg
 
-from . import errors
-from .errors import Reason
-from .layout.axes import Size
-from .layout.values import example_of
+from . import methods, reasons, state
+from .layout.axes import Size, equal
+from .layout.values import example_of, sizes_of
 from .options import Options
+from .reasons import Reason
 from .sites import Refusal, Site, attention_arguments
 from .torch_compat import is_floor_division, is_remainder, symbol_of
 
@@ -46,21 +47,23 @@ def _convert(site: Site, options: Options, sizes: _Sizes) -> Site | Refusal:
     try:
         grid = [sizes.node(size) for size in site.grid]
         starts = [sizes.node(size) for size in (site.q_start, site.kv_start)]
+        around = (0, 0) if site.gate is None else _rows_around(site, sizes)
     except _MissingSymbol as missing:
         return Refusal(site.call, site.name, site.segments, missing.reason)
 
-    node = site.call.node
+    node, (sparsity, schedule) = site.call.node, state.sparsity(options)
     arguments = attention_arguments(node)
     q, k, v = (arguments[name] for name in ("query", "key", "value"))
     with node.graph.inserting_before(node):
         key_padding = _key_padding(node.graph, site.key_padding)
+        gate = None if site.gate is None else _gate(site.gate, q, around)
         new = node.graph.call_function(
             torch.ops.vsa.attention.default,
-            (q, k, v, None, grid, list(options.tile), *starts, key_padding, site.scale,
-             options.sparsity, options.method),
+            (q, k, v, gate, grid, list(options.tile), *starts, key_padding, site.scale,
+             sparsity, methods.literal(options.method), schedule),
         )  # fmt: skip
     new.meta = dict(node.meta)
-    example = _example(node, q, options)
+    example = _example(node, q, sparsity)
     if site.query_padding:
         new.meta["example_value" if "example_value" in node.meta else "val"] = example
         new = _zero_padding(new, site.key_padding)
@@ -69,10 +72,10 @@ def _convert(site: Site, options: Options, sizes: _Sizes) -> Site | Refusal:
     return site
 
 
-def _example(node: Node, query: Node, options: Options) -> Any:
+def _example(node: Node, query: Node, sparsity: float) -> Any:
     """The new node's example value: token-major memory, unless dense SDPA itself runs (sparsity 0)."""
     before = example_of(node)
-    if options.sparsity == 0:
+    if sparsity == 0:
         return before
     batch, heads, tokens, width = example_of(query).shape
     return before.new_empty((batch, tokens, heads, width)).transpose(1, 2)
@@ -90,6 +93,33 @@ def _replace(node: Node, new: Node, example: Any) -> None:
         replacement.meta = dict(node.meta)
     node.replace_all_uses_with(replacement)
     node.graph.erase_node(node)
+
+
+def _rows_around(site: Site, sizes: _Sizes) -> tuple[Any, Any]:
+    """How many queries the gate of a site says nothing of, before those that it speaks of and after."""
+    query = attention_arguments(site.call.node)["query"]
+    of_query, of_gate = (sizes_of(example_of(node)) or [] for node in (query, site.gate))
+    if equal(of_query[2], of_gate[1]):
+        return 0, 0
+    return sizes.node(site.q_start), sizes.node(of_query[2] - site.q_start - of_gate[1])
+
+
+def _gate(gate: Node, query: Node, around: tuple[Any, Any]) -> Node:
+    """(B, N, H * D) -> (B, H, Nq, D), with zeros for the queries that it says nothing of."""
+    _, heads, _, width = example_of(query).shape
+    made = _derived(gate, "unflatten", gate, -1, (heads, width))
+    made = _derived(gate, "transpose", made, 1, 2)
+    return made if around == (0, 0) else _derived(gate, F.pad, made, (0, 0, *around))
+
+
+def _derived(node: Node, target: Any, *args: Any) -> Node:
+    """A call that computes something of `node`, with its meta and an example value of its own."""
+    graph, key = node.graph, "example_value" if "example_value" in node.meta else "val"
+    new = graph.call_method(target, args) if isinstance(target, str) else graph.call_function(target, args)
+    values = map_arg(args, example_of)
+    function = getattr(torch.Tensor, target) if isinstance(target, str) else target
+    new.meta = dict(node.meta) | {key: function(*values)}
+    return new
 
 
 def _key_padding(graph: Graph, mask: Node | None) -> Node | None:
@@ -147,7 +177,7 @@ class _Sizes:
             return self._call(operator.mod, *parts)
         function = _OPERATORS.get(size.func)
         if function is None:
-            raise _MissingSymbol(errors.grid_symbol(str(size)))
+            raise _MissingSymbol(reasons.grid_symbol(str(size)))
         result = parts[0]
         for part in parts[1:]:
             result = self._call(function, result, part)
@@ -164,7 +194,7 @@ class _Sizes:
                 for dim, size in enumerate(example.shape):
                     if symbol_of(size) == symbol:
                         return self._call(torch.ops.aten.sym_size.int, node, dim)
-        raise _MissingSymbol(errors.grid_symbol(str(symbol)))
+        raise _MissingSymbol(reasons.grid_symbol(str(symbol)))
 
     def _call(self, function: Any, *arguments: Any) -> Node:
         with self.graph.inserting_after(self.last):

@@ -6,22 +6,24 @@ Reads graphs and layouts; changes nothing, and knows none of our operators.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from . import errors
-from .errors import Reason
+from . import reasons
 from .grid import Grid
 from .layout import Analysis, Segment, read_segments, same_tokens
-from .layout.axes import Axis, Size, equal, factors, find
+from .layout.axes import Size, equal
 from .layout.masks import all_true, padding_of_both
 from .layout.values import example_of, sizes_of
 from .layout.walk import AttentionCall
+from .markers import gates_of, misfit
 from .options import Options
+from .reasons import Reason
 from .torch_compat import depends_on_data, guard_at_least, guard_equal
+from .unseen import offset, why_no_video, within
 
 MAX_HEAD_WIDTH = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -43,6 +45,13 @@ class Site:
     key_padding: Node | None
     query_padding: bool  # whether queries that are padding, too, see nothing
     scale: float | None
+    gate: Node | None = None  # (B, N, H * D), of all queries or of the video alone
+
+    @property
+    def video(self) -> Segment:
+        """The segment of the queries that is made sparse."""
+        offsets = (offset(self.segments, i) for i in range(len(self.segments)))
+        return next(s for s, at in zip(self.segments, offsets, strict=True) if equal(at, self.q_start))
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Refusal:
 def wants_hint(decision: Site | Refusal) -> bool:
     """Whether a hinted grid made this decision, or might have."""
     hidden = not any(segment.grid for segment in decision.segments)
-    return hidden and (isinstance(decision, Site) or decision.reason.slug == errors.unknown_grid().slug)
+    return hidden and (isinstance(decision, Site) or decision.reason.slug == reasons.unknown_grid().slug)
 
 
 class _Refused(Exception):
@@ -66,24 +75,38 @@ class _Refused(Exception):
         self.reason = reason
 
 
-def judge(analysis: Analysis, options: Options, *, guard: bool = True) -> list[Site | Refusal]:
+def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str = "") -> list[Site | Refusal]:
     """One Site or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
 
     Where the number of tokens is symbolic, min_tokens becomes a guard of the graph, so that Dynamo
-    compiles again when a call crosses it; `guard=False` only looks at the example inputs.
+    compiles again when a call crosses it; `guard=False` only looks at the example inputs. `why` is what
+    the process knows of a hidden grid.
     """
     read = [_segments(analysis, call) for call in analysis.calls]
     shows_video = any(segment.grid for segments in read for segment in segments)
+    gates = gates_of(analysis, [attention_arguments(call.node).get("query") for call in analysis.calls])
     decisions: list[Site | Refusal] = []
-    for call, segments in zip(analysis.calls, read, strict=True):
+    for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
         name = module_path(call.node)
         try:
             site = _judge(analysis, call, name, segments, options, shows_video, guard)
             _check_tokens(analysis, site.grid.tokens, options, guard)
-            decisions.append(site)
+            decisions.append(_with_gate(analysis, site, gate))
         except _Refused as refused:
-            decisions.append(Refusal(call, name, segments, refused.reason))
+            unknown = refused.reason == reasons.unknown_grid()
+            reason = reasons.unknown_grid(why) if unknown else refused.reason
+            decisions.append(Refusal(call, name, segments, reason))
     return decisions
+
+
+def _with_gate(analysis: Analysis, site: Site, gate: Node | Reason | None) -> Site:
+    """The site with the gate that reaches its queries."""
+    if isinstance(gate, Node):
+        query = attention_arguments(site.call.node)["query"]
+        gate = misfit(analysis, query, site.video, gate) or gate
+    if isinstance(gate, Reason):
+        raise _Refused(gate)
+    return site if gate is None else replace(site, gate=gate)
 
 
 def attention_arguments(node: Node) -> dict[str, Any]:
@@ -95,6 +118,7 @@ def module_path(node: Node) -> str:
     """The innermost module's path as `named_modules` spells it, or "" where the graph has none."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
+    path = path.replace(".forward.__self__", "")  # what prepare put before a block's own forward
     path = re.sub(r"getattr\((.*?), ?'(\w+)'\)", r"\1.\2", path)
     path = re.sub(r"\.__dict__\['_modules'\]", "", path)
     path = re.sub(r"^[LG]\['\w+'\]", "", path)
@@ -123,9 +147,9 @@ def _judge(
     guard: bool,
 ) -> Site:
     if call.enclosed_by is not None:
-        raise _Refused(errors.enclosed(call.enclosed_by))
+        raise _Refused(reasons.enclosed(call.enclosed_by))
     if analysis.transforms:
-        raise _Refused(errors.func_transform())
+        raise _Refused(reasons.func_transform())
     arguments = attention_arguments(call.node)
     _check_rank(arguments)
     grid, q_start, kv_start = _video(analysis, arguments, segments, options, shows_video, guard)
@@ -144,9 +168,9 @@ def _check_rank(arguments: dict[str, Any]) -> None:
         sizes = sizes_of(example_of(arguments.get(name)))
         if sizes is None or len(sizes) != 4:
             came = "unknown" if sizes is None else f"{len(sizes)}-D"
-            raise _Refused(errors.shape(f"{name} is {came}, not (batch, heads, tokens, width)"))
+            raise _Refused(reasons.shape(f"{name} is {came}, not (batch, heads, tokens, width)"))
         if any(equal(size, 0) for size in sizes):
-            raise _Refused(errors.empty(f"{name} is {sizes}"))
+            raise _Refused(reasons.empty(f"{name} is {sizes}"))
 
 
 def _video(
@@ -160,7 +184,7 @@ def _video(
     """The grid of the video tokens, and where they start among the queries and the keys."""
     keys = tuple(read_segments(analysis.tokens(arguments["key"])))  # pyright: ignore[reportArgumentType]
     shared = [
-        (q.grid, _offset(segments, i), _offset(keys, j))
+        (q.grid, offset(segments, i), offset(keys, j))
         for i, q in enumerate(segments)
         for j, k in enumerate(keys)
         if q.grid and k.grid and same_tokens(q.axis, k.axis)
@@ -168,14 +192,19 @@ def _video(
     if shared:
         return max(shared, key=lambda found: analysis.hint(found[0].tokens))  # pyright: ignore[reportReturnType]
     if options.grid is not None and not any(q.grid for q in segments):
-        hinted = _hinted(analysis, options.grid, segments, keys, guard)
+        hinted = _hinted(analysis, arguments, options.grid, segments, keys, guard)
         if hinted is not None:
             return hinted
-    raise _Refused(_why_no_video(analysis, arguments, segments, keys, shows_video))
+    raise _Refused(why_no_video(analysis, arguments, segments, keys, shows_video))
 
 
 def _hinted(
-    analysis: Analysis, grid: Grid, segments: tuple[Segment, ...], keys: tuple[Segment, ...], guard: bool
+    analysis: Analysis,
+    arguments: dict[str, Any],
+    grid: Grid,
+    segments: tuple[Segment, ...],
+    keys: tuple[Segment, ...],
+    guard: bool,
 ) -> tuple[Grid, Size, Size] | None:
     """The one segment that is as long as a hinted grid, the same tokens or place among queries and keys.
 
@@ -183,101 +212,47 @@ def _hinted(
     """
     fit = [(i, q) for i, q in enumerate(segments) if analysis.hint(q.size) == grid.tokens]
     places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
-              if (at := _within(q.axis, k.axis)) is not None]  # fmt: skip
+              if (at := within(q.axis, k.axis)) is not None]  # fmt: skip
     if not places and len(segments) == len(keys):
         places = [(i, i, 0, keys[i].size) for i, _ in fit if analysis.hint(keys[i].size) == grid.tokens]
     if len(places) != 1:
         return None
     i, j, at, others = places[0]
-    for size in (segments[i].size, others):
-        if guard and not isinstance(size, int):
-            guard_equal(size, grid.tokens, analysis.environment)
-    return grid, _offset(segments, i), _offset(keys, j) + at
-
-
-def _within(tokens: Axis, keys: Axis) -> Size | None:
-    """Where tokens start in a run of keys that holds them: all of it, or cut from it. None if unknown."""
-    if equal(tokens.size, 1) or same_tokens(tokens, keys):
-        return None if equal(tokens.size, 1) else 0
-    run = find(tokens).cut
-    return run[1] if run is not None and same_tokens(run[0], keys) else None
-
-
-def _why_no_video(
-    analysis: Analysis,
-    arguments: dict[str, Any],
-    segments: tuple[Segment, ...],
-    keys: tuple[Segment, ...],
-    shows_video: bool,
-) -> Reason:
-    same = len(segments) == len(keys) and all(
-        same_tokens(q.axis, k.axis) for q, k in zip(segments, keys, strict=True)
-    )
-    longest = max(segments, key=lambda segment: analysis.hint(segment.size))
-    as_long = equal(_offset(segments, len(segments)), _offset(keys, len(keys)))
-    # Or the keys are those tokens and others: [text | video] for queries that are the video alone.
-    same = same or any(_within(longest.axis, k.axis) is not None for k in keys)
-    if not same and (shows_video or longest.factors > 1 or not as_long):
-        return errors.cross()
-    if longest.factors == 2:
-        return errors.two_axes()
-    if longest.factors > 2:
-        return errors.not_raster(repr(longest.axis))
-    known = shows_video or longest.factors == 0 or _is_one_axis(longest.axis, _batch(analysis, arguments))
-    return errors.one_axis() if known else errors.unknown_grid()
-
-
-def _batch(analysis: Analysis, arguments: dict[str, Any]) -> list[Axis]:
-    """What the queries' batch dimension is made of."""
-    layout = analysis.values[arguments["query"]]
-    return [factor for axis in layout[:-3] for factor in factors(axis)]
-
-
-def _is_one_axis(tokens: Axis, batch: list[Axis]) -> bool:
-    """Whether tokens are known to be one axis of a value: looked-up ids, or frames with rows in the batch.
-
-    That they are one axis of an input alone says nothing: it may be (batch, 3, tokens, 2) coordinates.
-    """
-    for value, _ in find(tokens).origins:
-        inputs = isinstance(value, Node) and value.op in ("placeholder", "get_attr")
-        others = [at for axis in batch for origin, at in find(axis).origins if origin is value]
-        if not inputs or any(at > 0 for at in others):
-            return True
-    return False
-
-
-def _offset(segments: tuple[Segment, ...], index: int) -> Size:
-    total: Size = 0
-    for segment in segments[:index]:
-        total = total + segment.size
-    return total
+    values = analysis.tokens(arguments["value"])
+    pinned = [(segments[i].size, grid.tokens), (others, grid.tokens)]
+    if values is not None:  # which in a graph of q, k and v alone are tokens of their own
+        pinned.append((values.size, analysis.hint(values.size)))
+    for size, tokens in pinned if guard else ():
+        if not isinstance(size, int):
+            guard_equal(size, tokens, analysis.environment)
+    return grid, offset(segments, i), offset(keys, j) + at
 
 
 def _check_call(arguments: dict[str, Any]) -> None:
     if _constant(arguments, "dropout_p"):
-        raise _Refused(errors.dropout())
+        raise _Refused(reasons.dropout())
     if _constant(arguments, "is_causal"):
-        raise _Refused(errors.causal())
+        raise _Refused(reasons.causal())
     q, k, v = (example_of(arguments[name]) for name in ("query", "key", "value"))
     for x in (q, k, v):  # a subclass (DTensor, ...) may lack what the operator is made of
         if type(x).__name__ not in ("FakeTensor", "Tensor", "Parameter"):
-            raise _Refused(errors.subclass(type(x).__name__))
+            raise _Refused(reasons.subclass(type(x).__name__))
     shapes = [sizes_of(x) or [] for x in (q, k, v)]
     (batch, heads), (kv_batch, kv_heads) = shapes[0][:2], shapes[1][:2]
     alike = all(equal(a, b) for a, b in zip(shapes[1][:2], shapes[2][:2], strict=True))
     alike = alike and _as_many(shapes[1][2], shapes[2][2])
     grouped = isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0
     if not (alike and equal(batch, kv_batch) and (grouped or equal(heads, kv_heads))):
-        raise _Refused(errors.broadcast(*map(str, shapes)))
+        raise _Refused(reasons.broadcast(*map(str, shapes)))
     widths = [shape[-1] for shape in shapes]
     if not all(isinstance(width, int) for width in widths):
-        raise _Refused(errors.shape("the head width is symbolic"))
+        raise _Refused(reasons.shape("the head width is symbolic"))
     if widths[0] > MAX_HEAD_WIDTH:
-        raise _Refused(errors.head_width(widths[0], MAX_HEAD_WIDTH))
+        raise _Refused(reasons.head_width(widths[0], MAX_HEAD_WIDTH))
     if widths[1] != widths[2]:
-        raise _Refused(errors.value_width(widths[1], widths[2]))
+        raise _Refused(reasons.value_width(widths[1], widths[2]))
     if q.dtype not in DTYPES:
-        raise _Refused(errors.dtype(str(q.dtype).removeprefix("torch.")))
+        raise _Refused(reasons.dtype(str(q.dtype).removeprefix("torch.")))
 
 
 def _as_many(keys: Size, values: Size) -> bool:
@@ -291,7 +266,7 @@ def _constant(arguments: dict[str, Any], name: str) -> Any:
     if isinstance(value, torch.SymFloat):
         return float(value)
     if value is not None and not isinstance(value, (bool, int, float)):
-        raise _Refused(errors.dynamic_argument(name))
+        raise _Refused(reasons.dynamic_argument(name))
     return value
 
 
@@ -303,26 +278,26 @@ def _key_padding(analysis: Analysis, arguments: dict[str, Any], start: Size, sto
     example = example_of(mask)
     sizes = sizes_of(example)
     if sizes is None or len(sizes) != 4 or not (equal(sizes[1], 1) and equal(sizes[2], 1)):
-        raise _Refused(errors.mask(f"attn_mask {sizes} is not a key-padding mask (batch, 1, 1, keys)"))
+        raise _Refused(reasons.mask(f"attn_mask {sizes} is not a key-padding mask (batch, 1, 1, keys)"))
     if example.dtype != torch.bool:
-        raise _Refused(errors.mask("attn_mask is added to the scores; only a boolean mask is understood"))
+        raise _Refused(reasons.mask("attn_mask is added to the scores; only a boolean mask is understood"))
     if not equal(sizes[3], sizes_of(example_of(arguments["key"]))[2]):  # pyright: ignore[reportOptionalSubscript]
-        raise _Refused(errors.mask("attn_mask does not span the keys"))
+        raise _Refused(reasons.mask("attn_mask does not span the keys"))
     if not all_true(analysis, mask, start, stop):
-        raise _Refused(errors.mask("attn_mask is not provably True on the video keys"))
+        raise _Refused(reasons.mask("attn_mask is not provably True on the video keys"))
     return mask
 
 
 def _check_tokens(analysis: Analysis, tokens: Size, options: Options, guard: bool) -> None:
     least, hint = options.min_tokens, analysis.hint(tokens)
     if hint == 0:
-        raise _Refused(errors.data_dependent())
+        raise _Refused(reasons.data_dependent())
     if isinstance(tokens, int) or not guard:
         enough = hint >= least
     else:
         enough = guard_at_least(tokens, least, analysis.environment)
     if not enough:
-        raise _Refused(errors.too_few_tokens(hint, least))
+        raise _Refused(reasons.too_few_tokens(hint, least))
 
 
 def _check_layer(name: str, options: Options) -> None:
@@ -330,6 +305,6 @@ def _check_layer(name: str, options: Options) -> None:
         return
     index = block_index(name)
     if index is None:
-        raise _Refused(errors.no_layer_path())
+        raise _Refused(reasons.no_layer_path())
     if index in options.dense_layers:
-        raise _Refused(errors.dense_layer(index))
+        raise _Refused(reasons.dense_layer(index))

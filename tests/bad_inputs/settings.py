@@ -102,7 +102,7 @@ ROWS = (
         "X24",
         "options={'method': 'vsaa'}",
         option({"method": "vsaa"}),
-        "ArgumentError: unknown method 'vsaa'; did you mean 'vsa'? Known: vsa.",
+        "ArgumentError: unknown method 'vsaa'; did you mean 'vsa'? Known: bsa, sta, vsa.",
     ),
     *(
         Row("X24", f"options={{'tile': {tile}}}", option({"tile": tile}), "accepted")
@@ -121,7 +121,7 @@ ROWS = (
         for name, value, text in (
             ("sparsity", 1.5, f"OptionError: sparsity is 1.5, {SHARE}"),
             ("tile", (0, 4, 4), f"OptionError: tile is (0, 4, 4), {THREE} The papers use (4, 4, 4)."),
-            ("method", "best", "ArgumentError: unknown method 'best'. Known: vsa."),
+            ("method", "best", "ArgumentError: unknown method 'best'. Known: bsa, sta, vsa."),
             ("method", None, f"OptionError: method is None, {METHOD}"),
             (
                 "video_start",

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from zoo import NEGATIVE, PAGE, VIDEO, page
+from zoo import PAGE, page
 
-PAGE.write_text(page(VIDEO, NEGATIVE), encoding="utf-8")
+PAGE.write_text(page(), encoding="utf-8")

@@ -23,15 +23,17 @@ class Case:
     """One model, how to call it, and what a compiler pass has to find in it.
 
     `build()` gives the model in eval mode and a function from a grid to its keyword arguments; `of` is
-    the model's class. `sites` counts the video self-attention calls. `segments` names the sequences of
-    those calls, each different one once, by their runs in order: "video" is the grid, "history" and
-    "copy" are other grids, every other word a run without one. `refused` counts the other attention
-    calls by kind: "cross" (queries and keys are different sequences), "text", "audio", "spatial",
-    "temporal", "image" (rows and cols, no frames), and "mask" (video self-attention under a mask
-    between tokens). `note` says in a word or two which form of the class this is, `graphs` how many
-    graphs the grid and the turned grid take once sizes are symbolic: 2 where the model itself needs
-    numbers, for it makes Python lists or tables of them. `tolerance` is how many times more than those
-    of an fp32 model its results may differ by rounding.
+    the model's class, "" where that is plain PyTorch of ours. `sites` counts the video self-attention
+    calls. `segments` names the sequences of those calls, each different one once, by their runs in order:
+    "video" is the grid, "history" and "copy" are other grids, every other word a run without one.
+    `refused` counts the other attention calls by kind: "cross" (queries and keys are different
+    sequences), "text", "audio", "spatial", "temporal", "image" (rows and cols, no frames), "mask" (video
+    self-attention under a mask between tokens) and "padding" (under one that is not provably open for the
+    video). `note` says in a word or two which form of the class this is, `graphs` how many graphs the
+    grid and the turned grid take once sizes are symbolic: 2 where the model itself needs numbers, for it
+    makes Python lists or tables of them. `how` names each means by which the grid is found: "graph"
+    (nobody tells it), "prepare", "video_grid". `tolerance` is how many times more than those of an fp32
+    model its results may differ by rounding.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Case:
     refused: dict[str, int] = field(default_factory=dict)
     note: str = ""
     graphs: int = 1
+    how: tuple[str, ...] = ("graph",)
     tolerance: float = 1
     grid: Grid = GRID
     other_grids: tuple[Grid, ...] = OTHER_GRIDS

@@ -11,7 +11,8 @@ import torch
 from .case import Built, Case, Draw, built, small, text_mask
 
 
-def hunyuan_video(**config: Any) -> Built:
+def hunyuan_video(mask: torch.dtype = torch.long, **config: Any) -> Built:
+    """Its pipeline passes the text's mask in the dtype of the model."""
     model = small(
         "HunyuanVideoTransformer3DModel", num_single_layers=1, num_refiner_layers=1, mlp_ratio=2.0,
         text_embed_dim=24, pooled_projection_dim=20, rope_axes_dim=(4, 6, 6), **config,
@@ -20,7 +21,7 @@ def hunyuan_video(**config: Any) -> Built:
         model,
         lambda draw: draw.denoise(
             draw.video(),
-            encoder_attention_mask=text_mask(4, 9),
+            encoder_attention_mask=text_mask(4, 9).to(mask),
             pooled_projections=draw.normal(2, 20),
             guidance=torch.tensor([6.0, 5.0]),
         ),
@@ -57,6 +58,10 @@ CASES = [
     Case(
         "hunyuan_token_replace", HUNYUAN, partial(hunyuan_video, image_condition_type="token_replace"),
         sites=2, segments=("video | text",), refused={"text": 1}, note="the first frame replaced",
+    ),
+    Case(
+        "hunyuan_float_mask", HUNYUAN, partial(hunyuan_video, torch.float32), sites=2,
+        segments=("video | text",), refused={"text": 1}, note="a mask of floats, as its pipeline passes it",
     ),
     Case(
         "motif", "MotifVideoTransformer3DModel", motif, sites=3,

@@ -6,6 +6,7 @@ May be imported by everything above ops; imports aten, grid and torch_compat.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch.library import Library
 
 from .. import aten
 from ..grid import Grid, TileGrid
+from ..ops import witness
 from . import loader
 from .loader import Call, Kernel, View
 
@@ -31,17 +33,20 @@ def _allowed(dtype: torch.dtype) -> Kernel | None:
 
 def _kernel_for(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> Kernel | None:
     """The C++ kernel if it serves this call."""
-    tile, width = site[3], q.shape[-1]
-    fits = width % 16 == 0 and width <= MOST_WIDTH and tile[0] * tile[1] * tile[2] <= MOST_TILE_TOKENS
+    tile, q_tile = site[3], site[9] if len(site) > 9 else None
+    most = max(math.prod(tile), math.prod(q_tile or tile))
+    fits = q.shape[-1] % 16 == 0 and q.shape[-1] <= MOST_WIDTH and most <= MOST_TILE_TOKENS
     return _allowed(q.dtype) if fits and _consistent(q, k, v, *site) else None
 
 
 def _consistent(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int],
-                tile: Sequence[int], q_start: int, kv_start: int, key_padding: Tensor | None,
-                _scale: float) -> bool:  # fmt: skip
+                tile: Sequence[int], q_start: int, kv_start: int, key_padding: Tensor | None, _scale: float,
+                q_grid: Sequence[int] | None = None,
+                q_tile: Sequence[int] | None = None) -> bool:  # fmt: skip
     """Whether all shapes agree. The kernel follows pointers; ATen answers a wrong shape with a message."""
     boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
-    lists, video = (*q.shape[:2], boxes.tiles), boxes.grid.tokens
+    rows = boxes if not q_grid or not q_tile else TileGrid(Grid(*q_grid), tuple(q_tile))  # pyright: ignore[reportArgumentType]
+    lists, video = (*q.shape[:2], rows.tiles), boxes.grid.tokens
     paddings = ((1, k.shape[2]), (k.shape[0], k.shape[2]))
     return (
         q.numel() > 0
@@ -52,20 +57,23 @@ def _consistent(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, 
         and q.shape[1] % k.shape[1] == 0
         and tiles.shape[:-1] == counts.shape == lists
         and tiles.dtype == counts.dtype == torch.int32
-        and 0 <= q_start <= q.shape[2] - video
+        and 0 <= q_start <= q.shape[2] - rows.grid.tokens
         and 0 <= kv_start <= k.shape[2] - video
         and (key_padding is None or (key_padding.shape in paddings and key_padding.dtype == torch.bool))
     )
 
 
-def select(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """`aten.select`, several times faster for fp32 scores."""
-    kernel = _allowed(torch.float32) if scores.dtype == torch.float32 else None
-    if kernel is None or not scores.numel() or not 1 <= kept <= scores.shape[-1]:
-        return aten.select(scores, kept)
-    tiles = scores.new_empty((*scores.shape[:-1], kept), dtype=torch.int32)
-    kernel.select(scores.contiguous(), kept, tiles)
-    return tiles, torch.full(scores.shape[:-1], kept, dtype=torch.int32)
+def select(
+    scores: Tensor, at_most: int, threshold: Tensor | None = None, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`aten.select`, several times faster for fp32 scores and a fixed number of tiles."""
+    fixed = threshold is None and count is None and 1 <= at_most <= scores.shape[-1]
+    kernel = _allowed(torch.float32) if fixed and scores.dtype == torch.float32 else None
+    if kernel is None or not scores.numel():
+        return aten.select(scores, at_most, threshold, count)
+    tiles = scores.new_empty((*scores.shape[:-1], at_most), dtype=torch.int32)
+    kernel.select(scores.contiguous(), at_most, tiles)
+    return tiles, torch.full(scores.shape[:-1], at_most, dtype=torch.int32)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -95,6 +103,8 @@ def _call(
     kv_start: int,
     key_padding: Tensor | None,
     scale: float,
+    q_grid: Sequence[int] | None = None,
+    q_tile: Sequence[int] | None = None,
 ) -> tuple[Call, tuple[Tensor | None, ...]]:
     """The arguments as kernel.cpp takes them, and the tensors that must outlive the call."""
     q, k, v = _rows(q), _rows(k), _rows(v)
@@ -107,6 +117,7 @@ def _call(
         q=_heads_first(q), k=_heads_first(k), v=_heads_first(v),
     )  # fmt: skip
     call.grid[:], call.tile[:] = tuple(grid), tuple(tile)
+    call.q_grid[:], call.q_tile[:] = tuple(q_grid or grid), tuple(q_tile or tile)
     if key_padding is not None:
         key_padding = _rows(key_padding)
         call.key_padding = key_padding.data_ptr()
@@ -114,7 +125,7 @@ def _call(
     return call, (q, k, v, tiles, counts, key_padding)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`aten.attend`."""
     kernel = _kernel_for(q, k, v, *site)
     if kernel is None:
@@ -125,16 +136,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> tuple[Tensor, Tensor]
     lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
     call.out, call.lse = _tokens_first(out), lse.data_ptr()
     kernel.attend(call)
-    return out, lse
+    return out, lse, witness(q, site[2])
 
 
 def attend_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *site: Any
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`aten.attend_backward`."""
+    *site, _witness = rest[:9]
+    site += rest[9:]
     kernel = _kernel_for(q, k, v, *site)
     if kernel is None or grad_out.dtype != q.dtype:
-        return aten.attend_backward(grad_out, q, k, v, out, lse, *site)
+        return aten.attend_backward(grad_out, q, k, v, out, lse, *rest)
     grad_out, out, lse = _rows(grad_out), _rows(out), lse.contiguous()
     call, _alive = _call(q, k, v, *site)
 

@@ -40,6 +40,8 @@ class Call(ctypes.Structure):
         ),
         ("grid", ctypes.c_int64 * 3),
         ("tile", ctypes.c_int64 * 3),
+        ("q_grid", ctypes.c_int64 * 3),
+        ("q_tile", ctypes.c_int64 * 3),
         *((name, ctypes.c_int64) for name in ("q_start", "kv_start", "listed", "padding_batch", "dtype")),
         *((name, ctypes.c_void_p) for name in ("tiles", "counts", "key_padding")),
         ("scale", ctypes.c_double),

@@ -50,7 +50,8 @@ def make_templates() -> tuple[Any, Any, Any, Any]:
 def _split(
     grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any
 ) -> tuple[Call, Any, Any, Any]:
-    return Call(q, k, v, *rest[:-1]), grad_out, out, lse  # the last is the witness
+    witness = 8  # among the rest; no template reads it
+    return Call(q, k, v, *rest[:witness], *rest[witness + 1 :]), grad_out, out, lse
 
 
 def unsupported(*arguments: Any) -> str | None:

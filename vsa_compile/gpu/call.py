@@ -33,6 +33,8 @@ class Call:
     kv_start: Any
     key_padding: Any
     scale: Any
+    q_grid: Any = None
+    q_tile: Any = None
 
     def unsupported(self) -> str | None:
         """Why no template can serve this call; None if one can."""
@@ -45,6 +47,8 @@ class Call:
             return f"head width {width} is above {_WIDEST_HEAD}"
         if not isinstance(self.scale, float) or self.scale <= 0:
             return f"the softmax scale is {self.scale}, not a positive constant"
+        if self.q_grid is not None:
+            return "its queries are packed, which no template reads yet"
         return too_old(self.q.get_device())
 
     @property

@@ -117,6 +117,8 @@ def _join(left: Axis, right: Axis) -> Axis | None:
     (base, start, middle), (other, begin, stop) = left.cut, right.cut
     if not (equal(middle, begin) and same(base, other)):
         return None
+    if find(base).is_atom and not (left.is_atom and right.is_atom):
+        return None  # a run of it was marked: the runs know more than the axis that they were cut from
     return find(base) if equal(start, 0) and equal(stop, base.size) else run(base, start, stop)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from ..torch_compat import depends_on_data, size_expression
+from ..torch_compat import depends_on_data, known_at_least, size_expression
 from .axes import Size, equal
 from .values import example_of, op_name, sizes_of
 from .walk import Analysis
@@ -120,7 +120,7 @@ class _Proof:
 
     def _reaches(self, bound: Any) -> bool:
         least = self.lower_bound(bound)
-        return least is not None and _at_least(least, self.stop)
+        return least is not None and self.at_least(least, self.stop)
 
     def _assembled(self, node: Node, name: str, value: bool) -> bool:
         """The pieces of a concatenation, or of padding, that cover the keys."""
@@ -129,7 +129,7 @@ class _Proof:
             inner = (sizes_of(example_of(self.resolved(node.args[0]))) or [0])[-1]
             if before is None or bool(fill) is not value:
                 return False
-            return _at_least(before, self.stop) or _at_least(self.start, before + inner)
+            return self.at_least(before, self.stop) or self.at_least(self.start, before + inner)
         if name not in ("cat", "concat") or _argument(node, 1, "dim", 0) not in (-1, _rank(node) - 1):
             return False
         begin: Size = 0
@@ -173,6 +173,14 @@ class _Proof:
             return None if example.is_floating_point() else 0
         return self.lower_bound(node.args[0]) if name in _CARRIERS else None
 
+    def at_least(self, a: Size, b: Size) -> bool:
+        """a >= b for all values of the symbols that the graph is for."""
+        difference = a - b
+        if isinstance(difference, int):
+            return difference >= 0
+        known = bool(difference.is_nonnegative) or equal(a, b)
+        return known or known_at_least(a, b, self.analysis.environment)
+
     def _size(self, example: Any) -> Size:
         size: Size = size_expression(example)
         return size.subs(self.analysis.equal_counts) if depends_on_data(size) else size
@@ -190,9 +198,3 @@ def _same_keys(before: Any, after: Node) -> bool:
     """Whether a reshaping left the last dimension, the keys, alone."""
     sizes = sizes_of(example_of(before)), sizes_of(example_of(after))
     return bool(sizes[0]) and bool(sizes[1]) and equal(sizes[0][-1], sizes[1][-1])
-
-
-def _at_least(a: Size, b: Size) -> bool:
-    """a >= b for all values of the symbols."""
-    difference = a - b
-    return difference >= 0 if isinstance(difference, int) else bool(difference.is_nonnegative) or equal(a, b)

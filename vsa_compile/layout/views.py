@@ -71,6 +71,12 @@ def _hint(call: Call) -> Value:
     return [*layout[:-2], video, layout[-1]]
 
 
+@rule("gate")
+def _gate(call: Call) -> Value:
+    """vsa::gate: the first argument as it is."""
+    return call.input
+
+
 @rule("permute")
 def _permute(call: Call) -> Value:
     layout = call.input

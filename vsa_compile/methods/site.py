@@ -1,27 +1,50 @@
-"""What a method knows of the call it serves, and the tile arithmetic every method shares."""
+"""What a method knows of the call it serves, and the tile arithmetic every method shares.
+
+Notation: B batch, H heads, N tokens, D head width, M tiles.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..grid import TileGrid
+from ..grid import TileGrid, kept_tiles
 
 
 @dataclass(frozen=True)
 class Site:
-    """One attention call: where the video lies in it, and how sparse it shall be."""
+    """One attention call: where the video lies in it, and how sparse it shall be.
+
+    sparsity: the literal of the graph; how many tiles a row may list, and all shapes, follow from it.
+    share: None, or 1 - sparsity as (2,) int64, numerator and denominator, where one graph serves several
+        sparsities; at most what `sparsity` leaves. Shapes do not depend on it, nothing reads it on the host.
+    """
 
     tiles: TileGrid
     q_start: Any
     kv_start: Any
     key_padding: Tensor | None
     scale: float
-    sparsity: float
+    sparsity: float | Fraction
+    share: Tensor | None = None
+
+    @property
+    def kept(self) -> Any:
+        """How many of the M key tiles a row keeps; with `share`, how many it keeps at most."""
+        return kept_tiles(self.tiles.tiles, self.sparsity)
+
+    @property
+    def count(self) -> Tensor | None:
+        """How many a row keeps when the graph runs, 0-dim int64; None where that is `kept`."""
+        if self.share is None:
+            return None
+        part, whole = self.share.unbind()
+        return ((part * self.tiles.tiles + whole - 1) // whole).clamp(1, self.tiles.tiles)
 
     def video_queries(self, x: Tensor) -> Tensor:
         """(B, H, Nq, D) -> (B, H, video, D)."""
@@ -32,20 +55,8 @@ class Site:
         return x.narrow(2, self.kv_start, self.tiles.grid.tokens)
 
     def tile_means(self, x: Tensor) -> Tensor:
-        """(B, H, video, D) -> (B, H, M, D): mean over each tile's real tokens, in fp32 or wider.
-
-        Border tiles are zero-padded for the sum only, which Inductor folds into the reduction.
-        """
-        grid, tile, shape = self.tiles.grid, self.tiles.tile, self.tiles.shape
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if not all(isinstance(stride, int) for stride in wide.stride()):
-            wide = wide * 1  # Inductor (2.13) cannot split a dimension of a view whose strides are data
-        wide = wide.unflatten(2, tuple(grid))
-        padding = [n * t - g for n, t, g in zip(shape, tile, grid, strict=True)]
-        wide = F.pad(wide, (0, 0, 0, padding[2], 0, padding[1], 0, padding[0]))
-        (n_f, n_r, n_c), (t_f, t_r, t_c) = shape, tile
-        boxes = wide.reshape(*wide.shape[:2], n_f, t_f, n_r, t_r, n_c, t_c, wide.shape[-1])
-        sums = boxes.sum((3, 5, 7)).flatten(2, 4)
+        """(B, H, video, D) -> (B, H, M, D): mean over each tile's real tokens, in fp32 or wider."""
+        sums = box_sums(x, self.tiles)
         return sums / self.real_tokens(x.device).to(sums.dtype)[:, None]
 
     def real_tokens(self, device: torch.device) -> Tensor:
@@ -58,10 +69,50 @@ class Site:
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """(B, H, M, D) -> (B, video, H, D): every token gets its tile's row."""
-        grid, tile, shape = self.tiles.grid, self.tiles.tile, self.tiles.shape
-        (n_f, n_r, n_c), (t_f, t_r, t_c) = shape, tile
-        batch, heads, _, width = x.shape
-        boxes = x.transpose(1, 2).reshape(batch, n_f, 1, n_r, 1, n_c, 1, heads, width)
-        boxes = boxes.expand(-1, -1, t_f, -1, t_r, -1, t_c, -1, -1)
-        padded = boxes.reshape(batch, n_f * t_f, n_r * t_r, n_c * t_c, heads, width)
-        return padded[:, : grid.frames, : grid.rows, : grid.cols].flatten(1, 3)
+        return spread(x.transpose(1, 2), self.tiles)
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """SDPA itself: (B, H, Nq, D) -> (B, H, Nq, D)."""
+        mask = self.key_padding
+        if mask is not None:  # it speaks of the non-video keys alone
+            video, end = self.tiles.grid.tokens, self.kv_start + self.tiles.grid.tokens
+            every = mask.new_ones((mask.shape[0], video))
+            mask = torch.cat([mask[:, : self.kv_start], every, mask[:, end:]], dim=1)[:, None, None, :]
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=grouped)
+
+
+def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:
+    """(B, H, tokens of the grid, D) -> (B, H, M, D): sum over each tile's tokens, in fp32 or wider.
+
+    Border tiles are zero-padded for the sum only, which Inductor folds into the reduction.
+    """
+    grid, tile, shape = boxes.grid, boxes.tile, boxes.shape
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if not all(isinstance(stride, int) for stride in wide.stride()):
+        wide = wide * 1  # Inductor (2.13) cannot split a dimension of a view whose strides are data
+    wide = wide.unflatten(2, tuple(grid))
+    padding = [n * t - g for n, t, g in zip(shape, tile, grid, strict=True)]
+    wide = F.pad(wide, (0, 0, 0, padding[2], 0, padding[1], 0, padding[0]))
+    (n_f, n_r, n_c), (t_f, t_r, t_c) = shape, tile
+    return (
+        wide.reshape(*wide.shape[:2], n_f, t_f, n_r, t_r, n_c, t_c, wide.shape[-1])
+        .sum((3, 5, 7))
+        .flatten(2, 4)
+    )
+
+
+def spread(x: Tensor, boxes: TileGrid) -> Tensor:
+    """(B, M, H, D) -> (B, tokens of the grid, H, D): every token gets its tile's row."""
+    grid, tile, shape = boxes.grid, boxes.tile, boxes.shape
+    (n_f, n_r, n_c), (t_f, t_r, t_c) = shape, tile
+    batch, _, heads, width = x.shape
+    boxed = x.reshape(batch, n_f, 1, n_r, 1, n_c, 1, heads, width)
+    boxed = boxed.expand(-1, -1, t_f, -1, t_r, -1, t_c, -1, -1)
+    padded = boxed.reshape(batch, n_f * t_f, n_r * t_r, n_c * t_c, heads, width)
+    return padded[:, : grid.frames, : grid.rows, : grid.cols].flatten(1, 3)
+
+
+def per_query_head(x: Tensor, groups: int) -> Tensor:
+    """(B, Hkv, M, D) -> (B, H, M, D) for grouped-query attention."""
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)

@@ -1,0 +1,283 @@
+"""Trainable gates: where they are put, what they add, what they survive."""
+
+import copy
+import pickle
+from operator import attrgetter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_same_gradients, assert_same_output, output_and_gradients
+from converting import converting
+from torch import Tensor, nn
+from toy import Habits, ToyDiT, inputs
+
+import vsa_compile
+from vsa_compile import ArgumentError, add_gates
+from vsa_compile.sites import Refusal, Site
+
+OPTIONS = {"min_tokens": 0, "sparsity": 0.5, "tile": (2, 2, 2)}
+GRID = (3, 4, 5)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+
+
+def compiled(model: nn.Module, then: str = "aot_eager", **options) -> tuple[nn.Module, list]:
+    graphs: list[list[Site | Refusal]] = []
+    return torch.compile(model, backend=converting(graphs, then, **OPTIONS | options)), graphs
+
+
+def opened(model: nn.Module, *args: Any) -> list[nn.Parameter]:
+    """Gates with random weights, as after some training."""
+    parameters = add_gates(model, *args, options=OPTIONS)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return parameters
+
+
+class Attention(nn.Module):
+    """[video | text] whose queries come from two projections; `by_hand` writes the gate out."""
+
+    def __init__(self, joint: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.joint = joint
+        self.to_q, self.to_k, self.to_v = (nn.Linear(32, 32) for _ in range(3))
+        self.text_q = nn.Linear(32, 32)
+        self.norm = nn.RMSNorm(32)
+
+    def forward(self, latents: Tensor, text: Tensor, sparsity: float | None = None) -> Tensor:
+        x = latents.flatten(2).transpose(1, 2)
+        every = torch.cat([x, text], dim=1)
+        q = torch.cat([self.to_q(x), self.text_q(text)], dim=1) if self.joint else self.to_q(every)
+        turned = torch.empty_like(q)  # as rotary embeddings are written in many models
+        turned[..., 0::2], turned[..., 1::2] = -self.norm(q)[..., 1::2], self.norm(q)[..., 0::2]
+        q, k, v = (
+            2 * y.unflatten(-1, (2, 16)).transpose(1, 2) for y in (turned, self.to_k(every), self.to_v(every))
+        )
+        if sparsity is None:
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        gate = self.to_gate_compress(x if self.joint else every)
+        gate = F.pad(gate, (0, 0, 0, every.shape[1] - gate.shape[1]))
+        gate = gate.unflatten(-1, (2, 16)).transpose(1, 2)
+        every_key = torch.ones(1, every.shape[1], dtype=torch.bool)
+        out = vsa_compile.attention(
+            q, k, v, gate=gate, grid=GRID, sparsity=sparsity, tile=(2, 2, 2), key_padding_mask=every_key
+        )
+        return out.transpose(1, 2).flatten(2)
+
+
+ARGUMENTS = {"latents": torch.randn(2, 32, *GRID), "text": torch.randn(2, 7, 32)}
+
+
+# --- What a gate adds --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("joint", "sparsity", "then"),
+    [(True, 0.5, "inductor"), (True, 0.5, "aot_eager"), (False, 0.5, "aot_eager"), (True, 0, "aot_eager")],
+    ids=["of the video, inductor", "of the video", "of all queries", "dense"],
+)
+def test_a_gate_adds_what_is_written_out_by_hand(joint: bool, sparsity: float, then: str):
+    model = Attention(joint)
+    opened(model, *ARGUMENTS.values())
+    run, graphs = compiled(model, then, sparsity=sparsity)
+    got, got_grads = output_and_gradients(run, **ARGUMENTS)
+    wanted, wanted_grads = output_and_gradients(model, **ARGUMENTS, sparsity=sparsity)
+    assert_same_output(got, wanted)
+    assert_same_gradients(got_grads, wanted_grads)
+    assert [isinstance(one, Site) for (one,) in graphs] == [True]
+
+
+@pytest.mark.parametrize(
+    "habits",
+    [
+        Habits(blocks=2),
+        Habits(text="before", mask=True),
+        Habits(text="after", checkpointed=True, blocks=2),
+        Habits(fused=True),
+        Habits(groups=2, spelling="positional"),
+    ],
+    ids=["plain", "before", "checkpointed", "fused", "grouped"],
+)
+def test_new_gates_change_nothing_and_all_of_them_learn(habits: Habits):
+    model, arguments = ToyDiT(habits), inputs(habits)
+    with torch.no_grad():
+        eager, before = model(*arguments), compiled(model)[0](*arguments)
+    names = set(dict(model.named_parameters()))
+    parameters = add_gates(model, *arguments, options=OPTIONS)
+    assert set(dict(model.named_parameters())) - names == {
+        f"blocks.{i}.to_gate_compress.{kind}" for i in range(habits.blocks) for kind in ("weight", "bias")
+    }
+    assert torch.equal(model(*arguments), eager)
+    for around in (vsa_compile.dense, torch.enable_grad):
+        model.zero_grad()
+        with around():
+            out = compiled(model)[0](*arguments)
+            assert_same_output(out.detach(), eager if around is vsa_compile.dense else before)
+            out.square().sum().backward()
+        assert all(parameter.grad.abs().max() > 0 for parameter in parameters)
+
+
+def test_dense_attention_beside_a_gate_when_sparsity_is_zero():
+    """Else DistributedDataParallel would find a parameter without a gradient."""
+    model = Attention()
+    parameters = add_gates(model, *ARGUMENTS.values(), options=OPTIONS)
+    run, _ = compiled(model, sparsity=0)
+    out = run(**ARGUMENTS)
+    assert_same_output(out, model(**ARGUMENTS))
+    out.sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in parameters)
+
+
+# --- What it survives --------------------------------------------------------------------------------
+
+
+def test_gates_that_are_added_to_compiled_code_are_used():
+    model = Attention()
+    run, graphs = compiled(model)
+    before = run(**ARGUMENTS)
+    opened(model, *ARGUMENTS.values())
+    assert not torch.equal(run(**ARGUMENTS), before)
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_gates_of_its_own(how):
+    model = Attention()
+    opened(model, *ARGUMENTS.values())
+    twin = how(model)
+    before, same = compiled(model)[0](**ARGUMENTS), compiled(twin)[0](**ARGUMENTS)
+    assert torch.equal(before, same)
+    nn.init.zeros_(twin.to_gate_compress.weight)
+    assert torch.equal(compiled(model)[0](**ARGUMENTS), before)
+    assert not torch.equal(compiled(twin)[0](**ARGUMENTS), before)
+
+
+def test_checkpoints_with_gates_and_without():
+    model, plain, fresh = Attention(), Attention(), Attention()
+    opened(model, *ARGUMENTS.values())
+    add_gates(fresh, *ARGUMENTS.values(), options=OPTIONS)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(compiled(fresh)[0](**ARGUMENTS), compiled(model)[0](**ARGUMENTS))
+    fresh.load_state_dict(plain.state_dict())
+    assert all(not p.any() for p in fresh.to_gate_compress.parameters())
+
+
+def test_a_second_call_adds_what_is_missing():
+    model, arguments = ToyDiT(Habits(blocks=2)), inputs(Habits(blocks=2))
+    first = add_gates(model, *arguments, options=OPTIONS | {"dense_layers": (1,)})
+    second = add_gates(model, *arguments, options=OPTIONS)
+    assert [len(first), len(second), len(add_gates(model, *arguments, options=OPTIONS))] == [2, 2, 0]
+    assert len(model.blocks[0].attn.to_q._forward_hooks) == 1
+
+
+def test_blocks_that_are_compiled_one_by_one():
+    model, arguments = ToyDiT(Habits(blocks=2)), inputs(Habits(blocks=2))
+    opened(model, *arguments)
+    wanted = compiled(model)[0](*arguments)
+    vsa_compile.prepare(model)
+    graphs: list = []
+    for block in model.blocks:
+        block.compile(backend=converting(graphs, **OPTIONS))
+    assert_same_output(model(*arguments), wanted)
+
+
+def test_a_projection_under_an_adapter():
+    peft = pytest.importorskip("peft")
+    model = Attention()
+    opened(model, *ARGUMENTS.values())
+    wanted = compiled(model)[0](**ARGUMENTS)
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"])
+    adapted = peft.get_peft_model(model, config)
+    run, graphs = compiled(adapted)
+    assert_same_output(run(**ARGUMENTS), wanted)
+    assert all(isinstance(one, Site) and one.gate for (one,) in graphs)
+
+
+# --- What is refused ---------------------------------------------------------------------------------
+
+
+class Marked(nn.Module):
+    """Marks queries by hand, wrongly."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.gate = nn.Linear(32, 16 if wrong == "shape" else 32)
+
+    def forward(self, latents: Tensor, text: Tensor) -> Tensor:
+        x = latents.flatten(2).transpose(1, 2)
+        gate = self.gate(text if self.wrong == "tokens" else x)
+        marked = torch.ops.vsa.gate(x, gate)
+        if self.wrong == "twice":
+            marked = torch.ops.vsa.gate(marked * 2, gate)
+        q = marked.unflatten(-1, (2, 16)).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, q, q)
+        return out + F.scaled_dot_product_attention(q.sin(), q, q) if self.wrong == "shared" else out
+
+
+@pytest.mark.parametrize("wrong", ["shape", "tokens", "shared"])
+def test_a_gate_that_does_not_fit_is_refused(wrong: str):
+    model, arguments = Marked(wrong), (torch.randn(2, 32, *GRID), torch.randn(2, 60, 32))
+    run, graphs = compiled(model)
+    assert_same_output(run(*arguments), model(*arguments))
+    assert {one.reason.slug for one in graphs[0]} == {f"gate-{wrong}"}
+
+
+def test_a_model_without_a_sparse_call_is_an_error():
+    with pytest.raises(ArgumentError, match="no attention call of this model can be given a gate"):
+        add_gates(nn.Linear(3, 3), torch.randn(2, 3))
+    with pytest.raises(ArgumentError, match=r"must be a torch\.nn\.Module"):
+        add_gates(lambda x: x, 1)
+
+
+# --- Real models -------------------------------------------------------------------------------------
+
+
+diffusers = pytest.importorskip("diffusers")
+from zoo import VIDEO  # noqa: E402
+
+
+@pytest.mark.parametrize("case", VIDEO, ids=attrgetter("name"))
+def test_every_site_of_a_real_model_gets_a_gate(case):
+    model, arguments = case.build()
+    kwargs = arguments(case.grid)
+    parameters = add_gates(model, options=OPTIONS, **kwargs)
+    assert len(parameters) == 2 * case.sites
+    torch.nn.init.normal_(parameters[0], std=0.2)
+    graphs: list = []
+    with torch.no_grad():
+        torch.compile(model, backend=converting(graphs))(**kwargs)
+    found = [one for graph in graphs for one in graph if isinstance(one, Site)]
+    assert len(found) == case.sites
+    assert all(one.gate is not None for one in found)
+
+
+def test_a_saved_diffusers_model_holds_its_gates(tmp_path):
+    from safetensors.torch import load_file
+
+    case = next(case for case in VIDEO if case.name.startswith("wan"))
+    model, arguments = case.build()
+    kwargs = arguments(case.grid)
+    add_gates(model, options=OPTIONS, **kwargs)
+    for name, parameter in model.named_parameters():
+        if "gate" in name:
+            nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    assert {"blocks.0.to_gate_compress.weight", "blocks.0.to_gate_compress.bias"} <= set(saved)
+    again = type(model).from_pretrained(tmp_path)
+    add_gates(again, options=OPTIONS, **kwargs)
+    again.load_state_dict(saved)
+    outputs = []
+    for one in (model, again):
+        with torch.no_grad():
+            outputs.append(torch.compile(one, backend=converting([], **OPTIONS))(**kwargs)[0])
+    assert torch.equal(*outputs)

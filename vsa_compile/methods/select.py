@@ -1,0 +1,341 @@
+"""Which key tiles a query tile attends to: rules, static patterns, and what combines them.
+
+Notation: B batch, H heads, Mq query tiles, M key tiles, Kcap width of the lists.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ArgumentError, bad_value, needs_scores
+from ..grid import ceil_div
+from .prune import Queries
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Base of all selections. A subclass writes `mask`, and `width` if it keeps few tiles for certain.
+
+    mask(scores, queries): (B, H, Mq, M) bool, or anything that broadcasts to it; scores (B, H, Mq, M), or
+        None where the method has no scorer.
+    width(queries): at most how many tiles a row keeps. It is the width of a list in memory, and so must not
+        depend on data; where more are wanted, the best are kept.
+
+    `queries.site` knows `kept`, `count` and the key tiles, `queries.boxes` the query tiles. Every row keeps
+    at least one tile. Nothing may be read on the host.
+    """
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        raise NotImplementedError
+
+    def width(self, queries: Queries) -> Any:
+        return queries.site.tiles.tiles
+
+    def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
+        """tiles (B, H, Mq, Kcap) and counts (B, H, Mq), int32; see vsa::select. B and H may be 1."""
+        return _best_of(self.mask(scores, queries), scores, self.width(queries), queries)
+
+    def __or__(self, other: Selector) -> Union:
+        return Union((self, other))
+
+    def __and__(self, other: Selector) -> Intersection:
+        return Intersection((self, other))
+
+
+def _scores(scores: Tensor | None, rule: Selector) -> Tensor:
+    if scores is None:
+        raise ArgumentError(needs_scores(type(rule).__name__))
+    return scores
+
+
+def _best_of(wanted: Tensor, scores: Tensor | None, width: Any, queries: Queries) -> tuple[Tensor, Tensor]:
+    """Lists of the wanted tiles, the best `width` of them; a row that wants none lists its first tile."""
+    every = wanted.new_ones((1, 1, queries.boxes.tiles, queries.site.tiles.tiles))
+    scores = (every & wanted).to(torch.float32) if scores is None else scores
+    lowest = torch.finfo(scores.dtype).min
+    ranked = scores.clamp(min=lowest).where(wanted, -torch.inf)
+    return torch.ops.vsa.select(ranked, width, torch.full_like(ranked[..., 0], lowest))
+
+
+def _as_mask(tiles: Tensor, counts: Tensor, total: Any) -> Tensor:
+    """Lists (..., Kcap) and counts (...) -> (..., M) bool."""
+    listed = torch.arange(tiles.shape[-1], device=tiles.device) < counts[..., None]
+    ids = tiles.long().where(listed, total)  # what lies beyond the count goes into a column of its own
+    seen = torch.zeros((*counts.shape, total + 1), dtype=torch.bool, device=tiles.device)
+    return seen.scatter(-1, ids, True)[..., :total]
+
+
+# --- Rules that rank scores ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TopK(Selector):
+    """The best tiles of every row, as many as the sparsity leaves. VSA (arXiv 2505.13389, section 2.2).
+
+    share: None, or the share of tiles to keep whatever the sparsity is.
+    """
+
+    share: float | None = None
+
+    def width(self, queries: Queries) -> Any:
+        site = queries.site
+        return site.kept if self.share is None else _share_of(site.tiles.tiles, self.share)
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        return _as_mask(*self.lists(scores, queries), queries.site.tiles.tiles)
+
+    def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
+        count = queries.site.count if self.share is None else None
+        extra = () if count is None else (None, count)
+        return torch.ops.vsa.select(_scores(scores, self), self.width(queries), *extra)
+
+
+@dataclass(frozen=True)
+class TopP(Selector):
+    """The smallest set of tiles whose softmax mass is at least `mass`, whatever the sparsity is.
+
+    FastVideo's reading of BSA has mass 0.9 and at least 4 tiles: AtLeast(TopP(0.9), 4). Costs a sort of every
+    row. Flat rows keep nearly everything: combine it with AtMost, or lists are as wide as there are tiles.
+    """
+
+    mass: float = 0.9
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        scores = _scores(scores, self)
+        return ~(scores < self._threshold(scores)[..., None])
+
+    def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
+        scores = _scores(scores, self)
+        return torch.ops.vsa.select(scores, self.width(queries), self._threshold(scores))
+
+    def _threshold(self, scores: Tensor) -> Tensor:
+        """(B, H, Mq): the lowest score that is needed."""
+        best = scores.sort(-1, descending=True).values
+        weights = best.softmax(-1)
+        before = F.pad(weights.cumsum(-1)[..., :-1], (1, 0))
+        return best.where(before < self.mass, torch.inf).amin(-1)
+
+
+@dataclass(frozen=True)
+class GaussQuantile(Selector):
+    """Tiles that score at least mean + std * PHI^-1(1 - kept / M): about `kept` of a row, without a sort.
+
+    BSA's "statistical dynamic threshold" (arXiv 2509.01085). The formula is circulated beside the sentence
+    "until the accumulated score reaches p"; together they would keep a single tile. Read as a cut through the
+    logits it keeps what the paper's ablation reports (sparsity 0.89 where a fixed number gives 0.86): rows of
+    Gaussian scores keep `kept`, rows with a few high scores keep fewer.
+
+    overflow: lists have room for this many times `kept` tiles; where more score above the threshold, the
+        best are kept. 1.5 is what rows of Gaussian scores do not reach, and what memory and time can be
+        planned by. By Cantelli's inequality 1 / (1 + PHI^-1(1 - kept / M)^2) of M is always enough: 3.3
+        times `kept` at 0.14.
+    """
+
+    overflow: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not self.overflow >= 1:
+            raise ArgumentError(bad_value("overflow", self.overflow, "1 or more"))
+
+    def width(self, queries: Queries) -> Any:
+        return torch.sym_min(self._room(queries.site.kept), queries.site.tiles.tiles)
+
+    def _room(self, kept: Any) -> Any:
+        factor = Fraction(str(self.overflow))
+        return ceil_div(kept * factor.numerator, factor.denominator)
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        scores = _scores(scores, self)
+        return ~(scores < self._threshold(scores, queries)[..., None])
+
+    def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
+        scores = _scores(scores, self)
+        count = queries.site.count
+        room = () if count is None else (self._room(count),)
+        return torch.ops.vsa.select(scores, self.width(queries), self._threshold(scores, queries), *room)
+
+    def _threshold(self, scores: Tensor, queries: Queries) -> Tensor:
+        """(B, H, Mq). Four roundings lower, so that rows of equal scores (black frames) keep their tiles."""
+        site, total = queries.site, queries.site.tiles.tiles
+        kept: Any = site.count
+        if kept is None:
+            kept = torch.full((), site.kept, dtype=torch.float64, device=scores.device)
+        # Where kept is M it is -inf, and -inf * 0 is NaN. No score is std * sqrt(M) away from the mean.
+        quantile = torch.special.ndtri(1 - kept.to(torch.float64) / total).clamp(min=-1e5)
+        variance, mean = torch.var_mean(scores, -1, correction=0)
+        rounding = 4 * torch.finfo(scores.dtype).eps * scores.abs().amax(-1)
+        return mean + quantile.to(scores.dtype) * variance.sqrt() - rounding
+
+
+# --- Static patterns ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SlidingTiles(Selector):
+    """The key tiles in a box around every query tile; at the border the box is pushed inside the grid.
+
+    Sliding tile attention (arXiv 2502.04507, section 3).
+    extents: tiles of the box along (frames, rows, cols); None: of every axis the same share, such that the
+        box holds at least 1 - sparsity of the tiles.
+    """
+
+    extents: tuple[int, int, int] | None = None
+
+    def _extents(self, queries: Queries) -> tuple[Any, ...]:
+        shape = queries.site.tiles.shape
+        if self.extents is not None:
+            return tuple(torch.sym_min(extent, n) for extent, n in zip(self.extents, shape, strict=True))
+        # In thousandths, rounded up: less sparse by a hair, but integer arithmetic for symbolic sizes.
+        side = float(1 - Fraction(str(queries.site.sparsity))) ** (1 / 3)
+        thousandths = math.ceil(round(1000 * side, 6))
+        return tuple(torch.sym_max(1, ceil_div(n * thousandths, 1000)) for n in shape)
+
+    def width(self, queries: Queries) -> Any:
+        frames, rows, cols = self._extents(queries)
+        return frames * rows * cols
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        tiles, counts = self.lists(scores, queries)
+        return _as_mask(tiles, counts, queries.site.tiles.tiles)
+
+    def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
+        """Plain arithmetic: tiles (1, 1, Mq, Kcap), ascending, because raster order is."""
+        device = queries.q.device
+        ids = torch.zeros((1, 1, 1, 1, 1, 1), dtype=torch.int64, device=device)
+        keys, boxes = queries.site.tiles, queries.boxes
+        axes = zip(keys.shape, boxes.shape, keys.tile, boxes.tile, self._extents(queries), strict=True)
+        for axis, (n, rows, tile, box, extent) in enumerate(axes):
+            # The key tile in which the middle of the query tile lies.
+            at = (torch.arange(rows, device=device) * box + box // 2) // tile
+            first = (at - extent // 2).clamp(min=0)
+            first = first.minimum(first * 0 + n - extent)
+            shape = [1] * 6
+            shape[axis], shape[3 + axis] = rows, extent
+            ids = ids * n + (first[:, None] + torch.arange(extent, device=device)).reshape(shape)
+        tiles = ids.flatten(3).flatten(0, 2)[None, None].to(torch.int32)
+        return tiles, torch.full_like(tiles[..., 0], tiles.shape[-1])
+
+
+@dataclass(frozen=True)
+class OwnTiles(Selector):
+    """The key tiles that a query tile overlaps: TopK() | OwnTiles() always keeps them."""
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        seen = torch.ones((1,) * 6, dtype=torch.bool, device=queries.q.device)
+        keys, boxes = queries.site.tiles, queries.boxes
+        axes = zip(keys.shape, boxes.shape, keys.tile, boxes.tile, strict=True)
+        for axis, (n, rows, tile, box) in enumerate(axes):
+            start = torch.arange(rows, device=seen.device)[:, None] * box
+            key = torch.arange(n, device=seen.device) * tile
+            shape = [1] * 6
+            shape[axis], shape[3 + axis] = rows, n
+            seen = seen & ((key < start + box) & (key + tile > start)).reshape(shape)
+        return seen.flatten(3).flatten(0, 2)
+
+    def width(self, queries: Queries) -> Any:
+        keys, boxes = queries.site.tiles, queries.boxes
+        result = 1
+        for n, tile, box in zip(keys.shape, keys.tile, boxes.tile, strict=True):
+            result = result * torch.sym_min(n, ceil_div(box, tile) + (0 if box % tile == 0 else 1))
+        return result
+
+
+@dataclass(frozen=True)
+class FirstFrames(Selector):
+    """The key tiles of the first `tiles` tiles along the frames: where image-to-video models look."""
+
+    tiles: int = 1
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        keys = queries.site.tiles
+        return torch.arange(keys.tiles, device=queries.q.device)[None] < self.width(queries)
+
+    def width(self, queries: Queries) -> Any:
+        frames, rows, cols = queries.site.tiles.shape
+        return torch.sym_min(self.tiles, frames) * rows * cols
+
+
+# --- Combinations -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Union(Selector):
+    """Tiles that any of the rules wants. With a static rule among them: tiles that are always kept."""
+
+    rules: tuple[Selector, ...]
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        first, *others = (rule.mask(scores, queries) for rule in self.rules)
+        for other in others:
+            first = first | other
+        return first
+
+    def width(self, queries: Queries) -> Any:
+        return torch.sym_min(sum(rule.width(queries) for rule in self.rules), queries.site.tiles.tiles)
+
+
+@dataclass(frozen=True)
+class Intersection(Selector):
+    """Tiles that all rules want; the best one where there is none."""
+
+    rules: tuple[Selector, ...]
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        first, *others = (rule.mask(scores, queries) for rule in self.rules)
+        for other in others:
+            first = first & other
+        return first
+
+    def width(self, queries: Queries) -> Any:
+        first, *others = (rule.width(queries) for rule in self.rules)
+        for other in others:
+            first = torch.sym_min(first, other)
+        return first
+
+
+@dataclass(frozen=True)
+class AtLeast(Selector):
+    """What a rule wants, and the `tiles` best of every row."""
+
+    rule: Selector
+    tiles: int
+
+    def _floor(self, queries: Queries) -> Any:
+        return torch.sym_min(self.tiles, queries.site.tiles.tiles)
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        tiles, counts = torch.ops.vsa.select(_scores(scores, self), self._floor(queries))
+        return self.rule.mask(scores, queries) | _as_mask(tiles, counts, queries.site.tiles.tiles)
+
+    def width(self, queries: Queries) -> Any:
+        return torch.sym_min(self.rule.width(queries) + self._floor(queries), queries.site.tiles.tiles)
+
+
+@dataclass(frozen=True)
+class AtMost(Selector):
+    """The best of what a rule wants, at most this share of all tiles."""
+
+    rule: Selector
+    share: float
+
+    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
+        return _as_mask(*self.lists(scores, queries), queries.site.tiles.tiles)
+
+    def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
+        return _best_of(self.rule.mask(scores, queries), scores, self.width(queries), queries)
+
+    def width(self, queries: Queries) -> Any:
+        return torch.sym_min(_share_of(queries.site.tiles.tiles, self.share), self.rule.width(queries))
+
+
+def _share_of(total: Any, share: float) -> Any:
+    """At least one of `total`, rounded up, in integer arithmetic."""
+    part = Fraction(str(share))
+    return torch.sym_max(1, ceil_div(part.numerator * total, part.denominator))

@@ -1,0 +1,198 @@
+"""Why an attention call stays dense: every reason that a user can see, with the way out.
+
+May be imported by everything; imports only the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an attention call stays dense. `slug` names the counter, `text` is for people.
+
+    `asked` tells whether the call looked like one that the user wanted converted: `fallback="error"`
+    raises on those, and lets cross-attention or a text encoder pass.
+    """
+
+    slug: str
+    text: str
+    asked: bool = False
+
+
+def dropout() -> Reason:
+    return Reason("dropout", "dropout_p is not 0; the sparse kernel has no dropout", asked=True)
+
+
+def causal() -> Reason:
+    return Reason("causal", "is_causal is set; video self-attention is not causal", asked=True)
+
+
+def shape(text: str) -> Reason:
+    return Reason("shape", text)
+
+
+def dynamic_argument(name: str) -> Reason:
+    return Reason("argument", f"{name} is not a constant of the graph", asked=True)
+
+
+def mask(text: str) -> Reason:
+    return Reason("mask", text, asked=True)
+
+
+def cross() -> Reason:
+    return Reason("cross", "queries and keys are different tokens (cross-attention)")
+
+
+def lengths_are_data() -> Reason:
+    return Reason(
+        "data-dependent",
+        "the graph has symbolic sizes and cuts the sequence at a length that is data, so that queries and "
+        "keys cannot be told to be the same tokens; torch.compile(..., dynamic=False) compiles each size "
+        "with numbers, which tell it",
+        asked=True,
+    )
+
+
+def one_axis() -> Reason:
+    return Reason("one-axis", "the tokens have one axis (text, or time only), not frames x rows x cols")
+
+
+def two_axes() -> Reason:
+    return Reason("two-axes", "the tokens have two axes (an image, or one frame), not frames x rows x cols")
+
+
+def not_raster(axes: str) -> Reason:
+    return Reason("not-raster", f"the token order is not raster frames x rows x cols ({axes})")
+
+
+def gate_shared() -> Reason:
+    return Reason(
+        "gate-shared", "a gate reaches several attention calls, or several gates reach this one", asked=True
+    )
+
+
+def gate_shape(came: str, wanted: str) -> Reason:
+    return Reason("gate-shape", f"its gate is {came}, not {wanted}", asked=True)
+
+
+def gate_tokens() -> Reason:
+    return Reason(
+        "gate-tokens", "its gate is not of the tokens of its queries, nor of their video", asked=True
+    )
+
+
+def unknown_grid(why: str = "") -> Reason:
+    """`why`: what a prepared model that runs says of it."""
+    way_out = (
+        "call vsa_compile.prepare(model), "
+        'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number'
+    )
+    text = f"the graph does not show the (frames, rows, cols) of these tokens; {why or way_out}"
+    return Reason("unknown-grid", text, asked=True)
+
+
+def not_learned(why: str) -> str:
+    """What a prepared model says of calls that it did not mark."""
+    return (
+        f"vsa_compile.prepare did not learn them either: {why or 'no argument of the model shows them'}. If "
+        "they are video, call the model within `with vsa_compile.video_grid(frames, rows, cols):`, in "
+        "tokens, whose product is their number, and compile the model itself or its blocks, not what calls it"
+    )
+
+
+def grid_symbol(symbol: str) -> Reason:
+    return Reason(
+        "grid-symbol",
+        f"the grid depends on {symbol}, which is not an input of this graph",
+        asked=True,
+    )
+
+
+def too_few_tokens(tokens: int, least: int) -> Reason:
+    return Reason("few-tokens", f"{tokens} video tokens are below min_tokens={least}; dense is faster there")
+
+
+def data_dependent() -> Reason:
+    return Reason("data-dependent", "the number of video tokens depends on data, not on shapes", asked=True)
+
+
+def head_width(width: int, most: int) -> Reason:
+    return Reason("head-width", f"head width {width} is above {most}", asked=True)
+
+
+def empty(shape: str) -> Reason:
+    return Reason("shape", f"there is nothing to compute: {shape}")
+
+
+def broadcast(q: str, k: str, v: str) -> Reason:
+    return Reason(
+        "broadcast",
+        f"q {q}, k {k} and v {v} are not provably alike in batch and heads (those of k may divide q's); "
+        ".expand() what is shared",
+        asked=True,
+    )
+
+
+def subclass(name: str) -> Reason:
+    return Reason("subclass", f"the query, key or value is a {name}, not a plain tensor", asked=True)
+
+
+def value_width(keys: int, values: int) -> Reason:
+    return Reason("head-width", f"keys are {keys} wide and values {values}; they must agree", asked=True)
+
+
+def dtype(name: str) -> Reason:
+    return Reason("dtype", f"dtype {name} is not one of float32, bfloat16, float16, float64", asked=True)
+
+
+def dense_layer(index: int) -> Reason:
+    return Reason("dense-layer", f"block {index} is listed in dense_layers")
+
+
+def no_layer_path() -> Reason:
+    return Reason(
+        "no-layer-path",
+        "dense_layers is set, but this call has no module path to read a block index from",
+        asked=True,
+    )
+
+
+def enclosed(name: str) -> Reason:
+    """A call that is part of node `name` of the graph."""
+    if name.startswith("autograd_function"):
+        text = "the call is inside a torch.autograd.Function, whose hand-written backward would not match"
+        return Reason("autograd-function", text, asked=True)
+    if "multi_head" in name or "encoder_layer" in name:
+        text = (
+            f"{name} holds projections and attention in one operator; write the layer with "
+            "torch.nn.functional.scaled_dot_product_attention to have it converted"
+        )
+        return Reason("whole-layer", text)
+    return Reason("higher-order", f"the call is inside {name}, which is not rewritten", asked=True)
+
+
+def func_transform() -> Reason:
+    return Reason("func-transform", "the graph is under a torch.func transform", asked=True)
+
+
+def not_captured() -> Reason:
+    return Reason(
+        "not-captured",
+        "Dynamo has this call in no graph and runs it eagerly: the graph breaks, often where a size is data "
+        '(TORCH_LOGS="graph_breaks" shows where). Call vsa_compile.prepare(model), or compile with '
+        "fullgraph=True: both capture sizes that are data",
+    )
+
+
+def not_learned_of_these() -> str:
+    return "they are not the video whose grid vsa_compile.prepare learned"
+
+
+def scattered(name: str) -> str:
+    return f"{name} spreads the video over the sequence, and only one run of tokens can be a grid"
+
+
+def not_one_grid(name: str) -> str:
+    return f"{name} are not those of one frames x rows x cols grid in raster order"
