@@ -79,7 +79,7 @@ def assert_mean(name: str, got: Tensor, wanted: Tensor, eager: Tensor, terms: Te
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
     """L2 norm of the difference over the L2 norm of what was wanted."""
-    got, wanted = got.double(), wanted.double()
+    got, wanted = got.detach().double(), wanted.detach().double()
     return float((got - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 

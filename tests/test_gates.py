@@ -131,7 +131,7 @@ def test_dense_attention_beside_a_gate_when_sparsity_is_zero():
     parameters = add_gates(model, *ARGUMENTS.values(), options=OPTIONS)
     run, _ = compiled(model, sparsity=0)
     out = run(**ARGUMENTS)
-    assert_same_output(out, model(**ARGUMENTS))
+    assert_same_output(out.detach(), model(**ARGUMENTS).detach())
     out.sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in parameters)
 
@@ -241,11 +241,23 @@ def test_a_model_without_a_sparse_call_is_an_error():
 # --- Real models -------------------------------------------------------------------------------------
 
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 from zoo import VIDEO  # noqa: E402
 
+# One of each way to write the projections: to_q, fused, with its text, by parameters of two streams, ...
+PROJECTIONS = (
+    "wan",
+    "wan_fused",
+    "hunyuan_video",
+    "motif",
+    "cogvideox_5b",
+    "ltx_video",
+    "cosmos",
+    "kandinsky6",
+)
 
-@pytest.mark.parametrize("case", VIDEO, ids=attrgetter("name"))
+
+@pytest.mark.parametrize("case", [case for case in VIDEO if case.name in PROJECTIONS], ids=attrgetter("name"))
 def test_every_site_of_a_real_model_gets_a_gate(case):
     model, arguments = case.build()
     kwargs = arguments(case.grid)
