@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 MINUTES ?= 10
 
-.PHONY: demo test check fuzz mutants bench format clean
+.PHONY: demo test check fuzz mutants bench gpu format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,8 +33,12 @@ mutants: $(READY)  ## faults put into the sources, one by one: which test notice
 	$(RUN) tests/mutants.py
 
 bench: $(READY)  ## speed against dense attention, and of the analysis, as tables and as JSON
+	$(RUN) -m vsa_compile bench
 	$(RUN) benchmarks/attention_cpu.py
 	$(RUN) benchmarks/analysis_time.py
+
+gpu: $(READY)  ## what only a GPU can show; small cases under compute-sanitizer where it is installed
+	$(RUN) -m pytest -n 4 --dist worksteal tests/gpu
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix --quiet .

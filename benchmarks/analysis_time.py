@@ -20,9 +20,9 @@ from typing import Any
 import diffusers
 import torch
 from attention_cpu import RESULTS
-from machine import setting
 
 import vsa_compile
+from vsa_compile.bench.setting import setting
 from vsa_compile.sites import Site
 
 

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from machine import setting
 
-import vsa_compile  # noqa: F401  (registers the operator)
+from vsa_compile.bench.setting import setting
 from vsa_compile.grid import Grid
 
 HEADS, SPARSITY, TILE = 12, 0.875, (4, 4, 4)

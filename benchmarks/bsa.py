@@ -20,11 +20,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from attention_cpu import RESULTS, setting
+from attention_cpu import RESULTS
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsa_compile
+from vsa_compile.bench.setting import setting
 from vsa_compile.grid import Grid, TileGrid
 from vsa_compile.methods import GaussQuantile, Queries, Site
 

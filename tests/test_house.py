@@ -50,6 +50,8 @@ ALLOWED = {
     "inputs": {"reasons", "torch_compat"},
     "prepare": {"errors", "inputs", "state", "torch_compat", "reasons"},
     "functional": {"errors", "options", "methods"},
+    "bench": {"errors", "grid", "flops", "methods", "aten", "functional", "backend"},
+    "doctor": {"errors", "functional", "backend", "cpu", "gpu", "bench"},
     "backend": {
         "errors",
         "options",

@@ -1,4 +1,4 @@
-"""The command line: `python -m vsa_compile explain module:factory` prints what `vsa_compile.explain` finds.
+"""The command line: `python -m vsa_compile {explain, bench, doctor}`.
 
 Bad input is one line on stderr and exit status 2. What the user's own code raises keeps its traceback.
 """
@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any, NoReturn
 
-from . import errors
+from . import doctor, errors
 from .backend import read_options
+from .bench import command as bench
 from .report import explain
 
 
@@ -25,21 +26,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status. 2 stands for bad input, as in argparse."""
+    """Run one command; the exit status. 1: doctor found a problem; 2: bad input, as in argparse."""
     parser = _Parser(prog="python -m vsa_compile", description="Sparse video attention for torch.compile.")
     commands = parser.add_subparsers(title="commands")
     _add_explain(commands)
+    bench.add(commands)
+    _add_doctor(commands)
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
         parser.print_help()
         return 0
     try:
-        text = arguments.run(arguments)
+        text, status = arguments.run(arguments)
     except errors.VsaError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(text)
-    return 0
+    return status
 
 
 def _add_explain(commands: Any) -> None:
@@ -51,13 +54,21 @@ def _add_explain(commands: Any) -> None:
     command.set_defaults(run=_explain)
 
 
-def _explain(arguments: argparse.Namespace) -> str:
+def _explain(arguments: argparse.Namespace) -> tuple[str, int]:
     """The report as text. What the user's code prints goes to stderr under --json, so that stdout is JSON."""
     options = _options(arguments.options)
     with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         model, args, kwargs = _built(arguments.factory)
         report = explain(model, *args, options=options, **kwargs)
-    return report.to_json() if arguments.json else str(report)
+    return report.to_json() if arguments.json else str(report), 0
+
+
+def _add_doctor(commands: Any) -> None:
+    about = "what this installation will run where, and what is wrong with it"
+    command = commands.add_parser(
+        "doctor", help=about, description=f"Print {about}. Exit status 1 if anything is."
+    )
+    command.set_defaults(run=lambda _: doctor.examine())
 
 
 def _options(text: str) -> dict[str, Any]:

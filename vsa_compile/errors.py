@@ -215,3 +215,62 @@ def not_built(path: str, got: object) -> str:
         f"{path} returned {shown}, but it must return (model, kwargs dict), (model, args tuple) or "
         "(model, args tuple, kwargs dict), where the model is callable."
     )
+
+
+GRIDS = "grids of tokens, frames x rows x cols, with commas between them, such as 32x32x32,21x45x80"
+WIDTHS = "head widths from 1 to 256 with commas between them, such as 64,128"
+DENSITIES = "shares of tiles above 0 and below 1 with commas between them, such as 0.125,0.25"
+
+
+def no_cuda(torch_version: str) -> str:
+    return (
+        f"--device cuda needs a GPU, and torch {torch_version} finds none. Use --device cpu, or install a "
+        "torch that is built for this machine's CUDA (python -m vsa_compile doctor says what it finds)."
+    )
+
+
+def not_written(name: str, folder: str, why: str) -> str:
+    return f"{name} is {folder!r}, where nothing can be written ({why}). Give a folder of yours."
+
+
+# --- doctor: problems, each with its way out ------------------------------------------------------------
+
+
+def no_triton() -> str:
+    return "triton is not installed, so that nothing can be compiled for a GPU. Run pip install triton."
+
+
+def no_entry_point() -> str:
+    return (
+        'torch.compile(model, backend="vsa") does not find the backend: the package is importable but not '
+        "installed. Run pip install in its folder, or pass backend=vsa_compile.vsa."
+    )
+
+
+def another_installation(value: str) -> str:
+    return (
+        f'backend="vsa" is {value} of another package than this vsa_compile. Uninstall one of the two '
+        "(pip uninstall vsa-compile)."
+    )
+
+
+def no_cpp_kernel(why: str) -> str:
+    return f"{why}. This processor could run the C++ kernel: install a C++ compiler (g++ or clang++)."
+
+
+def unknown_templates(torch_version: str) -> str:
+    return (
+        f"Inductor's template interface of torch {torch_version} is unknown to vsa_compile. Use the version "
+        "in its pyproject.toml."
+    )
+
+
+def templates_unused(why: str) -> str:
+    return f"{why}. The GPU could run a template; please report this with TORCH_LOGS=+vsa_compile."
+
+
+def test_failed(what: str, why: str) -> str:
+    return (
+        f"the test on {what} failed: {why}. Reinstall torch and vsa_compile, and please report it if that "
+        'does not help; until then do not pass backend="vsa".'
+    )

@@ -187,8 +187,11 @@ def _projection(
         value = values.get(weight)
         if value is not None and id(value) in owners:
             fitting[id(value)] = (owners[id(value)], value)
-    if len(fitting) != 1:
+    # An adapter of low rank adds to the projection what a narrower layer makes.
+    widest = max((weight.shape[1] for _, weight in fitting.values()), default=0)
+    widest_ones = [one for one in fitting.values() if one[1].shape[1] == widest]
+    if len(widest_ones) != 1:
         return None
-    ((module, weight),) = fitting.values()
+    ((module, weight),) = widest_ones
     _, heads, _, width = sizes_of(example_of(query)) or [0] * 4
     return Projection(module, weight, heads * width)

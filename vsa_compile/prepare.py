@@ -20,7 +20,7 @@ from .errors import ArgumentError, bad_value
 from .inputs import Grid, Reader, Video, by_shapes
 from .reasons import not_learned, not_learned_of_these
 from .state import state
-from .torch_compat import capturing_data_dependent, known_equal, no_frame, own_code
+from .torch_compat import capturing_data_dependent, known_equal, no_frame, own_code, uncut_by_ddp
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,7 +55,9 @@ def prepare(model: Model) -> Model:
     is its stride). Positions that are data (coordinates, rotary tables, token indices) are read once for each
     tensor, which waits for the device; compile the model itself or its blocks for that, not what calls it.
     Also lets Dynamo capture `.item()` and `nonzero` inside the model, which keeps models whole that pick
-    their text tokens by a mask. The uncompiled model computes what it did.
+    their text tokens by a mask, and lets Dynamo cut no graph by the buckets of DistributedDataParallel: there
+    compile the blocks, so that gradients are sent while others are computed. The uncompiled model computes
+    what it did.
     Raises ArgumentError if `model` is no torch.nn.Module.
     """
     if not isinstance(model, nn.Module):
@@ -75,10 +77,12 @@ _PREPARED = "_vsa_compile_prepared"
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Members of module lists, but for plain layers: those are handed what a block computed."""
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList):
-            yield from (block for block in module if any(True for _ in block.children()))
+    """Members of the outermost module lists, but for plain layers: those are handed what a block computed."""
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (block for block in child if any(True for _ in block.children()))
+        else:
+            yield from _blocks(child)
 
 
 def _wrap(module: nn.Module, wrapper: Callable[..., Callable], learned: Learned) -> None:
@@ -99,17 +103,20 @@ def _learning(forward: Callable, learned: Learned, name: str) -> Callable:
     names = [*inspect.signature(forward).parameters][1:]
     uncompiled: Callable = torch.compiler.disable(_learn_from)
     handed = capturing_data_dependent(_handed(forward), name)
+    uncut = uncut_by_ddp(handed)
 
     @functools.wraps(forward)
     def learning_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         before = state.grid, state.why
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if torch.compiler.is_compiling():
+            run = handed
             _learn_from(learned, model, given, read=False)
         else:
+            run = uncut
             uncompiled(learned, model, given, read=True)  # pyright: ignore[reportCallIssue]
         try:
-            return handed(model, learned, *args, **kwargs)
+            return run(model, learned, *args, **kwargs)
         finally:
             state.grid, state.why = before
 
@@ -155,18 +162,13 @@ def _watch_patches(model: nn.Module, learned: Learned) -> None:
 def _marking(forward: Callable, learned: Learned, name: str) -> Callable:
     """Marks the first tensor that enters a block and is as long as the video."""
 
-    def handed(block: nn.Module, learned: Learned, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(forward)
+    def marking_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             args, kwargs = _mark_first(args, kwargs, learned)
         return forward(block, *args, **kwargs)
 
-    handed = own_code(handed, name)
-
-    @functools.wraps(forward)
-    def marking_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return handed(block, learned, *args, **kwargs)
-
-    return no_frame(marking_forward)
+    return own_code(marking_forward, name)
 
 
 def _mark_first(args: tuple, kwargs: dict[str, Any], learned: Learned) -> tuple[tuple, dict[str, Any]]:

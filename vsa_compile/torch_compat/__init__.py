@@ -13,6 +13,7 @@ from .dynamo import (
     last_version_allowed,
     no_frame,
     own_code,
+    uncut_by_ddp,
     version_of,
 )
 from .inductor import (
@@ -88,5 +89,6 @@ __all__ = [
     "symbol_of",
     "template_buffer",
     "triton_template",
+    "uncut_by_ddp",
     "version_of",
 ]

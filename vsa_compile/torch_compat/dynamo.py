@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,13 +54,32 @@ def capturing_data_dependent(function: Callable, name: str) -> Callable:
     return own_code(capturing, name)
 
 
+def uncut_by_ddp(function: Callable) -> Callable:
+    """`function`, in whose frames Dynamo cuts no graph where a bucket of DistributedDataParallel ends.
+
+    The cuts would part gates, and the marks of a grid, from their attention calls. Checked on torch 2.13.
+    """
+
+    @functools.wraps(function)
+    def uncut(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(optimize_ddp=False):
+            return function(*args, **kwargs)
+
+    return no_frame(uncut)
+
+
 def own_code(function: Callable, name: str) -> Callable:
     """`function`, made anew with each call of its maker, with a code object of its own for each `name`.
 
-    By code object Dynamo counts the versions that it compiled, up to a limit.
+    By code object Dynamo counts the versions that it compiled, up to a limit; by its identity it guards it.
     """
-    function.__code__ = function.__code__.replace(co_name=name)
+    function.__code__ = _named(function.__code__, name)
     return function
+
+
+@functools.cache
+def _named(code: types.CodeType, name: str) -> types.CodeType:
+    return code.replace(co_name=name)
 
 
 def no_frame(function: Callable) -> Callable:

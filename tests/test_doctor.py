@@ -1,0 +1,93 @@
+"""doctor: what an installation will run where, and what is wrong with it, with the way out."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from attend_cases import needs_avx512
+
+from vsa_compile import doctor
+from vsa_compile.__main__ import main
+from vsa_compile.cpu import loader
+
+
+@needs_avx512
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_doctor_finds_nothing_wrong_here(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert f"torch          {torch.__version__}" in printed
+    assert 'backend="vsa"  vsa_compile.backend:vsa' in printed
+    assert "CPU, bfloat16  C++ kernel" in printed
+    assert "all tiles kept is dense attention within" in printed
+    assert printed.endswith("problem: none\n")
+
+
+def test_doctor_says_what_is_wrong_and_the_way_out(capsys, monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(loader, "kernel", lambda dtype: None)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(doctor, "attention", lambda q, k, v, **_: torch.zeros_like(q))
+    monkeypatch.setattr(doctor, "version", lambda package: None)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    problems = [line for line in printed.splitlines() if line.startswith("problem: ")]
+    ways_out = (
+        "pip install triton",
+        "pip install in its folder",
+        "install a C++ compiler",
+        "Reinstall torch",
+    )
+    for way_out in ways_out:
+        assert any(way_out in problem for problem in problems), way_out
+
+
+def test_doctor_reports_an_operator_that_raises(capsys, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("libtorch is not there")
+
+    monkeypatch.setattr(doctor, "attention", broken)
+    assert main(["doctor"]) == 1
+    assert "problem: the test on CPU failed: OSError: libtorch is not there." in capsys.readouterr().out
+
+
+def test_doctor_looks_at_every_gpu(monkeypatch):
+    """Of a GPU that is not there: what is asked of torch, and what is said."""
+    facts = SimpleNamespace(name="Fake", major=7, minor=0, total_memory=8 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(doctor, "_compare", lambda *_: None)
+    findings = doctor._Findings()
+    doctor._gpus(findings)
+    lines = dict(findings.lines)
+    assert lines["GPU 0"].startswith("Fake, compute capability 7.0, 8 GiB, driver ")
+    assert lines["GPU 0, 16 and 32 bit"] == "ATen: the GPU is older than compute capability 8.0"
+    assert not findings.problems
+
+
+def test_a_template_that_a_gpu_does_not_use_is_a_problem(monkeypatch):
+    facts = SimpleNamespace(name="Fake", major=9, minor=0, total_memory=8 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    why = "vsa::attend runs through chunked ATen: the grid is odd"
+    log = logging.getLogger("vsa_compile.gpu")
+    monkeypatch.setattr(doctor, "_compare", lambda *_: log.info(why))
+    findings = doctor._Findings()
+    doctor._gpu(torch.device("cuda", 0), True, findings)
+    assert dict(findings.lines)["GPU 0, 16 and 32 bit"] == "templates"
+    assert findings.problems == [f"{why}. The GPU could run a template; please report this with "
+                                 "TORCH_LOGS=+vsa_compile."]  # fmt: skip
+
+
+def test_an_incomplete_installation_is_a_problem(monkeypatch):
+    def missing():
+        raise FileNotFoundError("no kernel template")
+
+    monkeypatch.setattr(doctor, "template_files", missing)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    findings = doctor._Findings()
+    doctor._gpus(findings)
+    assert findings.problems == ["no kernel template"]
