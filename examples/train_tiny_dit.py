@@ -1,6 +1,6 @@
 """A small video transformer learns to make moving scenes: dense, with VSA, with BSA, and annealed.
 
-    python examples/train_tiny_dit.py            # every setup, 3 seeds, on 2 CPU cores
+    python examples/train_tiny_dit.py            # every setup, 3 seeds: ten minutes on 2 CPU cores
     python examples/train_tiny_dit.py --quick    # a toy of it: a minute or two, nearly all of it compilation
 
 The model (examples/tiny_dit.py) is plain PyTorch. What makes it sparse is `torch.compile(model,

@@ -221,7 +221,7 @@ From left to right: {panels}; each from the same noise in 40 steps of Euler's ru
 
 `{command}`: {minutes:.1f} minutes, compilation included, in {processes} processes,
 threads in each: {threads}, on {device}. The load of the machine was {before:.1f} before and {after:.1f} at
-the end, this program's {processes} included: {loaded}. It took {every} CPU seconds, compilation
+the end, this program's {processes} included: {loaded}. It took at least {every} CPU seconds, compilation
 included, {cores} of them training: {ideal:.1f} minutes of {processes} cores that do nothing else.
 torch {torch}, commit {commit}, {date}.
 All curves: [`train_tiny_dit.json`](../benchmarks/results/train_tiny_dit.json).
