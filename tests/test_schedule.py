@@ -109,10 +109,9 @@ def test_a_schedule_goes_on_from_a_checkpoint():
 # --- Compiled code that is driven --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_every_step_has_its_sparsity_and_four_graphs_serve_all(backend: str):
+def test_every_step_has_its_sparsity_and_four_graphs_serve_all():
     schedule = SparsitySchedule(lambda step: float(min(Fraction(7, 8), Fraction(step, 32))))
-    run, graphs = compiled(backend, sparsity=schedule)
+    run, graphs = compiled(sparsity=schedule)
     for _ in range(30):
         x = latents(GRID).requires_grad_()
         y = latents(GRID).requires_grad_()
