@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 MINUTES ?= 10
 
-.PHONY: demo test check fuzz mutants bench gpu format clean
+.PHONY: demo test slow check fuzz mutants bench gpu format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,8 +17,11 @@ $(READY): pyproject.toml
 demo: $(READY)  ## the main job: a real Wan transformer, sparse, on this machine
 	$(RUN) examples/demo.py
 
-test: $(READY)  ## everything, on CPU
-	$(RUN) -m pytest -n 2 --dist worksteal --cov
+test: $(READY)  ## every property, on CPU, with branch coverage
+	$(RUN) -m pytest -n 2 --dist worksteal --cov -m "not slow"
+
+slow: $(READY)  ## the same properties on more models, and the demo
+	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 check: $(READY)  ## format, lint, types and the quick tests, in under a minute
 	$(VENV)/bin/ruff format --check --quiet .

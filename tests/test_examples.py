@@ -32,7 +32,9 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("command", SAID)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.slow if c.startswith("demo") else ()) for c in SAID]
+)
 def test_example_says_what_it_found(command: str):
     """Compiles some dozens of C++ kernels: up to a minute, seconds where Inductor has them in its cache."""
     script, *flags = command.split()

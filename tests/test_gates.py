@@ -245,19 +245,14 @@ pytest.importorskip("diffusers")
 from zoo import VIDEO  # noqa: E402
 
 # One of each way to write the projections: to_q, fused, with its text, by parameters of two streams, ...
-PROJECTIONS = (
-    "wan",
-    "wan_fused",
-    "hunyuan_video",
-    "motif",
-    "cogvideox_5b",
-    "ltx_video",
-    "cosmos",
-    "kandinsky6",
+PROJECTIONS = ("wan_fused", "hunyuan_video", "cogvideox_5b", "kandinsky6")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case.name in PROJECTIONS else pytest.mark.slow) for case in VIDEO],
+    ids=attrgetter("name"),
 )
-
-
-@pytest.mark.parametrize("case", [case for case in VIDEO if case.name in PROJECTIONS], ids=attrgetter("name"))
 def test_every_site_of_a_real_model_gets_a_gate(case):
     model, arguments = case.build()
     kwargs = arguments(case.grid)

@@ -260,6 +260,7 @@ def test_several_samples_of_text_under_a_mask_stay_dense_and_say_why():
     assert (slugs.count("mask"), slugs.count("one-axis")) == (case.refused["padding"], case.refused["text"])
 
 
+@pytest.mark.slow
 def test_another_number_of_frames_converts_when_prepared():
     """SanaWM counts its frames in another input: to a graph of symbolic sizes no axis of its tokens."""
     case = hidden.FRAMES
@@ -288,6 +289,7 @@ def test_frames_that_are_counted_in_another_input_are_an_unknown_grid():
     assert [one.slug for one in reasons] == ["unknown-grid"]
 
 
+@pytest.mark.slow
 @cases("framepack")
 def test_a_sequence_cut_at_a_length_that_is_data_says_how_to_convert(case):
     """With symbolic sizes Dynamo cannot tell how long x[:, :-n] is, so that queries and keys come apart."""

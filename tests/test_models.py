@@ -15,6 +15,14 @@ from vsa_compile import reference
 from vsa_compile.grid import Grid
 
 VIDEO = pytest.mark.parametrize("case", zoo.VIDEO, ids=lambda case: case.name)
+# Models that write their attention as another one here does; what they share is shown on that one.
+TWINS = ("wan_i2v", "wan_ti2v", "wan_fused", "wan_vace", "skyreels", "skyreels_df", "chronoedit", "anyflow",
+         "cogvideox_2b", "cogvideox_1_5", "consisid", "cosmos_by_frame", "hunyuan_token_replace")  # fmt: skip
+ONE_OF_A_KIND = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case.name in TWINS else ()) for case in zoo.VIDEO],
+    ids=lambda case: case.name,
+)
 NEGATIVE = pytest.mark.parametrize("case", zoo.NEGATIVE, ids=lambda case: case.name)
 
 
@@ -123,6 +131,7 @@ def assert_equals_eager(case, sparsity):
     assert_same(case, got, wanted, got_grads, wanted_grads)
 
 
+@pytest.mark.slow
 @THROUGH_INDUCTOR
 def test_inductor_computes_the_same(case):
     model, inputs = case.build()
@@ -148,7 +157,7 @@ def test_symbolic_shapes_serve_landscape_and_portrait(case):
     assert graphs == case.graphs
 
 
-@VIDEO
+@ONE_OF_A_KIND
 def test_sparse_equals_the_model_with_sdpa_replaced_by_the_reference(case, monkeypatch):
     tile, sparsity = (2, 3, 2), 0.875
     model, inputs = case.build()

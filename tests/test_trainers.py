@@ -87,6 +87,7 @@ def test_checkpointing_changes_no_bit_of_a_gradient(method: str, where: str):
         assert_same_gradients(got, trained_on(model, x)[1])
 
 
+@pytest.mark.slow
 def test_inductor_computes_a_checkpointed_selection_again():
     (x,) = clips(2)
     plain, graphs = compiled(gated(), "inductor")
