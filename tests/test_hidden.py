@@ -90,6 +90,7 @@ def test_as_it_comes_nothing_converts_and_nothing_is_wrong(case):
     assert all("vsa_compile.prepare" in one.reason.text for one in unknown)
 
 
+@pytest.mark.slow
 @cases("mochi")
 def test_the_capture_flags_alone_convert_a_model_with_text_of_any_length(case):
     model, inputs = case.build()
@@ -307,7 +308,12 @@ def test_a_sequence_cut_at_a_length_that_is_data_says_how_to_convert(case):
     assert all("dynamic=False" in one.text for one in apart)
 
 
-@cases("mochi", "hunyuan_video15", "wan_animate2")
+@each(
+    "case",
+    [pytest.param(c, marks=() if c.name == "mochi" else pytest.mark.slow) for c in HIDDEN
+     if c.name in ("mochi", "hunyuan_video15", "wan_animate2")],
+    ids=lambda case: case.name,
+)  # fmt: skip
 def test_explain_names_the_way_out_and_shows_that_it_is_one(case):
     model, inputs = case.build()
     plain = vsa_compile.explain(model, options={"min_tokens": 0}, **inputs(case.grid))

@@ -107,7 +107,7 @@ def test_other_attention_is_left_alone(case):
     assert all(site.reason for site in report.sites)
 
 
-@VIDEO
+@ONE_OF_A_KIND
 def test_all_tiles_kept_equals_the_eager_model_with_its_gradients(case):
     assert_equals_eager(case, sparsity=1e-6)
 
@@ -144,7 +144,7 @@ def test_inductor_computes_the_same(case):
     assert_same(case, got, wanted, got_grads, wanted_grads)
 
 
-@VIDEO
+@ONE_OF_A_KIND
 def test_symbolic_shapes_serve_landscape_and_portrait(case):
     model, inputs = case.build()
     symbolic = converted(model, 1e-6, dynamic=True)

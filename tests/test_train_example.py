@@ -161,6 +161,7 @@ def judge(watch: Watch) -> None:
         assert_right(case, {"out": out.detach(), "lse": lse.detach()} | got)
 
 
+@pytest.mark.slow
 def test_bf16_training_on_large_numbers_stays_finite_and_right():
     """500 steps through the whole backend, ragged tiles, text and a gate; inputs of deviation 30, logits of
     up to 200. Then the attention of one step more is judged, forward and backward, in fp64.

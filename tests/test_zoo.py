@@ -52,6 +52,7 @@ def test_outputs_are_finite_and_deterministic_at_every_grid(case: Case):
         assert torch.equal(result, again)
 
 
+@pytest.mark.slow
 @each_case
 def test_dynamo_sees_every_attention_call(case: Case):
     model, inputs = case.build()

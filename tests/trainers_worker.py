@@ -50,7 +50,7 @@ class Run:
         whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in got.items()}
         assert_same_gradients(whole, wanted)
         decisions = [decision for graph in self.graphs for decision in graph]
-        assert len(decisions) == 2, decisions
+        assert 1 <= len(decisions) <= 2, decisions  # blocks that are compiled alone share their graph
         assert all(isinstance(decision, Site) and decision.gate is not None for decision in decisions)
 
 
