@@ -39,7 +39,6 @@ def captured_nodes(model, args, **options):
     return seen
 
 
-@pytest.mark.quick
 def test_one_node_takes_the_place_of_one_node():
     nodes = captured_nodes(ToyDiT(JOINT), inputs(JOINT))
     assert nodes.count(torch.ops.vsa.attention.default) == 1

@@ -263,6 +263,7 @@ def test_queries_may_be_a_raster_of_their_own(grid, tile, q_grid, q_tile, text, 
 # --- Compiled, trained, annealed ----------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_symbolic_sizes_are_traced_once():
     def call(q: Tensor, k: Tensor, v: Tensor, clip: Tensor) -> Tensor:
         where = {"tile": (2, 2, 2), "sparsity": 0.8, "method": "bsa"}
@@ -276,6 +277,7 @@ def test_symbolic_sizes_are_traced_once():
         assert_equal([graph(*arguments(*grid))], [call(*arguments(*grid))])
 
 
+@pytest.mark.seconds
 def test_through_the_backend_it_is_eager_forward_and_backward():
     x = torch.randn(1, 16, 4, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     options = {"min_tokens": 0, "tile": (2, 2, 2), "sparsity": 0.8, "method": "bsa"}

@@ -32,6 +32,7 @@ def test_sparse_counts_the_kept_share():
     assert counted(0.5)["attend"] == 4 * 2 * 16 * 210 * 210 // 2
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "order", [("vsa_compile", "torch.utils.flop_counter"), ("torch.utils.flop_counter", "vsa_compile")]
 )

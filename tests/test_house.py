@@ -125,6 +125,7 @@ def test_import_loads_neither_triton_nor_inductor():
     assert shown.stdout.strip() == "[]"
 
 
+@pytest.mark.seconds
 def test_the_backend_is_listed_without_an_import_of_ours():
     code = (
         "import torch._dynamo, sys; assert 'vsa' in torch._dynamo.list_backends(); "
@@ -133,6 +134,7 @@ def test_the_backend_is_listed_without_an_import_of_ours():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.seconds
 def test_torch_logs_can_name_the_package():
     environment = {"TORCH_LOGS": "+vsa_compile", "PATH": ""}
     code = "import vsa_compile.backend as b; print(b.log.getEffectiveLevel())"

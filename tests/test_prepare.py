@@ -71,6 +71,7 @@ def same(got: list[Tensor], wanted: list[Tensor]) -> None:
 # --- prepare --------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("first", ["prepare", "compile"])
 def test_blocks_compiled_alone_convert_at_every_grid(first: str, wanted: list[Tensor]):
     model, spy = ToyDiT(TWO), Spy()
@@ -83,6 +84,7 @@ def test_blocks_compiled_alone_convert_at_every_grid(first: str, wanted: list[Te
     assert len(spy.fates) <= 8  # four for each of the blocks, whose inputs differ in being views
 
 
+@pytest.mark.seconds
 def test_a_whole_prepared_model_needs_no_more_graphs(wanted: list[Tensor]):
     spy = Spy()
     same(outputs(torch.compile(vsa_compile.prepare(ToyDiT(TWO)), backend=spy)), wanted)
@@ -106,6 +108,7 @@ def test_a_prepared_model_computes_what_it_did():
     assert state.grid is None
 
 
+@pytest.mark.seconds
 def test_a_copy_of_a_prepared_model_is_its_own(wanted: list[Tensor]):
     model = vsa_compile.prepare(ToyDiT(TWO))
     twin = copy.deepcopy(model)
@@ -123,6 +126,7 @@ def test_an_error_inside_leaves_no_hint_behind():
     assert state.grid is None
 
 
+@pytest.mark.seconds
 def test_two_prepared_models_do_not_disturb_each_other(wanted: list[Tensor]):
     first, second = (by_blocks(vsa_compile.prepare(ToyDiT(TWO)), Spy()) for _ in range(2))
     with torch.no_grad():
@@ -246,6 +250,7 @@ class OnlyAttentionIsLeft(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
 
+@pytest.mark.seconds
 def test_a_graph_of_q_k_and_v_alone_converts_at_the_grid_of_the_call():
     model, spy = OnlyAttentionIsLeft(), Spy()
     compiled = torch.compile(vsa_compile.prepare(model), backend=spy)
@@ -270,6 +275,7 @@ class ReadsItsText(nn.Module):
         return self.toy(latents, text[:, torch.nonzero(mask).flatten()])
 
 
+@pytest.mark.seconds
 def test_data_dependent_text_lengths_stay_in_one_graph():
     args = (*inputs(Habits(text="after")), torch.tensor([1, 0, 1, 1, 0, 0, 1, 1, 1]))
     plain, model = ReadsItsText(), vsa_compile.prepare(ReadsItsText())
@@ -310,6 +316,7 @@ def attend(tokens: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(tokens, tokens * 0.5, tokens)
 
 
+@pytest.mark.seconds
 def test_a_dozen_grids_of_a_prepared_model_are_a_few_graphs():
     """Dynamo stops at eight, and every block is the same code."""
     assert len(set(RESOLUTIONS)) > torch._dynamo.config.recompile_limit
@@ -322,6 +329,7 @@ def test_a_dozen_grids_of_a_prepared_model_are_a_few_graphs():
     assert len(spy.fates) < torch._dynamo.config.recompile_limit
 
 
+@pytest.mark.seconds
 def test_more_hinted_grids_than_dynamo_compiles_are_announced():
     spy = Spy(**OPTIONS)
     compiled = torch.compile(attend, backend=spy)
@@ -410,6 +418,7 @@ def test_gradients_of_blocks_compiled_alone(how: str):
     assert_same_gradients(got_grads, exact_grads)
 
 
+@pytest.mark.seconds
 def test_explain_of_compiled_blocks_shows_what_the_blocks_do():
     """As a whole the model would show its grid; block by block it does not, until it is prepared."""
     model = by_blocks(ToyDiT(TWO), Spy())

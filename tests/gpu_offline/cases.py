@@ -25,6 +25,7 @@ class Case:
     dyed: V is one-hot in the tile of its key, so that the output is the weight of every tile.
     backward: the call is one of vsa::attend_backward. mute: grad_out has stride 0, as that of a sum.
     deep: all scores are far below 0, where the weight of a key that is not there would be infinite.
+    maps: rendered for a GPU that reads tiles through tensor maps (Hopper), not for Ampere.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     backward: bool = False
     mute: bool = False
     deep: bool = False
+    maps: bool = False
     seed: int = 0
 
     @property
@@ -130,6 +132,38 @@ BACKWARD = tuple(
     )
 )  # fmt: skip
 
+# Read through tensor maps wherever those can be: each with another reason why they might be wrong.
+MAPPED = tuple(
+    replace(case, name=f"mapped_{case.name}", maps=True)
+    for case in (
+        Case("ragged_grid_and_counts", ragged=True),
+        Case("token_major_fp16", torch.float16, layout="tokens_first", batch=2, kv_heads=1, ragged=True),
+        Case("packed_width_48_bf16", torch.bfloat16, width=48, layout="packed", ragged=True),
+        Case("tile_of_several_blocks", grid=(5, 8, 9), tile=(4, 8, 4), width=16, heads=1, kv_heads=1, kept=2),
+        Case(
+            "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 70),
+            kv_other=(3, 70), padding=2, kept=2, ragged=True,
+        ),
+        Case("text_keys_alone", grid=(4, 5, 4), width=16, kv_other=(9, 0), kept=1, ragged=True, dyed=True),
+        Case("symbolic_sizes", dynamic=True, q_other=(2, 0), kv_other=(2, 0), ragged=True),
+        Case(
+            "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), kept=2,
+            wide=True,
+        ),
+    )
+)  # fmt: skip
+# A sum's gradient has stride 0, which no tensor map reads: dK and dV take pointers, dQ does not.
+_MUTE = Case("mapped_mute", grid=(3, 4, 5), width=16, kept=1, ragged=True, mute=True, maps=True)
+MAPPED = (
+    *MAPPED,
+    *(
+        replace(case, name=f"backward_{case.name}", backward=True)
+        for case in (*MAPPED, _MUTE)
+        if not case.dyed
+    ),
+)
+# Its rows are not 16 bytes apart.
+UNMAPPED = Case("unaligned_width_20_bf16", torch.bfloat16, width=20, ragged=True, maps=True)
 
 # Rendered as under mode="max-autotune", in the last configuration of their row.
 AUTOTUNED = (
@@ -277,6 +311,9 @@ def program_integers(case: Case) -> tuple[list[int], list[int]]:
     return list(case.grid), [case.q_other[0], case.kv_other[0]]
 
 
+_BOXES = ((4, 4, 4), (2, 4, 4), (4, 2, 8), (1, 4, 4))
+
+
 def random_cases(seed: int, count: int) -> tuple[Case, ...]:
     """Calls that differ in everything a kernel could get wrong; names tell them apart."""
     chance = random.Random(seed)
@@ -287,7 +324,8 @@ def random_cases(seed: int, count: int) -> tuple[Case, ...]:
     def one(index: int) -> Case:
         kv_heads, q_other = chance.choice((1, 2)), others()
         grid = tuple(chance.randint(1, 7) for _ in range(3))
-        tile = tuple(chance.randint(1, 4) for _ in range(3))
+        maps = chance.random() < 0.5
+        tile = chance.choice(_BOXES) if maps else tuple(chance.randint(1, 4) for _ in range(3))
         tiles = TileGrid(Grid(*grid), tile).tiles
         width = chance.choice((16, 24, 32, 48, 64))
         return Case(
@@ -299,7 +337,7 @@ def random_cases(seed: int, count: int) -> tuple[Case, ...]:
             layout=chance.choice(("heads_first", "tokens_first")), kept=min(tiles, chance.randint(1, 5)),
             ragged=tiles > 1 and chance.random() < 0.7, dynamic=chance.random() < 0.3,
             wide=chance.random() < 0.2, dyed=tiles < width - 1 and chance.random() < 0.3,
-            backward=chance.random() < 0.5, seed=seed + index,
+            backward=chance.random() < 0.5, maps=maps, seed=seed + index,
         )  # fmt: skip
 
     return tuple(one(index) for index in range(count))

@@ -159,7 +159,32 @@ SELECT_FAULTS = {
     ),
 }
 
+_MAP_BOX, _MAP_RAGGED, _MAP_WIDTH = (
+    "mapped_tile_of_several_blocks",
+    "mapped_ragged_grid_and_counts",
+    "mapped_packed_width_48_bf16",
+)
+_SHAPE = "[heads, frames, rows, cols, D]"
+_MAP_TEXT, _MAP_GROUPED = "mapped_text_on_both_sides_with_padding", "backward_mapped_token_major_fp16"
+MAP_FAULTS = {
+    "box_of_the_first_head": Fault(_MAP_RAGGED, "tl.cast(head, tl.int32), f, r", "0, f, r"),
+    "box_of_the_first_part": Fault(_MAP_BOX, "f += part * (BLOCK // (TILE_R * TILE_C))", "f += 0"),
+    "map_starts_at_0": Fault(_MAP_TEXT, "base + tl.cast(start, tl.int64) * stride_n,", "base,"),
+    "map_of_the_first_batch": Fault(_MAP_TEXT, " K + idx_b * stride_kb, kv_start", " K, kv_start"),
+    "map_ends_a_frame_late": Fault(_MAP_RAGGED, _SHAPE, "[heads, frames + 1, rows, cols, D]"),
+    "map_ends_a_row_early": Fault(_MAP_RAGGED, _SHAPE, "[heads, frames, rows - 1, cols, D]"),
+    "map_is_as_wide_as_its_box": Fault(_MAP_WIDTH, "rows, cols, D]", "rows, cols, D_PADDED]"),
+    "frames_of_a_map_too_near": Fault(_MAP_RAGGED, "rows * stride_r, stride_r", "cols * stride_r, stride_r"),
+    "rows_and_cols_of_a_corner_swapped": Fault(_MAP_RAGGED, "f, r, c, 0]", "f, c, r, 0]"),
+    "scores_past_the_end_not_masked": Fault(_MAP_RAGGED, "if not ALL_REAL:\n", "if False:\n"),
+    "queries_of_the_key_head": Fault(_MAP_GROUPED, "load_box(q_boxes, q_head", "load_box(q_boxes, idx_h"),
+    "gradients_of_the_key_head": Fault(_MAP_GROUPED, "grad_boxes, q_head", "grad_boxes, idx_h"),
+    "gradients_of_the_first_batch": Fault(
+        _MAP_GROUPED, "GRAD_OUT + idx_b * stride_gb, q_start", "GRAD_OUT, q_start"
+    ),
+}  # fmt: skip
+
 BACKWARD_FAULTS = {
     name: replace(fault, noticed_by=f"backward_{fault.noticed_by}") for name, fault in _BACKWARD.items()
 }
-FAULTS = {**FORWARD_FAULTS, **BACKWARD_FAULTS, **SELECT_FAULTS}
+FAULTS = {**FORWARD_FAULTS, **BACKWARD_FAULTS, **SELECT_FAULTS, **MAP_FAULTS}

@@ -32,8 +32,9 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Matrix instructions of Ampere, Hopper, Blackwell and CDNA; asynchronous copies; spills to local memory.
-_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "LDGSTS", "STL", "LDL", "DADD", "DMUL", "DFMA")
+# Matrix instructions of Ampere, Hopper and Blackwell; asynchronous copies, by thread and by box; spills to
+# local memory; double precision.
+_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "LDGSTS", "UTMALDG", "STL", "LDL", "DADD", "DMUL", "DFMA")
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

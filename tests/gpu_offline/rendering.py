@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import vsa_compile.ops  # noqa: F401 - defines torch.ops.vsa
-from gpu_offline.cases import AUTOTUNED, BACKWARD, CASES, Case, program, program_integers, random_cases
+from gpu_offline.cases import (
+    AUTOTUNED,
+    BACKWARD,
+    CASES,
+    MAPPED,
+    UNMAPPED,
+    Case,
+    program,
+    program_integers,
+    random_cases,
+)
 from gpu_offline.fake_cuda import fake_cuda
 from gpu_offline.golden import GOLDEN
 from gpu_offline.program import Program, render
@@ -127,16 +138,25 @@ def render_autotuned(folder: Path, case: Case) -> None:
     torch.save(examples, folder / f"{case.name}_examples.pt")
 
 
+def _render_all(folder: Path, cases: Sequence[Case | Selection]) -> None:
+    """On Ampere, or on Hopper what wants tensor maps."""
+    for target in ("sm_80", "sm_90"):
+        with fake_cuda(TARGETS[target]):
+            assert gpu.register()
+            for case in cases:
+                if (isinstance(case, Case) and case.maps) == (target == "sm_90"):
+                    render_case(case).save(folder / f"{case.name}.json")
+
+
 def render_cases(folder: Path) -> None:
+    fp64 = Case("fp64", torch.float64)
+    _render_all(folder, [*CASES, *BACKWARD, *MAPPED, UNMAPPED, *SELECTIONS, fp64,
+                         replace(fp64, name="backward_fp64", backward=True)])  # fmt: skip
     with fake_cuda(TARGETS["sm_90"]):
         assert gpu.register()
-        for case in (*CASES, *BACKWARD, *SELECTIONS):
-            render_case(case).save(folder / f"{case.name}.json")
         for case in AUTOTUNED:
             render_autotuned(folder, case)
         render_method().save(folder / "method.json")
-        for case in (Case("fp64", torch.float64), Case("backward_fp64", torch.float64, backward=True)):
-            render_case(case).save(folder / f"{case.name}.json")
 
 
 def _render_golden(name: str) -> Program:
@@ -163,10 +183,7 @@ def render_golden(folder: Path) -> None:
 
 
 def render_random(folder: Path, seed: int, count: int) -> None:
-    with fake_cuda(TARGETS["sm_90"]):
-        assert gpu.register()
-        for case in (*random_cases(seed, count), *random_selections(seed, count)):
-            render_case(case).save(folder / f"{case.name}.json")
+    _render_all(folder, [*random_cases(seed, count), *random_selections(seed, count)])
 
 
 if __name__ == "__main__":

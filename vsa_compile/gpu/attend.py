@@ -48,7 +48,7 @@ def lower(*arguments: Any) -> tuple[Any, Any, Any]:
     out = compat.template_buffer(
         make_templates(), inputs, mutated=[lse], size=(batch, call.q_tokens, heads, call.width), dtype=dtype,
         device=device, launch=(batch, heads, call.tile_count, call.other_queries), constants=constants,
-        configs=call.launches(choices("forward", device, dtype, call.width)),
+        configs=call.launches(choices("forward", device, dtype, call.width), (q, call.k, call.v)),
         examples={4: examples.tile_lists, 5: full, 6: full},  # 6, SITE, is 5 under another shape
     )  # fmt: skip
     # A recompute under another grid is noticed by the shape of this; it has no elements.

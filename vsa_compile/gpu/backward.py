@@ -87,7 +87,7 @@ def _grad_q(template: Any, call: Call, grad_out: Any, out: Any, lse: Any, delta:
         [grad_out, q, call.k, call.v, out, lse, delta, call.tiles, call.counts, *call.trailing_inputs()],
         mutated=[delta], size=(batch, call.q_tokens, heads, call.width), dtype=dtype, device=device,
         launch=(batch, heads, call.tile_count, call.other_queries), constants=constants,
-        configs=call.launches(choices("dq", device, dtype, call.width)),
+        configs=call.launches(choices("dq", device, dtype, call.width), (call.k, call.v)),
         examples={7: examples.tile_lists, 8: full, 9: full},  # 9, SITE, is 8 under another shape
     )  # fmt: skip
 
@@ -127,7 +127,7 @@ def _grad_k_and_v(
         [grad_out, call.q, call.k, call.v, lse, delta, grad_v, *columns, *call.trailing_inputs()],
         mutated=[grad_v], size=size, dtype=dtype, device=device,
         launch=(batch, kv_heads, call.tile_count, call.other_keys), constants=constants,
-        configs=call.launches(choices("dkdv", device, dtype, call.width)),
+        configs=call.launches(choices("dkdv", device, dtype, call.width), (call.q, grad_out)),
         examples={7 + i: make for i, make in enumerate(valid)},
     )  # fmt: skip
     return grad_k, grad_v

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import torch_compat as compat
-from .configs import Config, family
+from .configs import Config, family, has_tma
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST_HEAD = 256
@@ -136,17 +136,33 @@ class Call:
     def _slots(self) -> int:
         return power_of_two(math.prod(self._static_tile))
 
-    def launches(self, configs: tuple[Config, ...]) -> list[dict[str, int]]:
-        """The constants that configurations stand for; blocks are never larger than a tile."""
-        return [
-            {
-                "BLOCK_Q": min(config.block_q, self._slots),
-                "BLOCK_K": min(config.block_k, self._slots),
-                "num_warps": config.num_warps,
-                "num_stages": config.num_stages,
-            }
-            for config in configs
-        ]
+    def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:
+        """The constants that configurations stand for, each once; blocks are never larger than a tile.
+
+        read: the tensors whose tiles the kernel reads in its loop.
+        """
+        maps = (
+            self._fills_its_slots and has_tma(self.q.get_device()) and all(map(compat.has_tensor_map, read))
+        )
+        return list({tuple(one.items()): one for one in (self._launch(x, maps) for x in configs)}.values())
+
+    def _launch(self, config: Config, maps: bool) -> dict[str, Any]:
+        frames, blocks = self._static_tile[0], (config.block_q, config.block_k)
+        block_q, block_k = (min(block, self._slots) for block in blocks)
+        whole_frames = all(frames * block % self._slots == 0 for block in (block_q, block_k))
+        return {
+            "BLOCK_Q": block_q,
+            "BLOCK_K": block_k,
+            "TMA": maps and config.tma and whole_frames,
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+        }
+
+    @property
+    def _fills_its_slots(self) -> bool:
+        """Whether every side of a tile is a power of two and no slot pads it, as boxes must be."""
+        tile = self._static_tile
+        return math.prod(tile) == self._slots and all(n & (n - 1) == 0 for n in tile)
 
 
 def too_old(device: torch.device) -> str | None:

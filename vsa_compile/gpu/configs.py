@@ -18,19 +18,21 @@ class Config:
     """How one kernel is launched. A tile smaller than a block makes the block smaller.
 
     block_q: query rows per program. block_k: keys per step. num_stages: depth of the load pipeline.
+    tma: tiles are read through tensor maps, where GPU and call allow it: no address arithmetic, no masks.
     """
 
     block_q: int = 64
     block_k: int = 64
     num_warps: int = 4
     num_stages: int = 2
+    tma: bool = True
 
 
 Row = tuple[int, tuple[Config, ...]]  # head width up to, configurations
 
 
-def _row(width: int, *configs: tuple[int, int, int, int]) -> Row:
-    """Configurations as (block_q, block_k, num_warps, num_stages)."""
+def _row(width: int, *configs: tuple[int, int, int, int] | tuple[int, int, int, int, bool]) -> Row:
+    """Configurations as (block_q, block_k, num_warps, num_stages) and, for pointers alone, False."""
     return width, tuple(Config(*config) for config in configs)
 
 
@@ -58,11 +60,11 @@ _ANY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
 _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
     ("forward", "ampere", 2): (_row(256, (64, 64, 4, 2), (64, 64, 4, 3)),),
     ("forward", "hopper", 2): (
-        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3)),
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3), (64, 64, 4, 2, False)),
         _row(256, (64, 64, 4, 2)),
     ),
     ("forward", "blackwell", 2): (
-        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3)),
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3), (64, 64, 4, 2, False)),
         _row(256, (64, 64, 4, 2)),
     ),
     ("dq", "ampere", 2): (
@@ -71,7 +73,7 @@ _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
         _row(256, (64, 32, 8, 2)),
     ),
     ("dq", "hopper", 2): (
-        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 2)),
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 2), (64, 64, 4, 2, False)),
         _row(256, (64, 32, 8, 2), (64, 32, 4, 2)),
     ),
     ("dq", "blackwell", 2): (_row(128, (64, 64, 4, 2), (64, 64, 4, 1)), _row(256, (64, 32, 8, 2))),
@@ -86,8 +88,8 @@ _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
         _row(256, (32, 32, 8, 1)),
     ),
     ("dkdv", "hopper", 2): (
-        _row(64, (64, 64, 4, 1), (32, 64, 4, 2), (64, 64, 8, 2)),
-        _row(128, (32, 64, 4, 2), (32, 64, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2)),
+        _row(64, (64, 64, 4, 1), (32, 64, 4, 2), (64, 64, 8, 2), (64, 64, 4, 1, False)),
+        _row(128, (32, 64, 4, 2), (32, 64, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2), (32, 64, 4, 2, False)),
         _row(256, (32, 32, 8, 1)),
     ),
     ("dkdv", "blackwell", 2): (
@@ -118,6 +120,13 @@ def family(device: torch.device) -> str | None:
     if capability < (8, 0):
         return None
     return _FAMILY.get(capability, "geforce")
+
+
+def has_tma(device: torch.device) -> bool:
+    """Whether the GPU reads boxes through tensor maps: NVIDIA's of compute capability 9.0 and newer."""
+    if family(device) in (None, "xpu", "amd"):
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def choices(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> tuple[Config, ...]:

@@ -134,6 +134,26 @@ def template_buffer(
     return chosen[0] if isinstance(chosen, tuple) else chosen  # a tuple since 2.12 or 2.13
 
 
+def has_tensor_map(x: Any) -> bool:
+    """Whether (B, H, N, D) memory suits the TMA hardware: D contiguous, everything else in steps of 16 bytes.
+
+    Fixes the layout of `x`, which Inductor could otherwise still change. Checked on torch 2.13.
+    """
+    from torch._inductor import ir
+    from torch._inductor.virtualized import V
+
+    _, layout = ir.as_storage_and_layout(ir.ExternKernel.realize_input(x), freeze=True)
+    sizevars, size = V.graph.sizevars, layout.dtype.itemsize
+    *outer, inner = layout.stride
+    return (
+        x.get_name() not in V.graph.unaligned_buffers
+        and surely(inner, 1)
+        and sizevars.statically_known_multiple_of(layout.offset * size, 16)
+        and all(sizevars.statically_known_multiple_of(stride * size, 16) for stride in outer)
+        and not any(surely(stride, 0) for stride in outer[1:])
+    )
+
+
 def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Any:
     """An uninitialised contiguous buffer of the graph, to be written by a template. Checked on torch 2.13."""
     from torch._inductor.lowering import empty_strided
