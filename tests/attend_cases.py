@@ -59,6 +59,7 @@ class Case:
     kv_start: int = 0
     key_padding: Tensor | None = None
     scale: float = 0.25
+    packed: tuple[Grid, Tile] | tuple[()] = ()  # grid and tile of the queries, where they are their own
 
     def __repr__(self) -> str:
         return self.made
@@ -70,7 +71,7 @@ class Case:
     def site(self) -> tuple:
         return (
             self.tiles, self.counts, self.grid, self.tile, self.q_start, self.kv_start,
-            self.key_padding, self.scale,
+            self.key_padding, self.scale, *self.packed,
         )  # fmt: skip
 
     def arguments(self) -> tuple:

@@ -11,6 +11,7 @@ from compare import assert_mean, assert_rows, rule_a, rule_c
 from torch import Tensor
 
 from vsa_compile import reference
+from vsa_compile.grid import TileGrid
 
 ROWS = ("out", "grad_q", "grad_k", "grad_v")
 
@@ -61,14 +62,15 @@ def where(case: Case, name: str, index: tuple[int, ...]) -> str:
     batch, head, token = (index[0], index[2], index[1]) if name == "out" else index
     keys = name in ("grad_k", "grad_v")
     at = f"batch {batch}, {'key ' * keys}head {head}, {'key' if keys else 'query'} {token}"
+    grid, shape = (case.grid, case.tile) if keys or not case.packed else case.packed
     token -= case.kv_start if keys else case.q_start
-    if not 0 <= token < case.grid.tokens:
+    if not 0 <= token < grid.tokens:
         return f"{at} (not video)"
-    place = (token // (case.grid.rows * case.grid.cols), token // case.grid.cols % case.grid.rows)
-    tile = int(reference.tile_of_token(case.grid, case.tile)[token])
+    place = (token // (grid.rows * grid.cols), token // grid.cols % grid.rows)
+    tile, boxes = int(reference.tile_of_token(grid, shape)[token]), TileGrid(grid, shape)
     return (
-        f"{at} (frame {place[0]}, row {place[1]}, col {token % case.grid.cols}; tile {tile}, "
-        f"{case.boxes.real_tokens(tile)} of {case.boxes.tile_tokens} tokens real)"
+        f"{at} (frame {place[0]}, row {place[1]}, col {token % grid.cols}; tile {tile}, "
+        f"{boxes.real_tokens(tile)} of {boxes.tile_tokens} tokens real)"
     )
 
 
@@ -87,7 +89,8 @@ class Dense:
     def of(cls, case: Case, dtype: torch.dtype) -> Dense:
         groups = case.q.shape[1] // case.k.shape[1]
         q, k, v, grad = (x.to(dtype) for x in (case.q, case.k, case.v, case.grad_out.transpose(1, 2)))
-        allowed = reference.allowed_keys(case.q, case.k, *case.site[:-1])
+        site = (case.grid, case.tile, case.q_start, case.kv_start, case.key_padding, *case.packed)
+        allowed = reference.allowed_keys(case.q, case.k, case.tiles, case.counts, *site)
         return cls(q, *(x.repeat_interleave(groups, dim=1) for x in (k, v)), grad, allowed, groups)
 
     def weights(self, scores: Tensor) -> tuple[Tensor, Tensor]:

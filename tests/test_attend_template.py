@@ -11,11 +11,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from gpu_offline.cases import CASES, Case, make_inputs, program, program_integers, program_tensors
+from gpu_offline.cases import Case, make_inputs, program, program_integers, program_tensors
 from gpu_offline.comparison import verdict
 from gpu_offline.faults import FORWARD_FAULTS
 from gpu_offline.golden import GOLDEN
 from gpu_offline.program import Program, kind_of
+from gpu_offline.tables import CASES
 
 from vsa_compile import gpu, torch_compat
 from vsa_compile.gpu import configs, lowering, templates

@@ -9,8 +9,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from gpu_offline.cases import AUTOTUNED, Case
+from gpu_offline.cases import Case
 from gpu_offline.comparison import verdict
+from gpu_offline.tables import AUTOTUNED
 
 from vsa_compile.gpu import configs
 

@@ -9,10 +9,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from gpu_offline.cases import MAPPED, UNMAPPED, Case
+from gpu_offline.cases import Case
 from gpu_offline.comparison import verdict
 from gpu_offline.faults import MAP_FAULTS
 from gpu_offline.program import Program, kind_of
+from gpu_offline.tables import MAPPED, UNMAPPED
 
 from vsa_compile.gpu import configs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Case:
     backward: the call is one of vsa::attend_backward. mute: grad_out has stride 0, as that of a sum.
     deep: all scores are far below 0, where the weight of a key that is not there would be infinite.
     maps: rendered for a GPU that reads tiles through tensor maps (Hopper), not for Ampere.
+    q_grid, q_tile: of the video queries, where they are a raster of their own.
     """
 
     name: str
@@ -50,126 +51,26 @@ class Case:
     mute: bool = False
     deep: bool = False
     maps: bool = False
+    q_grid: tuple[int, int, int] | None = None
+    q_tile: tuple[int, int, int] | None = None
     seed: int = 0
 
     @property
     def tiles(self) -> TileGrid:
         return TileGrid(Grid(*self.grid), self.tile)
 
+    @property
+    def q_tiles(self) -> TileGrid:
+        return TileGrid(Grid(*(self.q_grid or self.grid)), self.q_tile or self.tile)
+
+    @property
+    def packed(self) -> tuple[Any, ...]:
+        """q_grid and q_tile as the reference takes them; nothing where the queries have the keys' raster."""
+        return () if self.q_grid is None else (self.q_tiles.grid, self.q_tiles.tile)
+
     def call(self) -> tuple[Callable, tuple, list[Tensor]]:
         """The function under test, its integers and its tensors."""
         return program(self), program_integers(self), program_tensors(self, make_inputs(self))
-
-
-CASES = (
-    Case("ragged_grid_and_counts", heads=1, kv_heads=1, ragged=True),
-    Case("token_major_fp16", torch.float16, layout="tokens_first", ragged=True),
-    Case("full_tiles_width_96_bf16", torch.bfloat16, grid=(4, 8, 8), width=96, kept=2),
-    Case("odd_tile_width_48", grid=(3, 7, 5), tile=(2, 3, 3), width=48, ragged=True),
-    Case("tile_of_several_blocks", grid=(3, 8, 9), tile=(2, 8, 8), width=16, heads=1, kv_heads=1, kept=2),
-    Case(
-        "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 70),
-        kv_other=(3, 70), padding=2, kept=2, ragged=True,
-    ),
-    Case(
-        "text_of_different_lengths_bf16", torch.bfloat16, grid=(3, 5, 6), width=64, batch=2, q_other=(5, 0),
-        kv_other=(0, 20), padding=1, kept=2,
-    ),
-    Case("text_keys_without_mask_fp16", torch.float16, grid=(4, 5, 4), kv_other=(9, 0), kept=1, ragged=True),
-    Case(
-        "text_keys_behind_a_masked_block", grid=(3, 5, 6), width=16, heads=1, kv_heads=1, kv_other=(70, 10),
-        padding=1, kept=2, ragged=True,
-    ),
-    Case("packed_qkv_bf16", torch.bfloat16, layout="packed", ragged=True),
-    Case("gated", grid=(5, 4, 6), kept=2, gated=True),
-    Case("gated_bf16", torch.bfloat16, grid=(5, 4, 6), kept=2, gated=True, layout="tokens_first"),
-    Case("dyed", dyed=True, ragged=True),
-    Case(
-        "dyed_text_bf16", torch.bfloat16, grid=(3, 5, 6), batch=2, kv_heads=1, q_other=(3, 9),
-        kv_other=(3, 9), padding=2, kept=2, ragged=True, dyed=True,
-    ),
-    Case("symbolic_sizes", dynamic=True, q_other=(2, 0), kv_other=(2, 0), ragged=True),
-    Case(
-        "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), padding=1, kept=2,
-        wide=True,
-    ),
-)  # fmt: skip
-
-BACKWARD = tuple(
-    replace(case, name=f"backward_{case.name}", backward=True)
-    for case in (
-        Case("ragged_grid_and_counts", heads=1, kv_heads=1, ragged=True),
-        Case("grouped_heads_fp16", torch.float16, kv_heads=1, layout="tokens_first", ragged=True),
-        Case("full_tiles_width_96_bf16", torch.bfloat16, grid=(4, 8, 8), width=96, kept=2),
-        Case("odd_tile_width_48", grid=(3, 7, 5), tile=(2, 3, 3), width=48, ragged=True),
-        Case("tile_of_several_blocks", grid=(2, 9, 8), tile=(2, 8, 8), width=16, heads=1, kv_heads=1, kept=2),
-        Case(
-            "many_tiles", grid=(33, 2, 3), tile=(2, 2, 2), width=16, heads=1, kv_heads=1, kept=4, ragged=True,
-        ),
-        Case("deep_scores_fp16", torch.float16, grid=(3, 5, 6), width=16, kept=2, deep=True),
-        Case(
-            "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 40),
-            kv_other=(3, 70), padding=2, kept=2, ragged=True,
-        ),
-        Case(
-            "text_of_different_lengths_bf16", torch.bfloat16, grid=(3, 5, 6), batch=2, q_other=(5, 0),
-            kv_other=(0, 20), padding=1, kept=2,
-        ),
-        Case(
-            "text_keys_alone_fp16", torch.float16, grid=(4, 5, 4), width=32, kv_other=(9, 0), kept=1,
-            ragged=True,
-        ),
-        Case("text_queries_alone", grid=(3, 4, 5), width=16, q_other=(2, 4), kept=1, ragged=True, mute=True),
-        Case("packed_qkv_bf16", torch.bfloat16, grid=(4, 5, 6), layout="packed", ragged=True),
-        Case(
-            "symbolic_sizes", grid=(3, 5, 6), width=16, dynamic=True, q_other=(2, 0), kv_other=(2, 0), kept=2,
-            ragged=True,
-        ),
-        Case(
-            "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), padding=1,
-            kept=2, wide=True,
-        ),
-    )
-)  # fmt: skip
-
-# Read through tensor maps wherever those can be: each with another reason why they might be wrong.
-MAPPED = tuple(
-    replace(case, name=f"mapped_{case.name}", maps=True)
-    for case in (
-        Case("ragged_grid_and_counts", ragged=True),
-        Case("token_major_fp16", torch.float16, layout="tokens_first", batch=2, kv_heads=1, ragged=True),
-        Case("packed_width_48_bf16", torch.bfloat16, width=48, layout="packed", ragged=True),
-        Case("tile_of_several_blocks", grid=(5, 8, 9), tile=(4, 8, 4), width=16, heads=1, kv_heads=1, kept=2),
-        Case(
-            "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 70),
-            kv_other=(3, 70), padding=2, kept=2, ragged=True,
-        ),
-        Case("text_keys_alone", grid=(4, 5, 4), width=16, kv_other=(9, 0), kept=1, ragged=True, dyed=True),
-        Case("symbolic_sizes", dynamic=True, q_other=(2, 0), kv_other=(2, 0), ragged=True),
-        Case(
-            "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), kept=2,
-            wide=True,
-        ),
-    )
-)  # fmt: skip
-# A sum's gradient has stride 0, which no tensor map reads: dK and dV take pointers, dQ does not.
-_MUTE = Case("mapped_mute", grid=(3, 4, 5), width=16, kept=1, ragged=True, mute=True, maps=True)
-MAPPED = (
-    *MAPPED,
-    *(
-        replace(case, name=f"backward_{case.name}", backward=True)
-        for case in (*MAPPED, _MUTE)
-        if not case.dyed
-    ),
-)
-# Its rows are not 16 bytes apart.
-UNMAPPED = Case("unaligned_width_20_bf16", torch.bfloat16, width=20, ragged=True, maps=True)
-
-# Rendered as under mode="max-autotune", in the last configuration of their row.
-AUTOTUNED = (
-    Case("autotuned_bf16", torch.bfloat16, grid=(4, 5, 6), kv_heads=1, ragged=True, kv_other=(0, 5)),
-    Case("autotuned_backward_bf16", torch.bfloat16, grid=(4, 5, 6), kv_heads=1, ragged=True, backward=True),
-)
 
 
 @dataclass(frozen=True)
@@ -197,8 +98,8 @@ class Inputs:
 def make_inputs(case: Case) -> Inputs:
     """The same numbers on every call."""
     source = torch.Generator().manual_seed(case.seed + len(case.name))
-    video = case.tiles.grid.tokens
-    q_tokens, kv_tokens = video + sum(case.q_other), video + sum(case.kv_other)
+    q_tokens = case.q_tiles.grid.tokens + sum(case.q_other)
+    kv_tokens = case.tiles.grid.tokens + sum(case.kv_other)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source).to(case.dtype)
@@ -222,8 +123,9 @@ def make_inputs(case: Case) -> Inputs:
     if case.mute:
         grad_out = torch.ones((), dtype=case.dtype).expand_as(grad_out)
     site = (tiles, counts, Grid(*case.grid), case.tile, case.q_other[0], case.kv_other[0], padding)
-    out, lse = reference.attend(q.double(), k.double(), v.double(), *site, case.width**-0.5)
-    unseen = ~reference.allowed_keys(q, k, *site)
+    scale = case.width**-0.5
+    out, lse = reference.attend(q.double(), k.double(), v.double(), *site, scale, *case.packed)
+    unseen = ~reference.allowed_keys(q, k, *site, *case.packed)
     unseen = unseen.all(2).unflatten(1, (case.kv_heads, -1)).all(2)[..., None]
     seen_k, seen_v = (x.masked_fill(unseen, math.nan) for x in (k, v))
     return Inputs(
@@ -245,7 +147,7 @@ def _dye(case: Case, v: Tensor) -> Tensor:
 def _tile_lists(case: Case, source: torch.Generator) -> tuple[Tensor, Tensor]:
     """Ascending random lists that leave one tile unseen (the second to last) if they can."""
     total = case.tiles.tiles
-    shape = (case.batch, case.heads, total)
+    shape = (case.batch, case.heads, case.q_tiles.tiles)
     luck = torch.rand(*shape, total, generator=source)
     if total > case.kept:
         luck[..., -2] = -1.0
@@ -281,7 +183,7 @@ def program(case: Case) -> Callable:
     """
     scale = case.width**-0.5
 
-    def run(grid: list[int], starts: list[int], *tensors: Tensor) -> Any:
+    def run(grid: list[int], starts: list[int], packed: tuple, *tensors: Tensor) -> Any:
         rest = list(tensors)
         if case.layout == "packed":
             q, k, v = (x.transpose(1, 2) for x in rest.pop(0).unbind(2))
@@ -295,9 +197,9 @@ def program(case: Case) -> Callable:
             grad_out, *saved = saved
             witness = q.new_empty((*grid, 0))
             return torch.ops.vsa.attend_backward(
-                grad_out, q, k, v, *saved, tiles, counts, *site, scale, witness
+                grad_out, q, k, v, *saved, tiles, counts, *site, scale, witness, *packed
             )
-        out, lse, _ = torch.ops.vsa.attend(q, k, v, tiles, counts, *site, scale)
+        out, lse, _ = torch.ops.vsa.attend(q, k, v, tiles, counts, *site, scale, *packed)
         if case.gated:
             gate, coarse = rest
             return out + gate * coarse
@@ -306,9 +208,9 @@ def program(case: Case) -> Callable:
     return run
 
 
-def program_integers(case: Case) -> tuple[list[int], list[int]]:
-    """The (frames, rows, cols) and (q_start, kv_start) that `program(case)` takes."""
-    return list(case.grid), [case.q_other[0], case.kv_other[0]]
+def program_integers(case: Case) -> tuple[list[int], list[int], tuple]:
+    """The (frames, rows, cols), (q_start, kv_start) and (q_grid, q_tile) or () that `program(case)` takes."""
+    return list(case.grid), [case.q_other[0], case.kv_other[0]], tuple(list(x) for x in case.packed)
 
 
 _BOXES = ((4, 4, 4), (2, 4, 4), (4, 2, 8), (1, 4, 4))

@@ -46,19 +46,19 @@ def _call(case: Case, inputs: Inputs) -> attend_cases.Case:
         grad_out=inputs.grad_out if case.backward else torch.zeros_like(inputs.grad_out),
         tiles=inputs.tiles, counts=inputs.counts,
         grid=Grid(*case.grid), tile=case.tile, q_start=case.q_other[0], kv_start=case.kv_other[0],
-        key_padding=inputs.padding, scale=case.width**-0.5,
+        key_padding=inputs.padding, scale=case.width**-0.5, packed=case.packed,
     )  # fmt: skip
 
 
 def _assert_transposed(inputs: Inputs, starts: Tensor, columns: Tensor, order: Tensor) -> None:
     """The query tiles of every key tile; the key tiles by how often the heads of a group list them."""
-    batch, heads, total = inputs.counts.shape
-    kv_heads = inputs.k.shape[1]
+    batch, heads, rows = inputs.counts.shape
+    kv_heads, total = inputs.k.shape[1], order.shape[-1]
     often = torch.zeros(batch, kv_heads, total, dtype=torch.int64)
     for b, h in itertools.product(range(batch), range(heads)):
-        lists = [inputs.tiles[b, h, m, : inputs.counts[b, h, m]].tolist() for m in range(total)]
+        lists = [inputs.tiles[b, h, m, : inputs.counts[b, h, m]].tolist() for m in range(rows)]
         for j in range(total):
-            wanted = [m for m in range(total) if j in lists[m]]
+            wanted = [m for m in range(rows) if j in lists[m]]
             got = columns[b, h, starts[b, h, j] : starts[b, h, j + 1]].tolist()
             assert got == wanted, f"batch {b}, head {h}: key tile {j} is listed by {wanted}, not {got}"
             often[b, h // (heads // kv_heads), j] += len(wanted)

@@ -184,7 +184,26 @@ MAP_FAULTS = {
     ),
 }  # fmt: skip
 
+PACKED_FAULTS = {
+    "as_many_other_queries_as_keys": Fault(
+        "packed_text_bf16", "other_rows = tl.cast(NQ, tl.int32) - q_video", "other_rows = tl.cast(NQ, tl.int32) - video"
+    ),
+    "queries_in_tiles_of_keys": Fault("packed_ragged", "Q_TILE_F, Q_TILE_R, Q_TILE_C, ", "TILE_F, TILE_R, TILE_C, "),
+    "queries_in_the_raster_of_keys": Fault("packed_ragged", "q_start, q_frames, q_rows", "q_start, frames, rows"),
+    "query_boxes_in_the_raster_of_keys": Fault(
+        "backward_mapped_packed_text_bf16", "part, q_rows, q_cols, ", "part, rows, cols, "
+    ),
+    "query_maps_of_the_raster_of_keys": Fault(
+        "mapped_packed_ragged", "HEADS, q_frames, q_rows, q_cols", "HEADS, frames, rows, cols"
+    ),
+    "columns_as_long_as_rows": Fault("backward_packed_ragged", "COLUMNS + head * MQ", "COLUMNS + head * M"),
+    "other_queries_after_the_keys_video": Fault(
+        "backward_packed_text_bf16", "skip_run(token, skip_from, q_video)", "skip_run(token, skip_from, video)"
+    ),
+    "as_many_query_tiles_as_key_tiles": Fault("backward_packed_text_bf16", "mask=row < MQ", "mask=row < M"),
+}  # fmt: skip
+
 BACKWARD_FAULTS = {
     name: replace(fault, noticed_by=f"backward_{fault.noticed_by}") for name, fault in _BACKWARD.items()
 }
-FAULTS = {**FORWARD_FAULTS, **BACKWARD_FAULTS, **SELECT_FAULTS, **MAP_FAULTS}
+FAULTS = {**FORWARD_FAULTS, **BACKWARD_FAULTS, **SELECT_FAULTS, **MAP_FAULTS, **PACKED_FAULTS}

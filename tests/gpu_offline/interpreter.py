@@ -24,11 +24,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from gpu_offline.cases import AUTOTUNED, BACKWARD, CASES, MAPPED, UNMAPPED, Case, random_cases
+from gpu_offline.cases import Case, random_cases
 from gpu_offline.faults import FAULTS, Fault
 from gpu_offline.kernels import load_kernel
 from gpu_offline.program import Program, kind_of
 from gpu_offline.selections import SELECTIONS, Selection, random_selections
+from gpu_offline.tables import ALL, AUTOTUNED
 
 
 def compute_bf16_as_bf16() -> None:
@@ -169,7 +170,7 @@ def main(folder: Path, *random: str) -> None:
         for case in (*random_cases(seed, count), *random_selections(seed, count)):
             run_case(folder, case, None, case.name)
         return
-    cases = (*CASES, *BACKWARD, *MAPPED, UNMAPPED, *SELECTIONS, *AUTOTUNED)
+    cases = (*ALL, *SELECTIONS, *AUTOTUNED)
     by_name: dict[str, Any] = {case.name: case for case in cases}
     for name, case in by_name.items():
         run_case(folder, case, None, name)

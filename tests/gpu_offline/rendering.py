@@ -24,21 +24,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import vsa_compile.ops  # noqa: F401 - defines torch.ops.vsa
-from gpu_offline.cases import (
-    AUTOTUNED,
-    BACKWARD,
-    CASES,
-    MAPPED,
-    UNMAPPED,
-    Case,
-    program,
-    program_integers,
-    random_cases,
-)
+from gpu_offline.cases import Case, program, program_integers, random_cases
 from gpu_offline.fake_cuda import fake_cuda
 from gpu_offline.golden import GOLDEN
 from gpu_offline.program import Program, render
 from gpu_offline.selections import SELECTIONS, Selection, random_selections
+from gpu_offline.tables import ALL, AUTOTUNED, BACKWARD, CASES
 from vsa_compile import gpu
 from vsa_compile.gpu import configs
 
@@ -150,7 +141,7 @@ def _render_all(folder: Path, cases: Sequence[Case | Selection]) -> None:
 
 def render_cases(folder: Path) -> None:
     fp64 = Case("fp64", torch.float64)
-    _render_all(folder, [*CASES, *BACKWARD, *MAPPED, UNMAPPED, *SELECTIONS, fp64,
+    _render_all(folder, [*ALL, *SELECTIONS, fp64,
                          replace(fp64, name="backward_fp64", backward=True)])  # fmt: skip
     with fake_cuda(TARGETS["sm_90"]):
         assert gpu.register()

@@ -18,7 +18,7 @@ from .templates import template
 
 
 def _programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
-    blocks = tiles * (meta["SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
+    blocks = tiles * (meta["Q_SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
     return batch * heads * blocks, 1, 1
 
 
@@ -47,9 +47,10 @@ def lower(*arguments: Any) -> tuple[Any, Any, Any]:
     }
     out = compat.template_buffer(
         make_templates(), inputs, mutated=[lse], size=(batch, call.q_tokens, heads, call.width), dtype=dtype,
-        device=device, launch=(batch, heads, call.tile_count, call.other_queries), constants=constants,
+        device=device, launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
         configs=call.launches(choices("forward", device, dtype, call.width), (q, call.k, call.v)),
-        examples={4: examples.tile_lists, 5: full, 6: full},  # 6, SITE, is 5 under another shape
+        # 6, SITE, is 5 under another shape
+        examples={4: examples.lists_among(call.kv_tiles), 5: full, 6: full},
     )  # fmt: skip
     # A recompute under another grid is noticed by the shape of this; it has no elements.
     return out, lse, compat.new_buffer((*call.grid, 0), dtype, device)

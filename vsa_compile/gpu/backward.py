@@ -25,7 +25,7 @@ _RANKS = {"COLS": 32, "num_warps": 4, "num_stages": 1}
 
 
 def _dq_programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
-    blocks = tiles * (meta["SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
+    blocks = tiles * (meta["Q_SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
     return batch * heads * blocks, 1, 1
 
 
@@ -86,17 +86,18 @@ def _grad_q(template: Any, call: Call, grad_out: Any, out: Any, lse: Any, delta:
         template,
         [grad_out, q, call.k, call.v, out, lse, delta, call.tiles, call.counts, *call.trailing_inputs()],
         mutated=[delta], size=(batch, call.q_tokens, heads, call.width), dtype=dtype, device=device,
-        launch=(batch, heads, call.tile_count, call.other_queries), constants=constants,
+        launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
         configs=call.launches(choices("dq", device, dtype, call.width), (call.k, call.v)),
-        examples={7: examples.tile_lists, 8: full, 9: full},  # 9, SITE, is 8 under another shape
+        # 9, SITE, is 8 under another shape
+        examples={7: examples.lists_among(call.kv_tiles), 8: full, 9: full},
     )  # fmt: skip
 
 
 def _columns(transpose: Any, rank: Any, call: Call) -> tuple[Any, Any, Any]:
     """starts, columns and order: the transposed lists, and the key tiles by how often they are listed."""
-    (batch, heads), tiles, device = call.heads, call.tile_count, call.q.get_device()
-    listed = call.tiles.get_size()[3]
-    columns = compat.new_buffer((batch, heads, tiles * listed), torch.int32, device)
+    (batch, heads), tiles, device = call.heads, call.kv_tiles, call.q.get_device()
+    listed = call.q_tiles * call.tiles.get_size()[3]
+    columns = compat.new_buffer((batch, heads, listed), torch.int32, device)
     starts = compat.template_buffer(
         transpose, [call.tiles, call.counts, columns], mutated=[columns], size=(batch, heads, tiles + 1),
         dtype=torch.int32, device=device, launch=(batch * heads, tiles + 1), constants={}, configs=[_COLUMNS],
@@ -121,12 +122,12 @@ def _grad_k_and_v(
         "HAS_OTHER_KEYS": call.has_other_keys,
         "HAS_OTHER_QUERIES": call.has_other_queries or call.has_other_keys,
     }
-    valid = examples.columns_like(call.tiles)
+    valid = examples.columns_like(call.tiles, call.kv_tiles)
     grad_k = compat.template_buffer(
         template,
         [grad_out, call.q, call.k, call.v, lse, delta, grad_v, *columns, *call.trailing_inputs()],
         mutated=[grad_v], size=size, dtype=dtype, device=device,
-        launch=(batch, kv_heads, call.tile_count, call.other_keys), constants=constants,
+        launch=(batch, kv_heads, call.kv_tiles, call.other_keys), constants=constants,
         configs=call.launches(choices("dkdv", device, dtype, call.width), (call.q, grad_out)),
         examples={7 + i: make for i, make in enumerate(valid)},
     )  # fmt: skip

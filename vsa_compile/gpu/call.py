@@ -47,8 +47,6 @@ class Call:
             return f"head width {width} is above {_WIDEST_HEAD}"
         if not isinstance(self.scale, float) or self.scale <= 0:
             return f"the softmax scale is {self.scale}, not a positive constant"
-        if self.q_grid is not None:
-            return "its queries are packed, which no template reads yet"
         return too_old(self.q.get_device())
 
     @property
@@ -78,14 +76,21 @@ class Call:
         return compat.static_size(self.q.get_size()[-1])
 
     @property
-    def tile_count(self) -> Any:
-        """M."""
+    def q_tiles(self) -> Any:
+        """Number of query tiles."""
         return self.tiles.get_size()[2]
+
+    @property
+    def kv_tiles(self) -> Any:
+        """Number of key tiles."""
+        if self.q_grid is None:
+            return self.q_tiles
+        return math.prod(compat.ceil_div(n, t) for n, t in zip(self.grid, self._tile, strict=True))
 
     @property
     def other_queries(self) -> Any:
         """How many queries are not video."""
-        return self.q_tokens - math.prod(self.grid)
+        return self.q_tokens - math.prod(self._q_grid)
 
     @property
     def other_keys(self) -> Any:
@@ -97,26 +102,28 @@ class Call:
         A template can name the sizes of its inputs and no other symbols, so the grid travels as a shape.
         A start may be 0, a size may not: hence + 1.
         """
-        site = compat.shape_carrier(self.counts, (*self.grid, self.q_start + 1, self.kv_start + 1))
+        site = compat.shape_carrier(
+            self.counts, (*self.grid, *self._q_grid, self.q_start + 1, self.kv_start + 1)
+        )
         if self.key_padding is None:
             return [site]
         return [site, compat.expanded(self.key_padding, (self.heads[0], self.kv_tokens))]
 
     def constants(self) -> dict[str, Any]:
         """What is the same for all templates and configurations. HAS_*: there may be some."""
-        tile = self._static_tile
+        tile, q_tile = self._tile, self._q_tile
         return {
-            "TILE_F": tile[0],
-            "TILE_R": tile[1],
-            "TILE_C": tile[2],
-            "SLOTS": self._slots,
+            **dict(zip(("TILE_F", "TILE_R", "TILE_C"), tile, strict=True)),
+            **dict(zip(("Q_TILE_F", "Q_TILE_R", "Q_TILE_C"), q_tile, strict=True)),
+            "SLOTS": slots(tile),
+            "Q_SLOTS": slots(q_tile),
             "D": self.width,
             "D_PADDED": power_of_two(self.width),
             "GROUPS": self.groups,
             "SCALE": self.scale * math.log2(math.e),
             "PRECISION": "'ieee'",
-            "ALL_REAL": self._slots == math.prod(tile)
-            and all(compat.surely(n % t, 0) for n, t in zip(self.grid, tile, strict=True)),
+            "ALL_REAL": _all_real(self.grid, tile),
+            "ALL_ROWS_REAL": _all_real(self._q_grid, q_tile),
             "HAS_PADDING": self.key_padding is not None,
         }
 
@@ -129,40 +136,52 @@ class Call:
         return not compat.surely(self.other_keys, 0)
 
     @property
-    def _static_tile(self) -> tuple[int, ...]:
+    def _q_grid(self) -> Any:
+        return self.grid if self.q_grid is None else self.q_grid
+
+    @property
+    def _tile(self) -> tuple[int, ...]:
         return tuple(compat.static_size(n) for n in self.tile)
 
     @property
-    def _slots(self) -> int:
-        return power_of_two(math.prod(self._static_tile))
+    def _q_tile(self) -> tuple[int, ...]:
+        return self._tile if self.q_tile is None else tuple(compat.static_size(n) for n in self.q_tile)
 
     def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:
         """The constants that configurations stand for, each once; blocks are never larger than a tile.
 
         read: the tensors whose tiles the kernel reads in its loop.
         """
-        maps = (
-            self._fills_its_slots and has_tma(self.q.get_device()) and all(map(compat.has_tensor_map, read))
-        )
+        maps = has_tma(self.q.get_device()) and all(map(compat.has_tensor_map, read))
         return list({tuple(one.items()): one for one in (self._launch(x, maps) for x in configs)}.values())
 
     def _launch(self, config: Config, maps: bool) -> dict[str, Any]:
-        frames, blocks = self._static_tile[0], (config.block_q, config.block_k)
-        block_q, block_k = (min(block, self._slots) for block in blocks)
-        whole_frames = all(frames * block % self._slots == 0 for block in (block_q, block_k))
+        block_q = min(config.block_q, slots(self._q_tile))
+        block_k = min(config.block_k, slots(self._tile))
         return {
             "BLOCK_Q": block_q,
             "BLOCK_K": block_k,
-            "TMA": maps and config.tma and whole_frames,
+            "TMA": maps and config.tma and _is_box(self._q_tile, block_q) and _is_box(self._tile, block_k),
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
         }
 
-    @property
-    def _fills_its_slots(self) -> bool:
-        """Whether every side of a tile is a power of two and no slot pads it, as boxes must be."""
-        tile = self._static_tile
-        return math.prod(tile) == self._slots and all(n & (n - 1) == 0 for n in tile)
+
+def slots(tile: tuple[int, ...]) -> int:
+    """Places of a tile in a kernel: its tokens, rounded up to a power of two."""
+    return power_of_two(math.prod(tile))
+
+
+def _all_real(grid: Any, tile: tuple[int, ...]) -> bool:
+    """Whether every slot of every tile is a token."""
+    whole = all(compat.surely(n % t, 0) for n, t in zip(grid, tile, strict=True))
+    return slots(tile) == math.prod(tile) and whole
+
+
+def _is_box(tile: tuple[int, ...], block: int) -> bool:
+    """Whether a tensor map can read the tile in blocks: sides are powers of two, blocks are whole frames."""
+    no_padding = slots(tile) == math.prod(tile) and all(n & (n - 1) == 0 for n in tile)
+    return no_padding and block % (tile[1] * tile[2]) == 0
 
 
 def too_old(device: torch.device) -> str | None:

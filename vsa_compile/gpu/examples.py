@@ -18,20 +18,26 @@ from .. import torch_compat as compat
 Maker = Callable[[Any], Tensor]
 
 
-def tile_lists(tiles: Any) -> Tensor:
-    """(B, H, M, Kcap) int32 ascending: the same random set of tiles, moved along with the query tile.
+def lists_among(kv_tiles: Any) -> Maker:
+    """Makes (B, H, Mq, Kcap) int32 lists, ascending: the same random set of tiles, moved along with the query
+    tile.
 
-    Every tile is listed equally often, so that the transposed lists are known too: `columns_like`.
+    Every tile is listed about equally often, so that the transposed lists are known too: `columns_like`.
     """
-    batch, heads, count, listed = compat.likely_sizes(tiles.get_size())
-    source = torch.Generator().manual_seed(0)
-    offsets = torch.randperm(count, generator=source)[:listed]
-    lists = (torch.arange(count)[:, None] + offsets).remainder(count).sort(-1).values
-    return lists.expand(batch, heads, count, listed).to(tiles.get_device(), torch.int32).contiguous()
+
+    def lists(tiles: Any) -> Tensor:
+        batch, heads, rows, listed, total = compat.likely_sizes((*tiles.get_size(), kv_tiles))
+        source = torch.Generator().manual_seed(0)
+        offsets = torch.randperm(total, generator=source)[:listed]
+        along = torch.arange(rows)[:, None] * total // rows
+        made = (along + offsets).remainder(total).sort(-1).values
+        return made.expand(batch, heads, rows, listed).to(tiles.get_device(), torch.int32).contiguous()
+
+    return lists
 
 
 def counts_like(tiles: Any) -> Maker:
-    """Makes the (B, H, M) counts of `tile_lists`."""
+    """Makes the (B, H, Mq) counts of `lists_among`."""
 
     def full(counts: Any) -> Tensor:
         *rows, listed = compat.likely_sizes(tiles.get_size())
@@ -40,18 +46,18 @@ def counts_like(tiles: Any) -> Maker:
     return full
 
 
-def columns_like(tiles: Any) -> tuple[Maker, Maker, Maker]:
-    """Make the STARTS, COLUMNS and ORDER of `tile_lists`, up to which query tiles a column names."""
+def columns_like(tiles: Any, kv_tiles: Any) -> tuple[Maker, Maker, Maker]:
+    """Make the STARTS, COLUMNS and ORDER of `lists_among`, up to which query tiles a column names."""
 
     def starts(x: Any) -> Tensor:
-        batch, heads, count, listed = compat.likely_sizes(tiles.get_size())
-        each = torch.arange(count + 1, dtype=torch.int32, device=x.get_device()) * listed
-        return each.expand(batch, heads, count + 1).contiguous()
+        batch, heads, rows, listed, total = compat.likely_sizes((*tiles.get_size(), kv_tiles))
+        each = torch.arange(total + 1, dtype=torch.int64) * (rows * listed) // total
+        return each.expand(batch, heads, total + 1).to(x.get_device(), torch.int32).contiguous()
 
     def columns(x: Any) -> Tensor:
-        batch, heads, count, listed = compat.likely_sizes(tiles.get_size())
-        each = torch.arange(count * listed, dtype=torch.int32, device=x.get_device()) % count
-        return each.expand(batch, heads, count * listed).contiguous()
+        batch, heads, rows, listed = compat.likely_sizes(tiles.get_size())
+        each = torch.arange(rows * listed, dtype=torch.int32, device=x.get_device()) % rows
+        return each.expand(batch, heads, rows * listed).contiguous()
 
     def order(x: Any) -> Tensor:
         batch, kv_heads, count = compat.likely_sizes(x.get_size())

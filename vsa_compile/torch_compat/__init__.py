@@ -17,6 +17,7 @@ from .dynamo import (
     version_of,
 )
 from .inductor import (
+    ceil_div,
     compile_with_inductor,
     contiguous,
     cpp_loader,
@@ -53,6 +54,7 @@ from .sizes import (
 
 __all__ = [
     "capturing_data_dependent",
+    "ceil_div",
     "compile_with_inductor",
     "compiled_by",
     "contiguous",

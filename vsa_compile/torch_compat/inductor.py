@@ -203,6 +203,15 @@ def static_size(size: Any) -> int:
     return V.graph.sizevars.guard_int(size)
 
 
+def ceil_div(size: Any, by: int) -> Any:
+    """The least integer >= size / by, of an int or of a size expression. Checked on torch 2.13."""
+    if isinstance(size, int):
+        return -(-size // by)
+    from torch.utils._sympy.functions import CeilDiv
+
+    return CeilDiv(size, by)
+
+
 def surely(expression: Any, value: int) -> bool:
     """Whether a size expression is `value` whenever the graph runs. Adds no guard. Checked on torch 2.13."""
     from torch._inductor.virtualized import V
