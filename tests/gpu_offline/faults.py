@@ -165,7 +165,7 @@ _MAP_BOX, _MAP_RAGGED, _MAP_WIDTH = (
     "mapped_packed_width_48_bf16",
 )
 _SHAPE = "[heads, frames, rows, cols, D]"
-_MAP_TEXT, _MAP_GROUPED = "mapped_text_on_both_sides_with_padding", "backward_mapped_token_major_fp16"
+_MAP_TEXT, _MAP_GROUPED = "mapped_text_on_both_sides_with_padding", "backward_mapped_token_major"
 MAP_FAULTS = {
     "box_of_the_first_head": Fault(_MAP_RAGGED, "tl.cast(head, tl.int32), f, r", "0, f, r"),
     "box_of_the_first_part": Fault(_MAP_BOX, "f += part * (BLOCK // (TILE_R * TILE_C))", "f += 0"),
@@ -177,7 +177,7 @@ MAP_FAULTS = {
     "frames_of_a_map_too_near": Fault(_MAP_RAGGED, "rows * stride_r, stride_r", "cols * stride_r, stride_r"),
     "rows_and_cols_of_a_corner_swapped": Fault(_MAP_RAGGED, "f, r, c, 0]", "f, c, r, 0]"),
     "scores_past_the_end_not_masked": Fault(_MAP_RAGGED, "if not ALL_REAL:\n", "if False:\n"),
-    "queries_of_the_key_head": Fault(_MAP_GROUPED, "load_box(q_boxes, q_head", "load_box(q_boxes, idx_h"),
+    "queries_of_the_key_head": Fault(_MAP_GROUPED, "q_boxes, q_head", "q_boxes, idx_h"),
     "gradients_of_the_key_head": Fault(_MAP_GROUPED, "grad_boxes, q_head", "grad_boxes, idx_h"),
     "gradients_of_the_first_batch": Fault(
         _MAP_GROUPED, "GRAD_OUT + idx_b * stride_gb, q_start", "GRAD_OUT, q_start"
@@ -186,10 +186,14 @@ MAP_FAULTS = {
 
 PACKED_FAULTS = {
     "as_many_other_queries_as_keys": Fault(
-        "packed_text_bf16", "other_rows = tl.cast(NQ, tl.int32) - q_video", "other_rows = tl.cast(NQ, tl.int32) - video"
+        "packed_text_bf16", "tl.cast(NQ, tl.int32) - q_video\n", "tl.cast(NQ, tl.int32) - video\n"
     ),
-    "queries_in_tiles_of_keys": Fault("packed_ragged", "Q_TILE_F, Q_TILE_R, Q_TILE_C, ", "TILE_F, TILE_R, TILE_C, "),
-    "queries_in_the_raster_of_keys": Fault("packed_ragged", "q_start, q_frames, q_rows", "q_start, frames, rows"),
+    "queries_in_tiles_of_keys": Fault(
+        "packed_ragged", "Q_TILE_F, Q_TILE_R, Q_TILE_C, ", "TILE_F, TILE_R, TILE_C, "
+    ),
+    "queries_in_the_raster_of_keys": Fault(
+        "packed_ragged", "q_start, q_frames, q_rows", "q_start, frames, rows"
+    ),
     "query_boxes_in_the_raster_of_keys": Fault(
         "backward_mapped_packed_text_bf16", "part, q_rows, q_cols, ", "part, rows, cols, "
     ),
@@ -198,7 +202,7 @@ PACKED_FAULTS = {
     ),
     "columns_as_long_as_rows": Fault("backward_packed_ragged", "COLUMNS + head * MQ", "COLUMNS + head * M"),
     "other_queries_after_the_keys_video": Fault(
-        "backward_packed_text_bf16", "skip_run(token, skip_from, q_video)", "skip_run(token, skip_from, video)"
+        "backward_packed_text_bf16", "(token, skip_from, q_video)", "(token, skip_from, video)"
     ),
     "as_many_query_tiles_as_key_tiles": Fault("backward_packed_text_bf16", "mask=row < MQ", "mask=row < M"),
 }  # fmt: skip

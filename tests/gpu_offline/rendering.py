@@ -34,7 +34,7 @@ from vsa_compile import gpu
 from vsa_compile.gpu import configs
 
 # AMD's code is that of Hopper, under AMD's configurations.
-TARGETS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0), "gfx942": (9, 0)}
+TARGETS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0), "gfx942": (9, 0)}
 # Calls of a real size, for offline compilation: a grid of full tiles, and Wan 1.3B's 480p.
 _FULL, _WAN = (32, 32, 32), (21, 30, 52)
 _FORWARD_LAUNCHES = (

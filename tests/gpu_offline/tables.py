@@ -79,19 +79,29 @@ BACKWARD = tuple(
     )
 )  # fmt: skip
 
-# Read through tensor maps wherever those can be: each with another reason why they might be wrong.
-MAPPED = tuple(
-    replace(case, name=f"mapped_{case.name}", maps=True)
+
+def _mapped(case: Case) -> Case:
+    """Read through tensor maps wherever those can be. fp32 never is."""
+    dtype = torch.float16 if case.dtype == torch.float32 else case.dtype
+    return replace(case, name=f"mapped_{case.name}", maps=True, dtype=dtype)
+
+
+def _backward(case: Case) -> Case:
+    return replace(case, name=f"backward_{case.name}", backward=True)
+
+
+# Each with another reason why a tensor map might be wrong.
+_MAPPED = tuple(
+    _mapped(case)
     for case in (
         Case("ragged_grid_and_counts", ragged=True),
-        Case("token_major_fp16", torch.float16, layout="tokens_first", batch=2, kv_heads=1, ragged=True),
+        Case("token_major", layout="tokens_first", batch=2, kv_heads=1, ragged=True),
         Case("packed_width_48_bf16", torch.bfloat16, width=48, layout="packed", ragged=True),
         Case("tile_of_several_blocks", grid=(5, 8, 9), tile=(4, 8, 4), width=16, heads=1, kv_heads=1, kept=2),
         Case(
             "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 70),
             kv_other=(3, 70), padding=2, kept=2, ragged=True,
         ),
-        Case("text_keys_alone", grid=(4, 5, 4), width=16, kv_other=(9, 0), kept=1, ragged=True, dyed=True),
         Case("symbolic_sizes", dynamic=True, q_other=(2, 0), kv_other=(2, 0), ragged=True),
         Case(
             "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), kept=2,
@@ -100,15 +110,9 @@ MAPPED = tuple(
     )
 )  # fmt: skip
 # A sum's gradient has stride 0, which no tensor map reads: dK and dV take pointers, dQ does not.
-_MUTE = Case("mapped_mute", grid=(3, 4, 5), width=16, kept=1, ragged=True, mute=True, maps=True)
-MAPPED = (
-    *MAPPED,
-    *(
-        replace(case, name=f"backward_{case.name}", backward=True)
-        for case in (*MAPPED, _MUTE)
-        if not case.dyed
-    ),
-)
+_MUTE = _mapped(Case("mute", grid=(3, 4, 5), width=16, kept=1, ragged=True, mute=True))
+_DYED = _mapped(Case("dyed", grid=(4, 5, 4), width=16, kv_other=(9, 0), kept=1, ragged=True, dyed=True))
+MAPPED = (*_MAPPED, _DYED, *map(_backward, (*_MAPPED, _MUTE)))
 # Its rows are not 16 bytes apart.
 UNMAPPED = Case("unaligned_width_20_bf16", torch.bfloat16, width=20, ragged=True, maps=True)
 
@@ -119,23 +123,16 @@ AUTOTUNED = (
 )
 
 # Queries that are a raster of their own: fewer than the keys, in tiles of another shape.
-PACKED = tuple(
-    replace(case, name=f"packed_{case.name}", maps=maps, backward=backward)
-    for case in (
-        Case("ragged", grid=(5, 6, 7), q_grid=(3, 5, 8), q_tile=(2, 4, 8), ragged=True),
-        Case(
-            "text_bf16", torch.bfloat16, grid=(3, 5, 6), q_grid=(4, 2, 9), q_tile=(4, 2, 2), batch=2,
-            kv_heads=1, q_other=(3, 40), kv_other=(3, 70), padding=2, kept=2, ragged=True,
-        ),
-        Case(
-            "few_queries", grid=(9, 6, 7), q_grid=(1, 1, 5), q_tile=(2, 4, 2), width=16, kept=9, dynamic=True,
-        ),
-    )
-    for maps in (False, True)
-    for backward in (False, True)
+_PACKED = (
+    Case("packed_ragged", grid=(5, 6, 7), q_grid=(3, 5, 8), q_tile=(2, 4, 8), ragged=True),
+    Case(
+        "packed_text_bf16", torch.bfloat16, grid=(3, 5, 6), q_grid=(4, 2, 9), q_tile=(4, 2, 2), batch=2,
+        kv_heads=1, q_other=(3, 40), kv_other=(3, 70), padding=2, kept=2, ragged=True,
+    ),
+    Case(
+        "packed_few_queries", grid=(9, 6, 7), q_grid=(1, 1, 5), q_tile=(2, 4, 2), width=16, kept=9,
+        dynamic=True,
+    ),
 )  # fmt: skip
-PACKED = tuple(
-    replace(case, name="_".join(["backward"] * case.backward + ["mapped"] * case.maps + [case.name]))
-    for case in PACKED
-)
+PACKED = tuple(each for case in _PACKED for way in (case, _mapped(case)) for each in (way, _backward(way)))
 ALL = (*CASES, *BACKWARD, *MAPPED, UNMAPPED, *PACKED)

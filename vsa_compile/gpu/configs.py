@@ -38,22 +38,31 @@ def _row(width: int, *configs: tuple[int, int, int, int] | tuple[int, int, int, 
 
 # Wherever no family below says better: 99 KiB of shared memory. 64 rows are one warp group of matrix
 # instructions, hence 4 warps. fp32 ("ieee") has no matrix instructions on NVIDIA: 8 warps, or accumulators
-# spill, as they do without a load pipeline, when operands of products wait in registers.
+# spill, as they do without a load pipeline, when operands of products wait in registers; and as they do
+# under tensor maps, which keep the fp32 query block in registers.
 _ANY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
     ("forward", 2): (_row(128, (64, 64, 4, 2), (64, 32, 4, 2)), _row(256, (64, 32, 4, 2))),
-    ("forward", 4): (_row(128, (64, 32, 8, 2)), _row(256, (32, 16, 8, 2))),
+    ("forward", 4): (_row(128, (64, 32, 8, 2, False)), _row(256, (32, 16, 8, 2, False))),
     ("dq", 2): (
         _row(64, (64, 64, 4, 2), (64, 64, 4, 1)),
         _row(128, (64, 32, 4, 2), (64, 64, 8, 2)),
         _row(256, (64, 32, 8, 1)),
     ),
-    ("dq", 4): (_row(64, (64, 32, 8, 2)), _row(128, (32, 16, 8, 2)), _row(256, (16, 16, 8, 2))),
+    ("dq", 4): (
+        _row(64, (64, 32, 8, 2, False)),
+        _row(128, (32, 16, 8, 2, False)),
+        _row(256, (16, 16, 8, 2, False)),
+    ),
     ("dkdv", 2): (
         _row(64, (32, 64, 4, 2), (64, 64, 8, 2)),
         _row(128, (32, 64, 8, 2), (64, 64, 8, 2)),
         _row(256, (16, 32, 8, 1)),
     ),
-    ("dkdv", 4): (_row(64, (16, 64, 8, 2)), _row(128, (16, 32, 8, 2)), _row(256, (16, 16, 8, 2))),
+    ("dkdv", 4): (
+        _row(64, (16, 64, 8, 2, False)),
+        _row(128, (16, 32, 8, 2, False)),
+        _row(256, (16, 16, 8, 2, False)),
+    ),
 }
 # 163 KiB of shared memory and more; matrix instructions of Hopper and Blackwell read it, so that more
 # registers are left. AMD's stages cost registers, and 256 of them are two waves on a SIMD.
@@ -67,6 +76,12 @@ _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
         _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3), (64, 64, 4, 2, False)),
         _row(256, (64, 64, 4, 2)),
     ),
+    # Its matrix instructions take registers alone, where a query block out of a tensor map stays: it spills.
+    ("forward", "geforce_blackwell", 2): (
+        _row(64, (64, 64, 4, 2), (64, 64, 4, 2, False)),
+        _row(128, (64, 64, 4, 2, False), (64, 32, 4, 2, False)),
+        _row(256, (64, 32, 4, 2, False)),
+    ),
     ("dq", "ampere", 2): (
         _row(64, (64, 64, 4, 2), (64, 64, 4, 1)),
         _row(128, (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
@@ -77,6 +92,11 @@ _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
         _row(256, (64, 32, 8, 2), (64, 32, 4, 2)),
     ),
     ("dq", "blackwell", 2): (_row(128, (64, 64, 4, 2), (64, 64, 4, 1)), _row(256, (64, 32, 8, 2))),
+    ("dq", "geforce_blackwell", 2): (
+        _row(64, (64, 32, 4, 2), (64, 64, 4, 2, False)),
+        _row(128, (64, 32, 4, 2), (64, 64, 8, 2, False)),
+        _row(256, (64, 32, 8, 1)),
+    ),
     ("dq", "amd", 2): (
         _row(64, (64, 64, 4, 1), (64, 32, 4, 1)),
         _row(128, (64, 32, 4, 1), (64, 64, 4, 1)),
@@ -104,13 +124,20 @@ _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
 }
 
 
-_FAMILY = {(8, 0): "ampere", (9, 0): "hopper", (10, 0): "blackwell", (10, 3): "blackwell"}
+_FAMILY = {
+    (8, 0): "ampere",
+    (9, 0): "hopper",
+    (10, 0): "blackwell",
+    (10, 3): "blackwell",
+    (12, 0): "geforce_blackwell",
+    (12, 1): "geforce_blackwell",
+}
 
 
 def family(device: torch.device) -> str | None:
     """The architecture family of a GPU; None if Triton's matrix instructions do not reach it.
 
-    "geforce" are all NVIDIA GPUs with 99 KiB of shared memory per block.
+    "geforce" are all further NVIDIA GPUs with 99 KiB of shared memory per block.
     """
     if device.type == "xpu":
         return "xpu"
