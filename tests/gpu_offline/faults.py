@@ -101,7 +101,7 @@ _BACKWARD = {
     ),
     "later_parts_of_a_query_tile_are_the_first": Fault(
         "tile_of_several_blocks",
-        "% (SLOTS // BLOCK_Q) * BLOCK_Q + row\n            token",
+        "% (Q_SLOTS // BLOCK_Q) * BLOCK_Q + row\n            token",
         "% 1 + row\n            token",
     ),
     "gradients_of_padding_keys": Fault(

@@ -94,15 +94,24 @@ def _backward(case: Case) -> Case:
 _MAPPED = tuple(
     _mapped(case)
     for case in (
-        Case("ragged_grid_and_counts", ragged=True),
-        Case("token_major", layout="tokens_first", batch=2, kv_heads=1, ragged=True),
-        Case("packed_width_48_bf16", torch.bfloat16, width=48, layout="packed", ragged=True),
-        Case("tile_of_several_blocks", grid=(5, 8, 9), tile=(4, 8, 4), width=16, heads=1, kv_heads=1, kept=2),
+        Case("ragged_grid_and_counts", grid=(5, 3, 6), width=16, ragged=True),
         Case(
-            "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 70),
+            "token_major", grid=(3, 2, 5), width=16, layout="tokens_first", batch=2, kv_heads=1, kept=2,
+            ragged=True,
+        ),
+        Case(
+            "packed_width_48_bf16", torch.bfloat16, grid=(3, 5, 6), width=48, layout="packed", kept=2,
+            ragged=True,
+        ),
+        Case("tile_of_several_blocks", grid=(5, 8, 4), tile=(4, 8, 4), width=16, heads=1, kv_heads=1, kept=2),
+        Case(
+            "text_on_both_sides_with_padding", grid=(3, 2, 6), width=16, batch=2, kv_heads=1, q_other=(3, 9),
             kv_other=(3, 70), padding=2, kept=2, ragged=True,
         ),
-        Case("symbolic_sizes", dynamic=True, q_other=(2, 0), kv_other=(2, 0), ragged=True),
+        Case(
+            "symbolic_sizes", grid=(3, 5, 6), width=16, heads=1, kv_heads=1, dynamic=True, q_other=(2, 0),
+            kv_other=(2, 0), kept=2, ragged=True,
+        ),
         Case(
             "wide_offsets", grid=(3, 5, 6), width=16, heads=4, q_other=(0, 4), kv_other=(0, 4), kept=2,
             wide=True,
@@ -124,14 +133,14 @@ AUTOTUNED = (
 
 # Queries that are a raster of their own: fewer than the keys, in tiles of another shape.
 _PACKED = (
-    Case("packed_ragged", grid=(5, 6, 7), q_grid=(3, 5, 8), q_tile=(2, 4, 8), ragged=True),
+    Case("packed_ragged", grid=(5, 6, 7), q_grid=(3, 5, 8), q_tile=(2, 4, 8), width=16, ragged=True),
     Case(
-        "packed_text_bf16", torch.bfloat16, grid=(3, 5, 6), q_grid=(4, 2, 9), q_tile=(4, 2, 2), batch=2,
-        kv_heads=1, q_other=(3, 40), kv_other=(3, 70), padding=2, kept=2, ragged=True,
+        "packed_text_bf16", torch.bfloat16, grid=(3, 5, 6), q_grid=(4, 2, 9), q_tile=(4, 2, 2), width=16,
+        batch=2, kv_heads=1, q_other=(3, 9), kv_other=(3, 20), padding=2, kept=2, ragged=True,
     ),
     Case(
-        "packed_few_queries", grid=(9, 6, 7), q_grid=(1, 1, 5), q_tile=(2, 4, 2), width=16, kept=9,
-        dynamic=True,
+        "packed_few_queries", grid=(5, 6, 7), q_grid=(1, 1, 5), q_tile=(2, 4, 2), width=16, kept=7,
+        heads=1, kv_heads=1, dynamic=True,
     ),
 )  # fmt: skip
 PACKED = tuple(each for case in _PACKED for way in (case, _mapped(case)) for each in (way, _backward(way)))
