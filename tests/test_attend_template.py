@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from gpu_offline.cases import Case, make_inputs, program, program_integers, program_tensors
-from gpu_offline.comparison import verdict
+from gpu_offline.comparison import on_gpu, verdict
 from gpu_offline.faults import FORWARD_FAULTS
 from gpu_offline.golden import GOLDEN
 from gpu_offline.program import Program, kind_of
@@ -45,13 +45,7 @@ def test_a_seeded_fault_is_noticed(name: str, outcome: Callable):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @each_case
 def test_a_real_gpu_computes_what_the_reference_says(case: Case):
-    assert gpu.register()
-    tensors = [x.cuda() for x in program_tensors(case, make_inputs(case))]
-    with torch.no_grad():
-        compiled = torch.compile(program(case), fullgraph=True, dynamic=case.dynamic)
-        outputs = compiled(*program_integers(case), *tensors)
-    outputs = [outputs] if case.gated else outputs
-    assert verdict(case, [x.cpu() for x in outputs]) is None
+    assert verdict(case, on_gpu(case)) is None
 
 
 def test_on_cpu_the_operator_keeps_its_eager_kernel():

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from gpu_offline.cases import Case
-from gpu_offline.comparison import verdict
+from gpu_offline.comparison import on_gpu, verdict
 from gpu_offline.faults import PACKED_FAULTS
 from gpu_offline.tables import PACKED
 
@@ -20,6 +21,13 @@ each_case = pytest.mark.parametrize("case", PACKED, ids=lambda case: case.name)
 @each_case
 def test_the_rendered_kernels_compute_what_the_reference_says(case: Case, outcome: Callable):
     assert verdict(case, outcome(case.name)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each_case
+def test_a_real_gpu_computes_what_the_reference_says(case: Case):
+    assert verdict(case, on_gpu(case)) is None
 
 
 @pytest.mark.parametrize("name", PACKED_FAULTS)

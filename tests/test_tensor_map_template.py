@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from gpu_offline.cases import Case
-from gpu_offline.comparison import verdict
+from gpu_offline.comparison import on_gpu, verdict
 from gpu_offline.faults import MAP_FAULTS
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import MAPPED, UNMAPPED
@@ -37,6 +37,13 @@ def wanted(source: str) -> bool:
 @each_case
 def test_the_rendered_kernels_compute_what_the_reference_says(case: Case, outcome: Callable):
     assert verdict(case, outcome(case.name)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each_case
+def test_a_real_gpu_computes_what_the_reference_says(case: Case):
+    assert verdict(case, on_gpu(case)) is None
 
 
 @pytest.mark.parametrize("name", MAP_FAULTS)
