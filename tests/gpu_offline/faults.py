@@ -210,4 +210,5 @@ PACKED_FAULTS = {
 BACKWARD_FAULTS = {
     name: replace(fault, noticed_by=f"backward_{fault.noticed_by}") for name, fault in _BACKWARD.items()
 }
-FAULTS = {**FORWARD_FAULTS, **BACKWARD_FAULTS, **SELECT_FAULTS, **MAP_FAULTS, **PACKED_FAULTS}
+CASE_FAULTS = {**FORWARD_FAULTS, **BACKWARD_FAULTS, **MAP_FAULTS, **PACKED_FAULTS}
+FAULTS = {**CASE_FAULTS, **SELECT_FAULTS}
