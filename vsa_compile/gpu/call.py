@@ -1,6 +1,6 @@
 """One call of vsa::attend or vsa::attend_backward, as its templates see it.
 
-May be imported by the lowerings; imports torch_compat and configs.
+May be imported by the lowerings; imports configs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from .. import torch_compat as compat
 from .configs import Config, family
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,8 +19,12 @@ _WIDEST_HEAD = 256
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments that forward and backward share, as Inductor IR; sizes may be symbolic."""
+    """The arguments that forward and backward share; sizes may be symbolic.
 
+    ir: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`).
+    """
+
+    ir: Any
     q: Any
     k: Any
     v: Any
@@ -43,7 +46,7 @@ class Call:
             return f"{dtype} has no tensor core path"
         if not dtype == self.k.get_dtype() == self.v.get_dtype():
             return "q, k and v have different dtypes"
-        if compat.static_size(width) > _WIDEST_HEAD:
+        if self.ir.static_size(width) > _WIDEST_HEAD:
             return f"head width {width} is above {_WIDEST_HEAD}"
         if not isinstance(self.scale, float) or self.scale <= 0:
             return f"the softmax scale is {self.scale}, not a positive constant"
@@ -63,7 +66,7 @@ class Call:
     @property
     def groups(self) -> int:
         """Query heads per key head."""
-        return compat.static_size(self.heads[1]) // compat.static_size(self.kv_heads)
+        return self.ir.static_size(self.heads[1]) // self.ir.static_size(self.kv_heads)
 
     @property
     def q_tokens(self) -> Any:
@@ -75,7 +78,7 @@ class Call:
 
     @property
     def width(self) -> int:
-        return compat.static_size(self.q.get_size()[-1])
+        return self.ir.static_size(self.q.get_size()[-1])
 
     @property
     def tile_count(self) -> Any:
@@ -97,10 +100,10 @@ class Call:
         A template can name the sizes of its inputs and no other symbols, so the grid travels as a shape.
         A start may be 0, a size may not: hence + 1.
         """
-        site = compat.shape_carrier(self.counts, (*self.grid, self.q_start + 1, self.kv_start + 1))
+        site = self.ir.shape_carrier(self.counts, (*self.grid, self.q_start + 1, self.kv_start + 1))
         if self.key_padding is None:
             return [site]
-        return [site, compat.expanded(self.key_padding, (self.heads[0], self.kv_tokens))]
+        return [site, self.ir.expanded(self.key_padding, (self.heads[0], self.kv_tokens))]
 
     def constants(self) -> dict[str, Any]:
         """What is the same for all templates and configurations. HAS_*: there may be some."""
@@ -116,21 +119,21 @@ class Call:
             "SCALE": self.scale * math.log2(math.e),
             "PRECISION": "'ieee'",
             "ALL_REAL": self._slots == math.prod(tile)
-            and all(compat.surely(n % t, 0) for n, t in zip(self.grid, tile, strict=True)),
+            and all(self.ir.surely(n % t, 0) for n, t in zip(self.grid, tile, strict=True)),
             "HAS_PADDING": self.key_padding is not None,
         }
 
     @property
     def has_other_queries(self) -> bool:
-        return not compat.surely(self.other_queries, 0)
+        return not self.ir.surely(self.other_queries, 0)
 
     @property
     def has_other_keys(self) -> bool:
-        return not compat.surely(self.other_keys, 0)
+        return not self.ir.surely(self.other_keys, 0)
 
     @property
     def _static_tile(self) -> tuple[int, ...]:
-        return tuple(compat.static_size(n) for n in self.tile)
+        return tuple(self.ir.static_size(n) for n in self.tile)
 
     @property
     def _slots(self) -> int:

@@ -47,6 +47,7 @@ from .sizes import (
     shape_environment,
     size_expression,
     size_hint,
+    surely_true,
     symbol_of,
 )
 
@@ -86,6 +87,7 @@ __all__ = [
     "size_hint",
     "static_size",
     "surely",
+    "surely_true",
     "symbol_of",
     "template_buffer",
     "triton_template",
