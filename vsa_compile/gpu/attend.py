@@ -25,14 +25,14 @@ _FORWARD = Template("attend_fwd", _programs)
 TEMPLATES = (_FORWARD,)
 
 
-def unsupported(ir: Any, *arguments: Any) -> str | None:
+def unsupported(ir: Any, *arguments: Any, **packed: Any) -> str | None:
     """Why the template cannot serve this call; None if it can."""
-    return Call(ir, *arguments).unsupported()
+    return Call(ir, *arguments, **packed).unsupported()
 
 
-def lower(ir: Any, *arguments: Any) -> tuple[Any, Any, Any]:
+def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
     """out (B, Nq, H, D), lse and the witness of the grid."""
-    call = Call(ir, *arguments)
+    call = Call(ir, *arguments, **packed)
     q, (batch, heads) = call.q, call.heads
     device, dtype = q.get_device(), q.get_dtype()
     lse = ir.new_buffer((batch, heads, call.q_tokens), torch.float32, device)

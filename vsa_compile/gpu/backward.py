@@ -45,23 +45,23 @@ TEMPLATES = (_DQ, _TRANSPOSE, _RANK, _DKDV)
 
 
 def _split(
-    ir: Any, grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any
+    ir: Any, grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any, **packed: Any
 ) -> tuple[Call, Any, Any, Any]:
     witness = 8  # among the rest; no template reads it
-    return Call(ir, q, k, v, *rest[:witness], *rest[witness + 1 :]), grad_out, out, lse
+    return Call(ir, q, k, v, *rest[:witness], *rest[witness + 1 :], **packed), grad_out, out, lse
 
 
-def unsupported(ir: Any, *arguments: Any) -> str | None:
+def unsupported(ir: Any, *arguments: Any, **packed: Any) -> str | None:
     """Why the templates cannot serve this call; None if they can."""
-    call, grad_out, _, _ = _split(ir, *arguments)
+    call, grad_out, _, _ = _split(ir, *arguments, **packed)
     if grad_out.get_dtype() != call.q.get_dtype():
         return f"the gradient is {grad_out.get_dtype()}, q is {call.q.get_dtype()}"
     return call.unsupported()
 
 
-def lower(ir: Any, *arguments: Any) -> tuple[Any, Any, Any]:
+def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
     """grad_q, grad_k and grad_v, (B, N, H, D)."""
-    call, grad_out, out, lse = _split(ir, *arguments)
+    call, grad_out, out, lse = _split(ir, *arguments, **packed)
     lse = ir.contiguous(lse)
     delta = ir.new_buffer((*call.heads, call.q_tokens), torch.float32, call.q.get_device())
     grad_q = _grad_q(call, grad_out, out, lse, delta)

@@ -66,7 +66,10 @@ _LEAVES = {
 def operator(name: str) -> Callable:
     """vsa::triton_<name>: the kernels of the leaf `name`, without queries that are packed.
 
-    torch.compile and AOTInductor look into it and see the kernels. Raises ImportError without triton.
+    torch.compile and AOTInductor look into it and see the kernels. Torch (2.13) believes that these write a
+    selection's scores and a backward's lists, for its analysis follows no result of a function that a kernel
+    calls: where they are inputs of a graph, it becomes one that writes its inputs.
+    Raises ImportError without triton.
     """
     import triton  # noqa: F401 - torch defines the operator without it too, and fails at its first call
 

@@ -46,7 +46,11 @@ def register_leaves() -> None:
 
 
 def lower(leaf: Leaf, eager: Callable, *arguments: Any, **more: Any) -> Any:
-    """The results of the operator as Inductor IR: by templates where they serve, else eagerly."""
+    """The results of the operator as Inductor IR: by templates where they serve, else eagerly.
+
+    more: arguments with a default, by name. Inductor spells them out once it has compiled the operator
+    without us.
+    """
     if arguments[0].get_device().type not in ("cuda", "xpu"):
         return eager(*arguments, **more)
     reason = leaf.unsupported(graph, *arguments, **more)

@@ -1,7 +1,8 @@
 """Renders a template to a plain triton.jit kernel, without Inductor: the same text between other hooks.
 
-What Inductor writes into a kernel as numbers are arguments here: one kernel serves all sizes and strides,
-and Triton specialises it to those that are 1 or divisible by 16. What is a constant stays one.
+What Inductor writes into a kernel as numbers are arguments here: one kernel serves all sizes and strides.
+Triton specialises it to strides that are 1 or divisible by 16, on which loads depend, and not to sizes: that
+would be a compilation for many a new resolution. What is a constant stays one.
 Loads jinja2 and triton when it is called, not when it is imported. Imported by launch; imports templates.
 """
 
@@ -93,9 +94,10 @@ def render(template: Template, constants: dict[str, Any], ranks: tuple[int, ...]
     name = f"vsa_{template.name}"
     arguments = [*hooks.inputs, OUTPUT, *map(str, hooks.numbers), *(f"{c}: tl.constexpr" for c in constants)]
     listed = "".join(f"    {argument},\n" for argument in arguments)
+    sizes = [str(number) for number in hooks.numbers if number.what == "size"]
     definition = (
         "import triton\nimport triton.language as tl\n\n\n"
-        f"@triton.jit\ndef {name}(\n{listed}):\n"
+        f"@triton.jit(do_not_specialize={sizes})\ndef {name}(\n{listed}):\n"
         f"    INDEX_DTYPE: tl.constexpr = {'tl.int64' if wide else 'tl.int32'}"
     )
     text = body.replace(_DEFINITION, definition, 1)
