@@ -262,7 +262,7 @@ def test_an_unsupported_call_runs_aten_after_one_line(on_a_gpu: pytest.MonkeyPat
 )
 def test_a_call_that_does_not_fit_together_reaches_no_kernel(changed: dict, on_a_gpu: pytest.MonkeyPatch):
     on_a_gpu.setattr(eager, "operator", lambda _: 1 / 0)
-    on_a_gpu.setitem(eager._LEAVES, "attend", (*eager._LEAVES["attend"][:2], lambda *_: "ATen"))
+    on_a_gpu.setitem(eager.LEAVES, "attend", eager.LEAVES["attend"]._replace(chunked=lambda *_: "ATen"))
     assert eager.run("attend", *attend_arguments(**changed)) == "ATen"
 
 
@@ -313,7 +313,7 @@ def test_a_backward_whose_tensors_do_not_fit_reaches_no_kernel(on_a_gpu: pytest.
     site = (*rest[:-1], rest[-1], witness)
     on_a_gpu.setattr(eager, "operator", lambda _: lambda *_: "the kernels")
     on_a_gpu.setitem(
-        eager._LEAVES, "attend_backward", (*eager._LEAVES["attend_backward"][:2], lambda *_: "ATen")
+        eager.LEAVES, "attend_backward", eager.LEAVES["attend_backward"]._replace(chunked=lambda *_: "ATen")
     )
     assert eager.run("attend_backward", out, q, *rest[:2], out, lse, *site[2:]) == "the kernels"
     assert eager.run("attend_backward", out[:, 1:], q, *rest[:2], out, lse, *site[2:]) == "ATen"
@@ -329,5 +329,5 @@ def test_a_backward_whose_tensors_do_not_fit_reaches_no_kernel(on_a_gpu: pytest.
 )  # fmt: skip
 def test_a_selection_that_does_not_fit_reaches_no_kernel(more: tuple, ran: str, on_a_gpu: pytest.MonkeyPatch):
     on_a_gpu.setattr(eager, "operator", lambda _: lambda *_: "the kernels")
-    on_a_gpu.setitem(eager._LEAVES, "select", (*eager._LEAVES["select"][:2], lambda *_: "ATen"))
+    on_a_gpu.setitem(eager.LEAVES, "select", eager.LEAVES["select"]._replace(chunked=lambda *_: "ATen"))
     assert eager.run("select", torch.randn(1, 2, 5, 7), *more) == ran

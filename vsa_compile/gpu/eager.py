@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,15 +50,54 @@ def _attend_backward(
     )  # fmt: skip
 
 
-def _launched(lowering: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    made = lowering.lower(launch, *launch.values(arguments))
-    return tuple(x.tensor for x in made)
+def _launched(lowering: Any, *arguments: Any) -> Any:
+    return tuple(x.tensor for x in lowering.lower(launch, *launch.values(arguments)))
 
 
-_LEAVES = {
-    "select": (_select, selection, aten.select),
-    "attend": (_attend, attend, aten.attend),
-    "attend_backward": (_attend_backward, backward, aten.attend_backward),
+# --- What fits together: kernels follow pointers, where ATen answers a wrong shape with a message ------
+
+
+def _select_fits(
+    scores: Tensor, at_most: int, threshold: Tensor | None = None, count: Tensor | None = None
+) -> bool:
+    return (
+        scores.numel() > 0
+        and 1 <= at_most <= scores.shape[-1]
+        and (threshold is None or threshold.shape == scores.shape[:-1])
+        and (count is None or count.numel() == 1)
+    )
+
+
+def _backward_fits(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
+) -> bool:
+    batch, heads, tokens, width = q.shape
+    return (
+        grad_out.shape == out.shape == (batch, tokens, heads, width)
+        and out.dtype == q.dtype
+        and lse.shape == q.shape[:3]
+        and lse.dtype == torch.float32
+        and consistent(q, k, v, *rest[:8], *rest[9:])  # without the witness
+    )
+
+
+# --- The leaf -----------------------------------------------------------------------------------------
+
+
+class Leaf(NamedTuple):
+    """A leaf operator: its kernels as a function with its schema, their lowering, what runs instead of them,
+    and whether arguments fit together."""
+
+    kernels: Callable
+    lowering: Any
+    chunked: Callable
+    fits: Callable[..., bool]
+
+
+LEAVES = {
+    "select": Leaf(_select, selection, aten.select, _select_fits),
+    "attend": Leaf(_attend, attend, aten.attend, consistent),
+    "attend_backward": Leaf(_attend_backward, backward, aten.attend_backward, _backward_fits),
 }
 
 
@@ -73,17 +112,12 @@ def operator(name: str) -> Callable:
     """
     import triton  # noqa: F401 - torch defines the operator without it too, and fails at its first call
 
-    kernels, _, _ = _LEAVES[name]
-    return torch.library.triton_op(f"vsa::triton_{name}", kernels, mutates_args=())
-
-
-# --- The leaf -------------------------------------------------------------------------------------
+    return torch.library.triton_op(f"vsa::triton_{name}", LEAVES[name].kernels, mutates_args=())
 
 
 def run(name: str, *arguments: Any) -> Any:
     """The leaf `name` on tensors of a GPU: by its Triton kernels where they serve, else by chunked ATen."""
-    _, lowering, chunked = _LEAVES[name]
-    reason = _mismatch(name, arguments) or lowering.unsupported(launch, *launch.values(arguments))
+    reason = _unsupported(LEAVES[name], arguments)
     if reason is not None:
         _say_once(name, reason)
     elif name not in _broken:
@@ -99,31 +133,19 @@ def run(name: str, *arguments: Any) -> Any:
                 "which is slower. Please report the versions of torch and triton and this trace.",
                 name, exc_info=True,
             )  # fmt: skip
-    return chunked(*arguments)
+    return LEAVES[name].chunked(*arguments)
 
 
 _broken: set[str] = set()  # leaves whose kernels failed in this process; another try would cost a compilation
 
 
-def _mismatch(name: str, arguments: tuple) -> str | None:
-    """What does not fit together. Kernels follow pointers; ATen answers a wrong shape with a message."""
-    if name == "select":
-        scores, at_most, threshold, count = (*arguments, None, None)[:4]
-        fits = scores.numel() > 0 and 1 <= at_most <= scores.shape[-1]
-        fits = fits and (threshold is None or threshold.shape == scores.shape[:-1])
-        fits = fits and (count is None or count.numel() == 1)
-    elif name == "attend":
-        fits = consistent(*arguments)
-    else:
-        grad_out, q, k, v, out, lse, *rest = arguments
-        token_major = torch.Size((q.shape[0], q.shape[2], q.shape[1], q.shape[3]))
-        fits = grad_out.shape == out.shape == token_major and lse.shape == q.shape[:3]
-        fits = fits and lse.dtype == torch.float32 and out.dtype == q.dtype
-        fits = fits and consistent(q, k, v, *rest[:8], *rest[9:])
-    together = len({x.device for x in arguments if isinstance(x, Tensor)}) == 1
-    return (
-        None if fits and together else "its tensors are empty, do not fit together or are on several devices"
-    )
+def _unsupported(leaf: Leaf, arguments: tuple) -> str | None:
+    """Why the kernels cannot serve this call; None if they can."""
+    if len({x.device for x in arguments if isinstance(x, Tensor)}) > 1:
+        return "its tensors are on several devices"
+    if not leaf.fits(*arguments):
+        return "its tensors are empty or do not fit together"
+    return leaf.lowering.unsupported(launch, *launch.values(arguments))
 
 
 @functools.cache
@@ -132,6 +154,6 @@ def _say_once(name: str, reason: str) -> None:
 
 
 _KERNELS = Library("vsa", "IMPL")
-for _name in _LEAVES:
+for _name in LEAVES:
     for _key in ("CUDA", "XPU"):
         _KERNELS.impl(_name, functools.partial(run, _name), _key)
