@@ -82,6 +82,17 @@ def test_a_template_that_a_gpu_does_not_use_is_a_problem(monkeypatch):
                                  "TORCH_LOGS=+vsa_compile."]  # fmt: skip
 
 
+def test_without_templates_the_kernels_are_plain_ones(monkeypatch):
+    facts = SimpleNamespace(name="Fake", major=9, minor=0, total_memory=8 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(doctor, "_compare", lambda *_: None)
+    findings = doctor._Findings()
+    doctor._gpu(torch.device("cuda", 0), False, findings)
+    found = dict(findings.lines)["GPU 0, 16 and 32 bit"]
+    assert found == "plain Triton kernels: torch's template interface is unknown"
+
+
 def test_an_incomplete_installation_is_a_problem(monkeypatch):
     def missing():
         raise FileNotFoundError("no kernel template")

@@ -27,7 +27,7 @@ ALLOWED = {
     "flops": {"grid"},
     "aten": {"grid", "ops"},
     "cpu": {"grid", "ops", "aten", "torch_compat"},
-    "gpu": {"grid", "ops", "errors", "torch_compat"},
+    "gpu": {"grid", "ops", "errors", "aten", "torch_compat"},
     "layout": {"grid", "torch_compat"},
     "unseen": {"layout", "reasons", "torch_compat"},
     "sites": {"grid", "errors", "options", "layout", "markers", "torch_compat", "unseen", "reasons"},

@@ -3,7 +3,7 @@
 Importing this package registers the operators; it loads neither triton nor Inductor.
 """
 
-from . import aten, cpu, flops, ops  # noqa: F401  (operators, kernels and formulas register themselves)
+from . import aten, cpu, flops, gpu, ops  # noqa: F401  (operators, kernels and formulas register themselves)
 from .backend import convert_exported, vsa
 from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, VsaError
 from .functional import attention

@@ -122,8 +122,9 @@ def _gpu(device: torch.device, known: bool, findings: _Findings) -> None:
         f"{facts.name}, compute capability {facts.major}.{facts.minor}, "
         f"{facts.total_memory / 2**30:.0f} GiB, driver {driver() or 'unknown'}",
     )
-    reason = too_old(device) or (None if known else "torch's template interface is unknown")
-    findings.add(f"{what}, 16 and 32 bit", f"ATen: {reason}" if reason else "templates")
+    reason = too_old(device)
+    kernels = "templates" if known else "plain Triton kernels: torch's template interface is unknown"
+    findings.add(f"{what}, 16 and 32 bit", f"ATen: {reason}" if reason else kernels)
     findings.add(f"{what}, float64", "ATen")
     with heard() as texts:
         _compare(what, device, _compiled(), findings)

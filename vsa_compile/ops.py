@@ -82,6 +82,31 @@ def witness(q: Tensor, grid: Sequence[Any]) -> Tensor:
     return q.new_empty((*grid, 0))
 
 
+def consistent(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int],
+               tile: Sequence[int], q_start: int, kv_start: int, key_padding: Tensor | None, _scale: float,
+               q_grid: Sequence[int] | None = None,
+               q_tile: Sequence[int] | None = None) -> bool:  # fmt: skip
+    """Whether all shapes of a call of vsa::attend agree, and none is empty. For kernels that follow pointers:
+    ATen answers a wrong shape with a message."""
+    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    rows = boxes if not q_grid or not q_tile else TileGrid(Grid(*q_grid), tuple(q_tile))  # pyright: ignore[reportArgumentType]
+    lists, video = (*q.shape[:2], rows.tiles), boxes.grid.tokens
+    paddings = ((1, k.shape[2]), (k.shape[0], k.shape[2]))
+    return (
+        q.numel() > 0
+        and k.numel() > 0
+        and q.dtype == k.dtype == v.dtype
+        and k.shape == v.shape
+        and q.shape[::3] == k.shape[::3]
+        and q.shape[1] % k.shape[1] == 0
+        and tiles.shape[:-1] == counts.shape == lists
+        and tiles.dtype == counts.dtype == torch.int32
+        and 0 <= q_start <= q.shape[2] - rows.grid.tokens
+        and 0 <= kv_start <= k.shape[2] - video
+        and (key_padding is None or (key_padding.shape in paddings and key_padding.dtype == torch.bool))
+    )
+
+
 # --- vsa::attention ---------------------------------------------------------------------------
 
 

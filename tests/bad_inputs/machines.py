@@ -17,7 +17,7 @@ import torch
 
 from vsa_compile import gpu, torch_compat
 from vsa_compile.cpu import loader
-from vsa_compile.gpu import lowering
+from vsa_compile.gpu import graph, lowering
 
 from .row import COMPUTED, GRID, TOKENS, Row, Video, alike, by_hand, itself, relative, tensor
 
@@ -58,7 +58,7 @@ def on_device(
         )
         with ExitStack() as stack:
             for where, name, value in (
-                (lowering.compat, "static_size", int),
+                (graph, "static_size", int),
                 (torch.cuda, "get_device_capability", lambda _: capability),
                 (torch.version, "hip", hip),
             ):
@@ -196,7 +196,7 @@ def old_triton() -> str:
             known = gpu.register()
     finally:
         gpu.register.cache_clear()
-    return f"{'the Triton kernel' if known else 'ATen'}; the log says: {texts[-1]}"
+    return f"{'the template' if known else 'no template'}; the log says: {texts[-1]}"
 
 
 def poisoned_cache() -> str:
@@ -228,9 +228,9 @@ TOOLS = (
         "X26",
         "a torch or triton whose templates have another interface",
         old_triton,
-        "ATen; the log says: Inductor's template interface of this torch is unknown to vsa_compile: the "
-        "sparse "
-        "kernels run through chunked ATen, which is slower. Please report the torch version and this trace.",
+        "no template; the log says: Inductor's template interface of this torch is unknown to vsa_compile: "
+        "the sparse kernels run as plain Triton kernels, as in eager mode, with nothing fused into them. "
+        "Please report the torch version and this trace.",
     ),
     Row(
         "X27",

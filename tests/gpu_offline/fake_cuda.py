@@ -48,7 +48,7 @@ def _properties(capability: tuple[int, int]) -> SimpleNamespace:
 
 
 class _TritonDriver:
-    """Triton's driver protocol as far as Inductor uses it: it asks for the target."""
+    """Triton's driver protocol as far as a compilation uses it: it asks for the target."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
         from triton.backends.compiler import GPUTarget
@@ -59,6 +59,9 @@ class _TritonDriver:
         return self._target
 
     def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
         return 0
 
     def get_active_torch_device(self) -> torch.device:

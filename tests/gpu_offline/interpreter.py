@@ -77,12 +77,13 @@ class _Launcher:
     """Stands for a compiled kernel: `run(*arguments, grid x, y, z, stream=...)` interprets it."""
 
     def __init__(self, name: str, source: str, launched: dict[str, list[Tensor]]) -> None:
-        self._kernel, self._kind = load_kernel(name, source).function, kind_of(source)
+        kernel = load_kernel(name, source)
+        self._kernel, self._constants, self._kind = kernel.function, kernel.constants, kind_of(source)
         self._launched = launched
 
     def run(self, *arguments: Any, stream: int) -> None:
         *arguments, x, y, z = arguments
-        self._kernel[(x, y, z)](*arguments)
+        self._kernel[(x, y, z)](*arguments, **self._constants)
         self._launched[self._kind] = [x.clone() for x in arguments if isinstance(x, Tensor)]
 
 
@@ -90,7 +91,7 @@ class WroteBesideError(Exception):
     """A kernel wrote outside of the tensors that it was given."""
 
 
-class _Memory:
+class Memory:
     """Allocates tensors with wide margins. Everything not written yet is NaN, margins included, so that
     a value nobody wrote, or read from beside a tensor, shows; a write beside one is an error."""
 
@@ -128,7 +129,7 @@ def run_program(program: Program, tensors: list[Tensor]) -> list[Tensor]:
     def launcher(_: Any, name: str, text: str, **__: Any) -> _Launcher:
         return _Launcher(name, text, launched)
 
-    memory = _Memory()
+    memory = Memory()
     launched: dict[str, list[Tensor]] = {}
     namespace: dict[str, Any] = {"__name__": "rendered"}
     with contextlib.ExitStack() as stack:

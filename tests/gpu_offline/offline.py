@@ -71,10 +71,15 @@ def build(name: str, target_name: str, kind: str, kernel: Kernel) -> Build:
     options = {key: kernel.options[key] for key in ("num_warps", "num_stages")}
     start = time.perf_counter()
     compiled = triton.compile(source, target=target, options=options)
-    seconds = round(time.perf_counter() - start, 1)
-    measure = _nvidia if target.backend == "cuda" else _amd
+    return measured(name, target_name, kind, compiled, time.perf_counter() - start)
+
+
+def measured(name: str, target: str, kind: str, compiled: Any, seconds: float) -> Build:
+    """What a compiled kernel needs."""
+    measure = _nvidia if TARGETS[target].backend == "cuda" else _amd
     registers, spills, instructions = measure(compiled)
-    return Build(name, target_name, kind, registers, spills, compiled.metadata.shared, instructions, seconds)
+    shared = compiled.metadata.shared
+    return Build(name, target, kind, registers, spills, shared, instructions, round(seconds, 1))
 
 
 def _nvidia(compiled: Any) -> tuple[int, int, dict[str, int]]:
@@ -116,9 +121,9 @@ def main(folder: Path) -> None:
     (folder / "machine_code.json").write_text(json.dumps([asdict(item) for item in builds]))
 
 
-def load_builds(folder: Path) -> dict[tuple[str, str, str], Build]:
-    """(program, target, template) -> what `main` measured."""
-    builds = [Build(**fields) for fields in json.loads((folder / "machine_code.json").read_text())]
+def load_builds(folder: Path, file: str = "machine_code.json") -> dict[tuple[str, str, str], Build]:
+    """(program, target, template) -> what was measured."""
+    builds = [Build(**fields) for fields in json.loads((folder / file).read_text())]
     return {(item.name, item.target, item.kind): item for item in builds}
 
 

@@ -74,7 +74,10 @@ _ARGUMENTS = {
 
 
 def kind_of(source: str) -> str:
-    """The template that a kernel was rendered from."""
+    """The template that a kernel was rendered from; that of a triton_op has its name."""
+    named = re.search(r"^def vsa_(\w+)\(", source, re.M)
+    if named is not None:
+        return named[1]
     return next(kind for name, kind in _ARGUMENTS.items() if re.search(rf"\b{name}\b", source))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,19 +66,24 @@ def render_case(case: Case | Selection) -> Program:
         return render(function, *integers, *on_fake_gpu(tensors), dynamic=case.dynamic)
 
 
-def render_launch(case: Case) -> Program:
-    """A case too large to fill with numbers; q, k and v are (B, N, H, D) in memory."""
+def launch_of(name: str) -> tuple[Callable, tuple]:
+    """A call too large to fill with numbers, under FakeTensorMode: one of LAUNCHES, where q, k and v are
+    (B, N, H, D) in memory, or select_of_<tiles>, which keeps an eighth of the scores of 12 heads."""
+    if name.startswith("select_of_"):
+        rows = int(name.removeprefix("select_of_"))
+        scores = torch.empty(1, 12, rows, rows, device="cuda")
+        return lambda scores: torch.ops.vsa.select(scores, rows // 8), (scores,)
+    (case,) = (case for case in LAUNCHES if case.name == name)
     tokens, total = case.tiles.grid.tokens + sum(case.q_other), case.tiles.tiles
-    with FakeTensorMode():
-        shape = (case.batch, tokens, case.heads, case.width)
-        q, k, v = (torch.empty(shape, dtype=case.dtype, device="cuda").transpose(1, 2) for _ in range(3))
-        rows = (case.batch, case.heads, total)
-        tiles = torch.empty(*rows, total // 8, dtype=torch.int32, device="cuda")
-        counts = torch.empty(rows, dtype=torch.int32, device="cuda")
-        grad_out, out = (torch.empty(shape, dtype=case.dtype, device="cuda") for _ in range(2))
-        lse = torch.empty(case.batch, case.heads, tokens, device="cuda")
-        saved = [grad_out, out, lse] if case.backward else []
-        return render(program(case), *program_integers(case), q, k, v, *saved, tiles, counts)
+    shape = (case.batch, tokens, case.heads, case.width)
+    q, k, v = (torch.empty(shape, dtype=case.dtype, device="cuda").transpose(1, 2) for _ in range(3))
+    rows = (case.batch, case.heads, total)
+    tiles = torch.empty(*rows, total // 8, dtype=torch.int32, device="cuda")
+    counts = torch.empty(rows, dtype=torch.int32, device="cuda")
+    grad_out, out = (torch.empty(shape, dtype=case.dtype, device="cuda") for _ in range(2))
+    lse = torch.empty(case.batch, case.heads, tokens, device="cuda")
+    saved = [grad_out, out, lse] if case.backward else []
+    return program(case), (*program_integers(case), q, k, v, *saved, tiles, counts)
 
 
 def render_method() -> Program:
@@ -92,16 +97,6 @@ def render_method() -> Program:
     with FakeTensorMode():
         tensors = (torch.empty(1, 864, 2, 64, dtype=torch.bfloat16, device="cuda") for _ in range(4))
         return render(run, *tensors)
-
-
-def render_select(rows: int) -> Program:
-    """Scores of 12 heads, of which an eighth is kept."""
-
-    def run(scores: Tensor) -> Any:
-        return torch.ops.vsa.select(scores, rows // 8)
-
-    with FakeTensorMode():
-        return render(run, torch.empty(1, 12, rows, rows, device="cuda"))
 
 
 def render_autotuned(folder: Path, case: Case) -> None:
@@ -154,12 +149,12 @@ def _render_golden(name: str) -> Program:
     """The program that GOLDEN calls so."""
     if name == "method":
         return render_method()
-    if name.startswith("select_of_"):
-        return render_select(int(name.removeprefix("select_of_")))
-    launches = {case.name: case for case in LAUNCHES}
-    if name in launches:
-        return render_launch(launches[name])
-    return render_case({case.name: case for case in CASES + BACKWARD}[name])
+    cases = {case.name: case for case in CASES + BACKWARD}
+    if name in cases:
+        return render_case(cases[name])
+    with FakeTensorMode():
+        function, arguments = launch_of(name)
+        return render(function, *arguments)
 
 
 def render_golden(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """CPU kernels: the C++ of kernel.cpp where it can run, ATen elsewhere.
 
 The environment variable VSA_COMPILE_CPU=aten, read at every call, turns the C++ off.
-May be imported by everything above ops; imports aten, grid and torch_compat.
+May be imported by everything above ops; imports aten, ops and torch_compat.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.library import Library
 
 from .. import aten
-from ..grid import Grid, TileGrid
-from ..ops import witness
+from ..ops import consistent, witness
 from . import loader
 from .loader import Call, Kernel, View
 
@@ -36,31 +35,7 @@ def _kernel_for(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> Kernel | None:
     tile, q_tile = site[3], site[9] if len(site) > 9 else None
     most = max(math.prod(tile), math.prod(q_tile or tile))
     fits = q.shape[-1] % 16 == 0 and q.shape[-1] <= MOST_WIDTH and most <= MOST_TILE_TOKENS
-    return _allowed(q.dtype) if fits and _consistent(q, k, v, *site) else None
-
-
-def _consistent(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int],
-                tile: Sequence[int], q_start: int, kv_start: int, key_padding: Tensor | None, _scale: float,
-                q_grid: Sequence[int] | None = None,
-                q_tile: Sequence[int] | None = None) -> bool:  # fmt: skip
-    """Whether all shapes agree. The kernel follows pointers; ATen answers a wrong shape with a message."""
-    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
-    rows = boxes if not q_grid or not q_tile else TileGrid(Grid(*q_grid), tuple(q_tile))  # pyright: ignore[reportArgumentType]
-    lists, video = (*q.shape[:2], rows.tiles), boxes.grid.tokens
-    paddings = ((1, k.shape[2]), (k.shape[0], k.shape[2]))
-    return (
-        q.numel() > 0
-        and k.numel() > 0
-        and q.dtype == k.dtype == v.dtype
-        and k.shape == v.shape
-        and q.shape[::3] == k.shape[::3]
-        and q.shape[1] % k.shape[1] == 0
-        and tiles.shape[:-1] == counts.shape == lists
-        and tiles.dtype == counts.dtype == torch.int32
-        and 0 <= q_start <= q.shape[2] - rows.grid.tokens
-        and 0 <= kv_start <= k.shape[2] - video
-        and (key_padding is None or (key_padding.shape in paddings and key_padding.dtype == torch.bool))
-    )
+    return _allowed(q.dtype) if fits and consistent(q, k, v, *site) else None
 
 
 def select(

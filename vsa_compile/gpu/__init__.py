@@ -1,13 +1,20 @@
 """GPU kernels: Triton templates that Inductor renders, with our epilogues fused in.
 
-Importing this loads neither triton nor Inductor; `register` does, right before a compilation.
-May be imported by backend; imports ops, torch_compat, grid.
+    attend, backward, selection   what a leaf operator launches: templates, inputs, constants, sizes
+    graph   where that goes under Inductor     lowering   tells Inductor so
+    launch  where it goes in eager mode        eager      tells torch so; plain renders without Inductor
+
+Importing this loads neither triton nor Inductor; `register` does, right before a compilation, and `eager`
+loads triton at its first call.
+May be imported by backend; imports ops, torch_compat, aten.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+
+from . import eager  # noqa: F401 - its kernels register themselves
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +24,7 @@ def register() -> bool:
     """Teach Inductor our leaf operators; call before every compilation, all calls but the first are free.
 
     False, after one warning, if this torch's template interface is not what we know: the operators
-    then run through their eager implementation, which is correct and slower.
+    then run as they do in eager mode, the same kernels with nothing fused into them.
     """
     try:
         from .lowering import register_leaves
@@ -26,7 +33,8 @@ def register() -> bool:
     except Exception:
         _log.warning(
             "Inductor's template interface of this torch is unknown to vsa_compile: the sparse kernels "
-            "run through chunked ATen, which is slower. Please report the torch version and this trace.",
+            "run as plain Triton kernels, as in eager mode, with nothing fused into them. Please report the "
+            "torch version and this trace.",
             exc_info=True,
         )
         return False

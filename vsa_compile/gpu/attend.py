@@ -1,6 +1,6 @@
 """Lowers vsa::attend to its template, attend_fwd: one kernel, gate and coarse fused into its store.
 
-Imported by lowering; imports torch_compat, call, configs, templates.
+Imported by lowering and eager; imports call, configs, examples, templates.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from .. import torch_compat as compat
 from . import examples
 from .call import Call
 from .configs import choices
-from .templates import template
+from .templates import Template
 
 
 def _programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
@@ -22,21 +21,21 @@ def _programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdi
     return batch * heads * blocks, 1, 1
 
 
-def make_templates() -> Any:
-    return template("attend_fwd", _programs)
+_FORWARD = Template("attend_fwd", _programs)
+TEMPLATES = (_FORWARD,)
 
 
-def unsupported(*arguments: Any) -> str | None:
+def unsupported(ir: Any, *arguments: Any, **packed: Any) -> str | None:
     """Why the template cannot serve this call; None if it can."""
-    return Call(*arguments).unsupported()
+    return Call(ir, *arguments, **packed).unsupported()
 
 
-def lower(*arguments: Any) -> tuple[Any, Any, Any]:
+def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
     """out (B, Nq, H, D), lse and the witness of the grid."""
-    call = Call(*arguments)
+    call = Call(ir, *arguments, **packed)
     q, (batch, heads) = call.q, call.heads
     device, dtype = q.get_device(), q.get_dtype()
-    lse = compat.new_buffer((batch, heads, call.q_tokens), torch.float32, device)
+    lse = ir.new_buffer((batch, heads, call.q_tokens), torch.float32, device)
     full = examples.counts_like(call.tiles)
     inputs = [q, call.k, call.v, lse, call.tiles, call.counts, *call.trailing_inputs()]
     constants = {
@@ -45,12 +44,12 @@ def lower(*arguments: Any) -> tuple[Any, Any, Any]:
         "HAS_OTHER_ROWS": call.has_other_queries,
         "HAS_OTHER_KEYS": call.has_other_queries or call.has_other_keys,
     }
-    out = compat.template_buffer(
-        make_templates(), inputs, mutated=[lse], size=(batch, call.q_tokens, heads, call.width), dtype=dtype,
+    out = ir.template_buffer(
+        _FORWARD, inputs, mutated=[lse], size=(batch, call.q_tokens, heads, call.width), dtype=dtype,
         device=device, launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
         configs=call.launches(choices("forward", device, dtype, call.width), (q, call.k, call.v)),
         # 6, SITE, is 5 under another shape
         examples={4: examples.lists_among(call.kv_tiles), 5: full, 6: full},
     )  # fmt: skip
     # A recompute under another grid is noticed by the shape of this; it has no elements.
-    return out, lse, compat.new_buffer((*call.grid, 0), dtype, device)
+    return out, lse, ir.new_buffer((*call.grid, 0), dtype, device)

@@ -5,7 +5,7 @@
     rank_columns     the key tiles, the most listed first
     attend_dkdv      the gradients of k and v, by the transposed lists, in that order
 
-Imported by lowering; imports torch_compat, call, configs, examples, templates.
+Imported by lowering and eager; imports call, configs, examples, templates.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from .. import torch_compat as compat
 from . import examples
 from .call import Call
 from .configs import choices
-from .templates import template
+from .templates import Template
 
 _COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 searches a thread
 _RANKS = {"COLS": 32, "num_warps": 4, "num_stages": 1}
@@ -38,42 +37,38 @@ def _column_programs(lines: Any, columns: Any, meta: Any, *, cdiv: Any) -> tuple
     return lines * cdiv(columns, meta["COLS"]), 1, 1
 
 
-def make_templates() -> tuple[Any, Any, Any, Any]:
-    return (
-        template("attend_dq", _dq_programs),
-        template("transpose_lists", _column_programs),
-        template("rank_columns", _column_programs),
-        template("attend_dkdv", _dkdv_programs),
-    )
+_DQ = Template("attend_dq", _dq_programs)
+_TRANSPOSE = Template("transpose_lists", _column_programs)
+_RANK = Template("rank_columns", _column_programs)
+_DKDV = Template("attend_dkdv", _dkdv_programs)
+TEMPLATES = (_DQ, _TRANSPOSE, _RANK, _DKDV)
 
 
 def _split(
-    grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any
+    ir: Any, grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any, **packed: Any
 ) -> tuple[Call, Any, Any, Any]:
     witness = 8  # among the rest; no template reads it
-    return Call(q, k, v, *rest[:witness], *rest[witness + 1 :]), grad_out, out, lse
+    return Call(ir, q, k, v, *rest[:witness], *rest[witness + 1 :], **packed), grad_out, out, lse
 
 
-def unsupported(*arguments: Any) -> str | None:
+def unsupported(ir: Any, *arguments: Any, **packed: Any) -> str | None:
     """Why the templates cannot serve this call; None if they can."""
-    call, grad_out, _, _ = _split(*arguments)
+    call, grad_out, _, _ = _split(ir, *arguments, **packed)
     if grad_out.get_dtype() != call.q.get_dtype():
         return f"the gradient is {grad_out.get_dtype()}, q is {call.q.get_dtype()}"
     return call.unsupported()
 
 
-def lower(*arguments: Any) -> tuple[Any, Any, Any]:
+def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
     """grad_q, grad_k and grad_v, (B, N, H, D)."""
-    call, grad_out, out, lse = _split(*arguments)
-    dq, transpose, rank, dkdv = make_templates()
-    lse = compat.contiguous(lse)
-    delta = compat.new_buffer((*call.heads, call.q_tokens), torch.float32, call.q.get_device())
-    grad_q = _grad_q(dq, call, grad_out, out, lse, delta)
-    columns = _columns(transpose, rank, call)
-    return grad_q, *_grad_k_and_v(dkdv, call, grad_out, lse, delta, columns)
+    call, grad_out, out, lse = _split(ir, *arguments, **packed)
+    lse = ir.contiguous(lse)
+    delta = ir.new_buffer((*call.heads, call.q_tokens), torch.float32, call.q.get_device())
+    grad_q = _grad_q(call, grad_out, out, lse, delta)
+    return grad_q, *_grad_k_and_v(call, grad_out, lse, delta, _columns(call))
 
 
-def _grad_q(template: Any, call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
+def _grad_q(call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
     q, (batch, heads) = call.q, call.heads
     device, dtype, full = q.get_device(), q.get_dtype(), examples.counts_like(call.tiles)
     constants = {
@@ -82,8 +77,8 @@ def _grad_q(template: Any, call: Call, grad_out: Any, out: Any, lse: Any, delta:
         "HAS_OTHER_ROWS": call.has_other_queries,
         "HAS_OTHER_KEYS": call.has_other_queries or call.has_other_keys,
     }
-    return compat.template_buffer(
-        template,
+    return call.ir.template_buffer(
+        _DQ,
         [grad_out, q, call.k, call.v, out, lse, delta, call.tiles, call.counts, *call.trailing_inputs()],
         mutated=[delta], size=(batch, call.q_tokens, heads, call.width), dtype=dtype, device=device,
         launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
@@ -93,29 +88,29 @@ def _grad_q(template: Any, call: Call, grad_out: Any, out: Any, lse: Any, delta:
     )  # fmt: skip
 
 
-def _columns(transpose: Any, rank: Any, call: Call) -> tuple[Any, Any, Any]:
+def _columns(call: Call) -> tuple[Any, Any, Any]:
     """starts, columns and order: the transposed lists, and the key tiles by how often they are listed."""
     (batch, heads), tiles, device = call.heads, call.kv_tiles, call.q.get_device()
     listed = call.q_tiles * call.tiles.get_size()[3]
-    columns = compat.new_buffer((batch, heads, listed), torch.int32, device)
-    starts = compat.template_buffer(
-        transpose, [call.tiles, call.counts, columns], mutated=[columns], size=(batch, heads, tiles + 1),
+    columns = call.ir.new_buffer((batch, heads, listed), torch.int32, device)
+    starts = call.ir.template_buffer(
+        _TRANSPOSE, [call.tiles, call.counts, columns], mutated=[columns], size=(batch, heads, tiles + 1),
         dtype=torch.int32, device=device, launch=(batch * heads, tiles + 1), constants={}, configs=[_COLUMNS],
     )  # fmt: skip
-    order = compat.template_buffer(
-        rank, [starts], mutated=[], size=(batch, call.kv_heads, tiles), dtype=torch.int32, device=device,
+    order = call.ir.template_buffer(
+        _RANK, [starts], mutated=[], size=(batch, call.kv_heads, tiles), dtype=torch.int32, device=device,
         launch=(batch * call.kv_heads, tiles), constants={"GROUPS": call.groups}, configs=[_RANKS],
     )  # fmt: skip
     return starts, columns, order
 
 
 def _grad_k_and_v(
-    template: Any, call: Call, grad_out: Any, lse: Any, delta: Any, columns: tuple[Any, Any, Any]
+    call: Call, grad_out: Any, lse: Any, delta: Any, columns: tuple[Any, Any, Any]
 ) -> tuple[Any, Any]:
     batch, kv_heads = call.heads[0], call.kv_heads
     device, dtype = call.q.get_device(), call.q.get_dtype()
     size = (batch, call.kv_tokens, kv_heads, call.width)
-    grad_v = compat.new_buffer(size, dtype, device)
+    grad_v = call.ir.new_buffer(size, dtype, device)
     constants = {
         **call.constants(),
         "RAW_SCALE": call.scale,
@@ -123,8 +118,8 @@ def _grad_k_and_v(
         "HAS_OTHER_QUERIES": call.has_other_queries or call.has_other_keys,
     }
     valid = examples.columns_like(call.tiles, call.kv_tiles)
-    grad_k = compat.template_buffer(
-        template,
+    grad_k = call.ir.template_buffer(
+        _DKDV,
         [grad_out, call.q, call.k, call.v, lse, delta, grad_v, *columns, *call.trailing_inputs()],
         mutated=[grad_v], size=size, dtype=dtype, device=device,
         launch=(batch, kv_heads, call.kv_tiles, call.other_keys), constants=constants,

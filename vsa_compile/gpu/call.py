@@ -1,6 +1,6 @@
 """One call of vsa::attend or vsa::attend_backward, as its templates see it.
 
-May be imported by the lowerings; imports torch_compat and configs.
+May be imported by the lowerings; imports configs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from .. import torch_compat as compat
 from .configs import Config, family, has_tma
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,8 +19,12 @@ _WIDEST_HEAD = 256
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments that forward and backward share, as Inductor IR; sizes may be symbolic."""
+    """The arguments that forward and backward share; sizes may be symbolic.
 
+    ir: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`).
+    """
+
+    ir: Any
     q: Any
     k: Any
     v: Any
@@ -43,7 +46,7 @@ class Call:
             return f"{dtype} has no tensor core path"
         if not dtype == self.k.get_dtype() == self.v.get_dtype():
             return "q, k and v have different dtypes"
-        if compat.static_size(width) > _WIDEST_HEAD:
+        if self.ir.static_size(width) > _WIDEST_HEAD:
             return f"head width {width} is above {_WIDEST_HEAD}"
         if not isinstance(self.scale, float) or self.scale <= 0:
             return f"the softmax scale is {self.scale}, not a positive constant"
@@ -61,7 +64,7 @@ class Call:
     @property
     def groups(self) -> int:
         """Query heads per key head."""
-        return compat.static_size(self.heads[1]) // compat.static_size(self.kv_heads)
+        return self.ir.static_size(self.heads[1]) // self.ir.static_size(self.kv_heads)
 
     @property
     def q_tokens(self) -> Any:
@@ -73,7 +76,7 @@ class Call:
 
     @property
     def width(self) -> int:
-        return compat.static_size(self.q.get_size()[-1])
+        return self.ir.static_size(self.q.get_size()[-1])
 
     @property
     def q_tiles(self) -> Any:
@@ -85,7 +88,7 @@ class Call:
         """Number of key tiles."""
         if self.q_grid is None:
             return self.q_tiles
-        return math.prod(compat.ceil_div(n, t) for n, t in zip(self.grid, self._tile, strict=True))
+        return math.prod(self.ir.ceil_div(n, t) for n, t in zip(self.grid, self._tile, strict=True))
 
     @property
     def other_queries(self) -> Any:
@@ -102,12 +105,12 @@ class Call:
         A template can name the sizes of its inputs and no other symbols, so the grid travels as a shape.
         A start may be 0, a size may not: hence + 1.
         """
-        site = compat.shape_carrier(
+        site = self.ir.shape_carrier(
             self.counts, (*self.grid, *self._q_grid, self.q_start + 1, self.kv_start + 1)
         )
         if self.key_padding is None:
             return [site]
-        return [site, compat.expanded(self.key_padding, (self.heads[0], self.kv_tokens))]
+        return [site, self.ir.expanded(self.key_padding, (self.heads[0], self.kv_tokens))]
 
     def constants(self) -> dict[str, Any]:
         """What is the same for all templates and configurations. HAS_*: there may be some."""
@@ -122,18 +125,18 @@ class Call:
             "GROUPS": self.groups,
             "SCALE": self.scale * math.log2(math.e),
             "PRECISION": "'ieee'",
-            "ALL_REAL": _all_real(self.grid, tile),
-            "ALL_ROWS_REAL": _all_real(self._q_grid, q_tile),
+            "ALL_REAL": self._all_real(self.grid, tile),
+            "ALL_ROWS_REAL": self._all_real(self._q_grid, q_tile),
             "HAS_PADDING": self.key_padding is not None,
         }
 
     @property
     def has_other_queries(self) -> bool:
-        return not compat.surely(self.other_queries, 0)
+        return not self.ir.surely(self.other_queries, 0)
 
     @property
     def has_other_keys(self) -> bool:
-        return not compat.surely(self.other_keys, 0)
+        return not self.ir.surely(self.other_keys, 0)
 
     @property
     def _q_grid(self) -> Any:
@@ -141,18 +144,23 @@ class Call:
 
     @property
     def _tile(self) -> tuple[int, ...]:
-        return tuple(compat.static_size(n) for n in self.tile)
+        return tuple(self.ir.static_size(n) for n in self.tile)
 
     @property
     def _q_tile(self) -> tuple[int, ...]:
-        return self._tile if self.q_tile is None else tuple(compat.static_size(n) for n in self.q_tile)
+        return self._tile if self.q_tile is None else tuple(self.ir.static_size(n) for n in self.q_tile)
+
+    def _all_real(self, grid: Any, tile: tuple[int, ...]) -> bool:
+        """Whether every slot of every tile is a token."""
+        whole = all(self.ir.surely(n % t, 0) for n, t in zip(grid, tile, strict=True))
+        return slots(tile) == math.prod(tile) and whole
 
     def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:
         """The constants that configurations stand for, each once; blocks are never larger than a tile.
 
         read: the tensors whose tiles the kernel reads in its loop.
         """
-        maps = has_tma(self.q.get_device()) and all(map(compat.has_tensor_map, read))
+        maps = all(map(self.ir.has_tensor_map, read)) and has_tma(self.q.get_device())
         return list({tuple(one.items()): one for one in (self._launch(x, maps) for x in configs)}.values())
 
     def _launch(self, config: Config, maps: bool) -> dict[str, Any]:
@@ -170,12 +178,6 @@ class Call:
 def slots(tile: tuple[int, ...]) -> int:
     """Places of a tile in a kernel: its tokens, rounded up to a power of two."""
     return power_of_two(math.prod(tile))
-
-
-def _all_real(grid: Any, tile: tuple[int, ...]) -> bool:
-    """Whether every slot of every tile is a token."""
-    whole = all(compat.surely(n % t, 0) for n, t in zip(grid, tile, strict=True))
-    return slots(tile) == math.prod(tile) and whole
 
 
 def _is_box(tile: tuple[int, ...], block: int) -> bool:

@@ -8,6 +8,7 @@ May be imported by the lowerings; imports only the standard library and torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +29,13 @@ class Config:
     tma: bool = True
 
 
+Launch = tuple[int, int, int, int]
 Row = tuple[int, tuple[Config, ...]]  # head width up to, configurations
 
 
-def _row(width: int, *configs: tuple[int, int, int, int] | tuple[int, int, int, int, bool]) -> Row:
-    """Configurations as (block_q, block_k, num_warps, num_stages) and, for pointers alone, False."""
-    return width, tuple(Config(*config) for config in configs)
+def _row(width: int, *configs: Launch, pointers: Sequence[Launch] = ()) -> Row:
+    """Configurations as (block_q, block_k, num_warps, num_stages); `pointers` are those without tensor maps."""
+    return width, (*(Config(*x) for x in configs), *(Config(*x, tma=False) for x in pointers))
 
 
 # Wherever no family below says better: 99 KiB of shared memory. 64 rows are one warp group of matrix
@@ -42,16 +44,16 @@ def _row(width: int, *configs: tuple[int, int, int, int] | tuple[int, int, int, 
 # under tensor maps, which keep the fp32 query block in registers.
 _ANY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
     ("forward", 2): (_row(128, (64, 64, 4, 2), (64, 32, 4, 2)), _row(256, (64, 32, 4, 2))),
-    ("forward", 4): (_row(128, (64, 32, 8, 2, False)), _row(256, (32, 16, 8, 2, False))),
+    ("forward", 4): (_row(128, pointers=[(64, 32, 8, 2)]), _row(256, pointers=[(32, 16, 8, 2)])),
     ("dq", 2): (
         _row(64, (64, 64, 4, 2), (64, 64, 4, 1)),
         _row(128, (64, 32, 4, 2), (64, 64, 8, 2)),
         _row(256, (64, 32, 8, 1)),
     ),
     ("dq", 4): (
-        _row(64, (64, 32, 8, 2, False)),
-        _row(128, (32, 16, 8, 2, False)),
-        _row(256, (16, 16, 8, 2, False)),
+        _row(64, pointers=[(64, 32, 8, 2)]),
+        _row(128, pointers=[(32, 16, 8, 2)]),
+        _row(256, pointers=[(16, 16, 8, 2)]),
     ),
     ("dkdv", 2): (
         _row(64, (32, 64, 4, 2), (64, 64, 8, 2)),
@@ -59,9 +61,9 @@ _ANY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
         _row(256, (16, 32, 8, 1)),
     ),
     ("dkdv", 4): (
-        _row(64, (16, 64, 8, 2, False)),
-        _row(128, (16, 32, 8, 2, False)),
-        _row(256, (16, 16, 8, 2, False)),
+        _row(64, pointers=[(16, 64, 8, 2)]),
+        _row(128, pointers=[(16, 32, 8, 2)]),
+        _row(256, pointers=[(16, 16, 8, 2)]),
     ),
 }
 # 163 KiB of shared memory and more; matrix instructions of Hopper and Blackwell read it, so that more
@@ -69,18 +71,18 @@ _ANY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
 _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
     ("forward", "ampere", 2): (_row(256, (64, 64, 4, 2), (64, 64, 4, 3)),),
     ("forward", "hopper", 2): (
-        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3), (64, 64, 4, 2, False)),
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3), pointers=[(64, 64, 4, 2)]),
         _row(256, (64, 64, 4, 2)),
     ),
     ("forward", "blackwell", 2): (
-        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3), (64, 64, 4, 2, False)),
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3), pointers=[(64, 64, 4, 2)]),
         _row(256, (64, 64, 4, 2)),
     ),
     # Its matrix instructions take registers alone, where a query block out of a tensor map stays: it spills.
     ("forward", "geforce_blackwell", 2): (
-        _row(64, (64, 64, 4, 2), (64, 64, 4, 2, False)),
-        _row(128, (64, 64, 4, 2, False), (64, 32, 4, 2, False)),
-        _row(256, (64, 32, 4, 2, False)),
+        _row(64, (64, 64, 4, 2), pointers=[(64, 64, 4, 2)]),
+        _row(128, pointers=[(64, 64, 4, 2), (64, 32, 4, 2)]),
+        _row(256, pointers=[(64, 32, 4, 2)]),
     ),
     ("dq", "ampere", 2): (
         _row(64, (64, 64, 4, 2), (64, 64, 4, 1)),
@@ -88,13 +90,13 @@ _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
         _row(256, (64, 32, 8, 2)),
     ),
     ("dq", "hopper", 2): (
-        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 2), (64, 64, 4, 2, False)),
+        _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 2), pointers=[(64, 64, 4, 2)]),
         _row(256, (64, 32, 8, 2), (64, 32, 4, 2)),
     ),
     ("dq", "blackwell", 2): (_row(128, (64, 64, 4, 2), (64, 64, 4, 1)), _row(256, (64, 32, 8, 2))),
     ("dq", "geforce_blackwell", 2): (
-        _row(64, (64, 32, 4, 2), (64, 64, 4, 2, False)),
-        _row(128, (64, 32, 4, 2), (64, 64, 8, 2, False)),
+        _row(64, (64, 32, 4, 2), pointers=[(64, 64, 4, 2)]),
+        _row(128, (64, 32, 4, 2), pointers=[(64, 64, 8, 2)]),
         _row(256, (64, 32, 8, 1)),
     ),
     ("dq", "amd", 2): (
@@ -108,8 +110,8 @@ _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
         _row(256, (32, 32, 8, 1)),
     ),
     ("dkdv", "hopper", 2): (
-        _row(64, (64, 64, 4, 1), (32, 64, 4, 2), (64, 64, 8, 2), (64, 64, 4, 1, False)),
-        _row(128, (32, 64, 4, 2), (32, 64, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2), (32, 64, 4, 2, False)),
+        _row(64, (64, 64, 4, 1), (32, 64, 4, 2), (64, 64, 8, 2), pointers=[(64, 64, 4, 1)]),
+        _row(128, (32, 64, 4, 2), (32, 64, 4, 1), (64, 64, 8, 2), (32, 64, 8, 2), pointers=[(32, 64, 4, 2)]),
         _row(256, (32, 32, 8, 1)),
     ),
     ("dkdv", "blackwell", 2): (

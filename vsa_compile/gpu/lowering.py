@@ -14,30 +14,31 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import torch_compat as compat
-from . import attend, backward, selection
+from . import attend, backward, graph, selection
+from .templates import Template
 
 _log = logging.getLogger("vsa_compile.gpu")
 
 
 class Leaf(NamedTuple):
-    """How one operator is lowered; `unsupported` and `lower` take its arguments as Inductor IR."""
+    """How one operator is lowered; `unsupported` and `lower` take `graph` or `launch`, and its arguments."""
 
     name: str
-    make_templates: Callable[[], Any]
+    templates: tuple[Template, ...]
     unsupported: Callable[..., str | None]
     lower: Callable[..., Any]
 
 
 LEAVES = tuple(
-    Leaf(name, module.make_templates, module.unsupported, module.lower)
+    Leaf(name, module.TEMPLATES, module.unsupported, module.lower)
     for name, module in (("select", selection), ("attend", attend), ("attend_backward", backward))
 )
 
 
 def register_leaves() -> None:
     """Make Inductor lower all leaves; raises, before it changes any, where its template interface differs."""
-    for leaf in LEAVES:
-        leaf.make_templates()
+    for template in (template for leaf in LEAVES for template in leaf.templates):
+        graph.inductor_template(template)
     for leaf in LEAVES:
         operator = getattr(torch.ops.vsa, leaf.name).default
         eager = compat.eager_lowering(operator)
@@ -45,20 +46,27 @@ def register_leaves() -> None:
 
 
 def lower(leaf: Leaf, eager: Callable, *arguments: Any, **more: Any) -> Any:
-    """The results of the operator as Inductor IR: by templates where they serve, else eagerly."""
+    """The results of the operator as Inductor IR: by templates where they serve, else eagerly.
+
+    more: arguments with a default, by name. Inductor spells them out once it has compiled the operator
+    without us.
+    """
     if arguments[0].get_device().type not in ("cuda", "xpu"):
         return eager(*arguments, **more)
-    reason = leaf.unsupported(*arguments, **more)
+    reason = leaf.unsupported(graph, *arguments, **more)
     if reason is None:
         try:
-            return leaf.lower(*arguments, **more)
+            return leaf.lower(graph, *arguments, **more)
         except Exception:
-            reason = "its templates do not lower on this torch"
-            _warn_once(leaf.name, reason)
-    _log.info("vsa::%s runs through chunked ATen: %s", leaf.name, reason)
+            _warn_once(leaf.name)
+    else:
+        _log.info("vsa::%s runs through chunked ATen: %s", leaf.name, reason)
     return eager(*arguments, **more)
 
 
 @functools.cache
-def _warn_once(name: str, reason: str) -> None:
-    _log.warning("vsa::%s runs through chunked ATen, which is slower: %s", name, reason, exc_info=True)
+def _warn_once(name: str) -> None:
+    _log.warning(
+        "the templates of vsa::%s do not lower on this torch: it runs as plain Triton kernels, as in eager "
+        "mode, with nothing fused into them", name, exc_info=True,
+    )  # fmt: skip

@@ -1,6 +1,6 @@
 """Lowers vsa::select to its template: one kernel that writes ascending lists and their counts.
 
-Imported by lowering; imports torch_compat, call, templates.
+Imported by lowering and eager; imports call, templates.
 """
 
 from __future__ import annotations
@@ -9,23 +9,22 @@ from typing import Any
 
 import torch
 
-from .. import torch_compat as compat
 from .call import power_of_two, too_old
-from .templates import template
+from .templates import Template
 
 _LONGEST = 8192  # scores of a row that stay in registers: 32 of each thread of 8 warps
 _STEP = 2048  # scores per step of a longer row, or of one whose length is symbolic
 
 
-def _programs(rows: Any, meta: Any) -> tuple:
+def _programs(rows: Any, meta: Any, *, cdiv: Any) -> tuple:
     return rows, 1, 1
 
 
-def make_templates() -> Any:
-    return template("select", _programs)
+_SELECT = Template("select", _programs)
+TEMPLATES = (_SELECT,)
 
 
-def unsupported(scores: Any, at_most: Any, threshold: Any = None, count: Any = None) -> str | None:
+def unsupported(_ir: Any, scores: Any, at_most: Any, threshold: Any = None, count: Any = None) -> str | None:
     """Why the template cannot serve this call; None if it can."""
     if scores.get_dtype() != torch.float32:
         return f"the scores are {scores.get_dtype()}, not torch.float32"
@@ -38,15 +37,15 @@ def unsupported(scores: Any, at_most: Any, threshold: Any = None, count: Any = N
     return too_old(scores.get_device())
 
 
-def lower(scores: Any, at_most: Any, threshold: Any = None, count: Any = None) -> tuple[Any, Any]:
+def lower(ir: Any, scores: Any, at_most: Any, threshold: Any = None, count: Any = None) -> tuple[Any, Any]:
     """tiles (B, H, M, at_most) and counts (B, H, M), int32."""
     batch, heads, rows, length = scores.get_size()
     device = scores.get_device()
-    whole = compat.is_static(length) and int(length) <= _LONGEST
+    whole = ir.is_static(length) and int(length) <= _LONGEST
     block = power_of_two(int(length), 32) if whole else _STEP
-    tiles = compat.new_buffer((batch, heads, rows, at_most), torch.int32, device)
-    counts = compat.template_buffer(
-        make_templates(), [scores, tiles, *(x for x in (threshold, count) if x is not None)],
+    tiles = ir.new_buffer((batch, heads, rows, at_most), torch.int32, device)
+    counts = ir.template_buffer(
+        _SELECT, [scores, tiles, *(x for x in (threshold, count) if x is not None)],
         mutated=[tiles], size=(batch, heads, rows), dtype=torch.int32, device=device,
         launch=(batch * heads * rows,),
         constants={

@@ -1,6 +1,6 @@
 """Finds the kernel templates: inside an installed wheel, or at the top of a source tree.
 
-May be imported by the lowerings and backend (which hashes the files); imports torch_compat.
+May be imported by the lowerings and backend (which hashes the files); imports the standard library.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from .. import torch_compat as compat
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +42,17 @@ def template_source(name: str) -> str:
     return (template_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
 
 
-def template(name: str, programs: Callable) -> Any:
-    """Template `name` with the shared functions appended; `programs` computes its launch grid."""
-    source = template_source(name) + template_source("notation")
-    return compat.triton_template(f"vsa_{name}", programs, source)
+class Template(NamedTuple):
+    """A kernel's template.
+
+    programs(*sizes, meta, cdiv=...) -> its launch grid (x, y, z), of the sizes that a call names and of the
+    constants of its configuration.
+    """
+
+    name: str
+    programs: Callable[..., tuple]
+
+    @property
+    def source(self) -> str:
+        """Its text, with the shared functions appended."""
+        return template_source(self.name) + template_source("notation")

@@ -49,6 +49,7 @@ from .sizes import (
     shape_environment,
     size_expression,
     size_hint,
+    surely_true,
     symbol_of,
 )
 
@@ -90,6 +91,7 @@ __all__ = [
     "size_hint",
     "static_size",
     "surely",
+    "surely_true",
     "symbol_of",
     "template_buffer",
     "triton_template",

@@ -77,6 +77,13 @@ def known_equal(a: Any, b: Any) -> bool:
     return guard_or_false(a == b)
 
 
+def surely_true(comparison: bool | torch.SymBool) -> bool:
+    """Whether a comparison of sizes holds whenever the graph runs. Adds no guard. Checked on torch 2.13."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return comparison if isinstance(comparison, bool) else statically_known_true(comparison)
+
+
 def symbol_of(example: Any) -> sympy.Symbol | None:
     """The symbol that a SymInt consists of, if it is a bare one. Checked on torch 2.13."""
     expression = example.node.expr if isinstance(example, torch.SymInt) else None
