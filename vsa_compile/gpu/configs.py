@@ -34,7 +34,7 @@ Row = tuple[int, tuple[Config, ...]]  # head width up to, configurations
 
 
 def _row(width: int, *configs: Launch, pointers: Sequence[Launch] = ()) -> Row:
-    """Configurations as (block_q, block_k, num_warps, num_stages); `pointers` are those without tensor maps."""
+    """Configurations as (block_q, block_k, num_warps, num_stages); `pointers`: those without tensor maps."""
     return width, (*(Config(*x) for x in configs), *(Config(*x, tma=False) for x in pointers))
 
 
