@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import pytest
 import torch
+from compare import assert_same_output
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -80,6 +81,14 @@ def test_a_plain_kernel_and_inductors_give_the_same_bits(
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seeded_fault_is_noticed(name: str, plain_results: Path):
     assert wrong(BY_NAME[FAULTS[name].noticed_by], torch.load(plain_results / f"{name}.pt")) is not None
+
+
+def test_gradients_flow_through_eager_calls(plain_results: Path):
+    """The same as by the kernels of the CPU."""
+    got, wanted, launched = torch.load(plain_results / "eager_training.pt")
+    assert launched == ["select", "attend_fwd", "attend_dq", "transpose_lists", "rank_columns", "attend_dkdv"]
+    for x, y in zip(got, wanted, strict=True):
+        assert_same_output(x, y)
 
 
 @pytest.mark.gpu
