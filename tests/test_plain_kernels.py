@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import pytest
 import torch
+from compare import assert_same_output
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -81,6 +82,14 @@ def test_a_plain_kernel_and_inductors_give_the_same_bits(
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seeded_fault_is_noticed(name: str, plain_results: Path):
     assert wrong(BY_NAME[FAULTS[name].noticed_by], torch.load(plain_results / f"{name}.pt")) is not None
+
+
+def test_gradients_flow_through_eager_calls(plain_results: Path):
+    """The same as by the kernels of the CPU."""
+    got, wanted, launched = torch.load(plain_results / "eager_training.pt")
+    assert launched == ["select", "attend_fwd", "attend_dq", "transpose_lists", "rank_columns", "attend_dkdv"]
+    for x, y in zip(got, wanted, strict=True):
+        assert_same_output(x, y)
 
 
 @pytest.mark.gpu
@@ -240,7 +249,7 @@ def test_a_served_call_runs_the_triton_kernels(on_a_gpu: pytest.MonkeyPatch, cap
 
 @pytest.mark.quick
 def test_an_unsupported_call_runs_aten_after_one_line(on_a_gpu: pytest.MonkeyPatch, caplog):
-    on_a_gpu.setattr(eager, "operator", lambda _: 1 / 0)
+    on_a_gpu.setattr(eager, "operator", lambda _: lambda *_: "the kernels")
     arguments = attend_arguments(torch.float64)
     for _ in range(2):
         assert same(eager.run("attend", *arguments), aten.attend(*arguments))
@@ -262,7 +271,7 @@ def test_an_unsupported_call_runs_aten_after_one_line(on_a_gpu: pytest.MonkeyPat
     ids=lambda changed: next(iter(changed)),
 )
 def test_a_call_that_does_not_fit_together_reaches_no_kernel(changed: dict, on_a_gpu: pytest.MonkeyPatch):
-    on_a_gpu.setattr(eager, "operator", lambda _: 1 / 0)
+    on_a_gpu.setattr(eager, "operator", lambda _: lambda *_: "the kernels")
     on_a_gpu.setitem(eager.LEAVES, "attend", eager.LEAVES["attend"]._replace(chunked=lambda *_: "ATen"))
     assert eager.run("attend", *attend_arguments(**changed)) == "ATen"
 

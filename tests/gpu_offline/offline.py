@@ -83,16 +83,24 @@ def measured(name: str, target: str, kind: str, compiled: Any, seconds: float) -
 
 
 def _nvidia(compiled: Any) -> tuple[int, int, dict[str, int]]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-        code = _run("nvdisasm", "-c", file.name)
+    usage, code = _tool(compiled, "cuobjdump", "--dump-resource-usage"), disassembled(compiled)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found is not None, usage
     registers, stack, local = map(int, found.groups())
     counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in _INSTRUCTIONS}
     return registers, stack + local, {name: count for name, count in counts.items() if count}
+
+
+def disassembled(compiled: Any) -> str:
+    """The machine code of a kernel for NVIDIA, as text."""
+    return _tool(compiled, "nvdisasm", "-c")
+
+
+def _tool(compiled: Any, tool: str, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        return _run(tool, option, file.name)
 
 
 def _amd(compiled: Any) -> tuple[int, int, dict[str, int]]:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import vsa_compile  # noqa: F401 - defines torch.ops.vsa
+import vsa_compile
 from gpu_offline.cases import Case
 from gpu_offline.fake_cuda import fake_cuda
 from gpu_offline.faults import Fault
@@ -36,7 +36,7 @@ from gpu_offline.program import Program
 from gpu_offline.selections import SELECTIONS, Selection
 from gpu_offline.tables import ALL
 from vsa_compile import gpu, torch_compat
-from vsa_compile.gpu import configs, eager, graph, launch, plain
+from vsa_compile.gpu import call, configs, eager, graph, launch, plain
 
 # What a rendered kernel could get wrong where the template is right.
 FAULTS = {
@@ -227,6 +227,39 @@ def interpret_all(folder: Path) -> None:
         except WroteBesideError as error:
             outcome = str(error)
         torch.save(outcome, folder / f"{name}.pt")
+    train_eagerly(folder)  # last, for it changes the operators
+
+
+def train_eagerly(folder: Path) -> None:
+    """A whole method by hand, forward and backward, where the leaves of the CPU are those of a GPU."""
+    library = torch.library.Library("vsa", "IMPL")
+    source = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 2, 4 * 5 * 6, 16, generator=source, requires_grad=True) for _ in range(4)]
+
+    def step() -> list[Tensor]:
+        q, k, v, gate = inputs
+        out = vsa_compile.attention(q, k, v, grid=(4, 5, 6), gate=gate, sparsity=0.5, tile=(2, 4, 4))
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
+
+    launched: list[str] = []
+
+    def interpret(name: str, kernel: Any, grid: tuple, arguments: dict[str, Any]) -> None:
+        kernel[grid](**arguments)
+        launched.append(name)
+
+    with contextlib.ExitStack() as stack:
+        for where, name, value in (
+            (configs, "family", lambda _: "hopper"),
+            (call, "family", lambda _: "hopper"),
+            (torch.accelerator, "device_index", lambda _: contextlib.nullcontext()),
+            (launch, "wrap_triton", lambda x: _Kernel(x, interpret)),
+        ):
+            stack.enter_context(mock.patch.object(where, name, value))
+        wanted = step()
+        for leaf in LEAVES:
+            library.impl(leaf, functools.partial(eager.run, leaf), "CPU", allow_override=True)
+        got = step()
+    torch.save([got, wanted, launched], folder / "eager_training.pt")
 
 
 def check_schemas(folder: Path) -> None:

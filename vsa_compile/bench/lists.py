@@ -2,6 +2,7 @@
 
 random: every query tile lists tiles that nobody near it lists: the worst for caches.
 local: the nearest tiles, as a trained model's lists mostly are.
+same: all query tiles list the same random tiles: the best for caches.
 ragged: random, with 1 to 2 k - 1 tiles of a mean of k, as a threshold gives them.
 
 Notation: H heads, M tiles, Kcap width of the lists.
@@ -47,6 +48,8 @@ def make_lists(kind: str, density: float, boxes: TileGrid, heads: int, device: t
     shape = (1, heads, tiles)
     if kind == "local":
         ranks = _distances(boxes, device).expand(*shape, tiles)
+    elif kind == "same":
+        ranks = torch.rand(tiles, device=device, generator=source).expand(*shape, tiles)
     else:
         ranks = torch.rand(*shape, tiles, device=device, generator=source)
     counts = torch.full(shape, listed, dtype=torch.int32, device=device)

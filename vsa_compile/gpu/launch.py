@@ -18,7 +18,7 @@ from ..torch_compat import surely_true
 from . import plain
 from .templates import Template
 
-_LAUNCH_OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest of it are constants
+_OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest of it are constants
 _FARTHEST = 2**31 - 1  # what a 32-bit offset reaches
 
 
@@ -42,35 +42,17 @@ def values(arguments: tuple) -> list[Any]:
     return [Value(x) if isinstance(x, Tensor) else x for x in arguments]
 
 
-def template_buffer(
-    template: Template,
-    inputs: list[Value],
-    *,
-    mutated: list[Value],
-    size: tuple,
-    dtype: torch.dtype,
-    device: torch.device,
-    launch: tuple,
-    constants: dict[str, Any],
-    configs: list[dict[str, Any]],
-    examples: object = None,
-) -> Value:
+# --- What `graph` offers too ----------------------------------------------------------------------
+
+
+def template_buffer(template: Template, inputs: list[Value], **facts: Any) -> Value:
     """The contiguous output of a template. As with `torch_compat.template_buffer`, but nothing is timed.
 
     Raises ImportError without triton, and what triton raises where it cannot compile the kernel.
     """
-    options = {name: configs[0][name] for name in _LAUNCH_OPTIONS}
-    blocks = {name: value for name, value in configs[0].items() if name not in options}
-    output = new_buffer(size, dtype, device)
-    tensors = [x.tensor for x in (*inputs, output)]
-    wide = not all(surely_true(_reach(x) <= _FARTHEST) for x in tensors)
-    constants = {name: _constant(x) for name, x in (constants | blocks).items()}
-    source = _rendered(template, tuple(constants.items()), tuple(x.dim() for x in tensors[:-1]), wide)
-    named = dict(zip((*source.inputs, plain.OUTPUT), tensors, strict=True))
-    numbers = {str(number): _measure(named, number) for number in source.numbers}
-    grid = template.programs(*launch, meta=constants, cdiv=lambda a, b: (a + b - 1) // b)
-    wrap_triton(plain.load(source))[grid](**named, **numbers, **constants, **options)
-    return output
+    ready = prepared(template, inputs, **facts)
+    wrap_triton(plain.load(ready.source))[ready.grid](**ready.arguments)
+    return Value(ready.arguments[plain.OUTPUT])
 
 
 def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Value:
@@ -109,6 +91,43 @@ def has_tensor_map(x: Value) -> bool:
 
 def surely(expression: Any, value: int) -> bool:
     return surely_true(expression == value)
+
+
+# --- A launch -------------------------------------------------------------------------------------
+
+
+class Launch(NamedTuple):
+    """What a kernel is launched with: kernel[grid](**arguments). Its output is one of the arguments."""
+
+    source: plain.Source
+    grid: tuple
+    arguments: dict[str, Any]
+
+
+def prepared(
+    template: Template,
+    inputs: list[Value],
+    *,
+    mutated: list[Value],
+    size: tuple,
+    dtype: torch.dtype,
+    device: torch.device,
+    launch: tuple,
+    constants: dict[str, Any],
+    configs: list[dict[str, Any]],
+    examples: object = None,
+) -> Launch:
+    """The launch of `template_buffer`; the output is allocated."""
+    options = {name: configs[0][name] for name in _OPTIONS}
+    blocks = {name: value for name, value in configs[0].items() if name not in options}
+    constants = {name: _constant(x) for name, x in (constants | blocks).items()}
+    tensors = [x.tensor for x in (*inputs, new_buffer(size, dtype, device))]
+    wide = not all(surely_true(_reach(x) <= _FARTHEST) for x in tensors)
+    source = _rendered(template, tuple(constants.items()), tuple(x.dim() for x in tensors[:-1]), wide)
+    named = dict(zip((*source.inputs, plain.OUTPUT), tensors, strict=True))
+    numbers = {str(number): _measure(named, number) for number in source.numbers}
+    grid = template.programs(*launch, meta=constants, cdiv=lambda a, b: (a + b - 1) // b)
+    return Launch(source, grid, {**named, **numbers, **constants, **options})
 
 
 # --- Arguments of a kernel ------------------------------------------------------------------------

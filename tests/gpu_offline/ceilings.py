@@ -1,0 +1,74 @@
+"""Compiles the variants of benchmarks/ceilings.py for Hopper, on a machine without a GPU.
+
+    python -m gpu_offline.ceilings FOLDER
+
+writes FOLDER/ceilings.json: for every head width and variant the instructions of all its code, and those of
+its loop over the listed tiles.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gpu_offline.fake_cuda import fake_cuda
+from gpu_offline.offline import disassembled
+from gpu_offline.plain import machine_code
+from gpu_offline.rendering import TARGETS
+from vsa_compile.bench.lists import Lists
+from vsa_compile.gpu import plain
+from vsa_compile.grid import TileGrid
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import ceilings
+
+
+def instructions(lines: list[str]) -> dict[str, int]:
+    """How often each occurs, without its modifiers, but for the kinds of MUFU."""
+    code = (re.match(r"\s*/\*\w+\*/\s+(?:@\S+\s+)?([A-Z0-9]+)(\.[A-Z0-9]+)?", line) for line in lines)
+    return dict(Counter("".join(x.groups("")) if x[1] == "MUFU" else x[1] for x in code if x is not None))
+
+
+def loops(lines: list[str]) -> Iterator[list[str]]:
+    """From every label to a branch back to it."""
+    labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"(\.L_x_\d+):", line))}
+    for i, line in enumerate(lines):
+        target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        if target is not None and labels[target[1]] < i:
+            yield lines[labels[target[1]] : i + 1]
+
+
+def main(folder: Path) -> None:
+    boxes = TileGrid(ceilings.GRID, ceilings.TILE)
+    rows = (1, ceilings.HEADS, boxes.tiles)
+    found: dict[str, dict[str, Any]] = {}
+    with fake_cuda(TARGETS["sm_90"]), FakeTensorMode():
+        tiles = torch.empty(*rows, boxes.tiles // 8, dtype=torch.int32, device="cuda")
+        lists = Lists("random", 0.125, tiles, torch.empty(rows, dtype=torch.int32, device="cuda"))
+        for width in ceilings.WIDTHS:
+            shape = (1, ceilings.GRID.tokens, ceilings.HEADS, width)
+            q, k, v = (torch.empty(shape, dtype=torch.bfloat16, device="cuda").transpose(1, 2) for _ in "qkv")
+            ready = ceilings.forward(q, k, v, lists)
+            for name, variant in ceilings.VARIANTS.items():
+                kernel = plain.load(variant.of(ready.source))
+                lines = disassembled(machine_code(kernel, ready.grid, ready.arguments)).splitlines()
+                longest = max(loops(lines), key=len)
+                found[f"{name}, D {width}"] = {"all": instructions(lines), "loop": instructions(longest)}
+        read = {"X": tiles, plain.OUTPUT: tiles, "blocks": 960, "rounds": ceilings.ROUNDS}
+        read |= {"BLOCK": ceilings.BLOCK, "num_warps": 8}
+        lines = disassembled(machine_code(plain.load(ceilings.L2_READ), (1056,), read)).splitlines()
+        found["L2 read"] = {"all": instructions(lines), "loop": instructions(max(loops(lines), key=len))}
+    (folder / "ceilings.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
