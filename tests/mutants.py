@@ -84,7 +84,7 @@ KERNEL_MUTANTS = (
     Mutant("F8 backward", "scale +1 %", BACKWARD, "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
     Mutant("F9", "bf16 accumulator", FORWARD, "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
     Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN, "self.wide = torch.promote_types(k.dtype, torch.float32)", "self.wide = k.dtype", ATEN),
-    Mutant("F10", "pooled mean / E", SITE, "sums / self.real_tokens(x.device).to(sums.dtype)[:, None]", "sums / self.tiles.tile_tokens", SELECT),
+    Mutant("F10", "pooled mean / E", SITE, "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
     Mutant("F11", "one row zero", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) std::fill_n(rows.get(), c.width, 0.f);", CPP_FP32),
     Mutant("F12", "one element", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
     Mutant("F13", "index of another head", CALL, "int64_t row = (at.batch * c.heads + at.index) * query_tiles + g;", "int64_t row = (at.batch * c.heads) * query_tiles + g;", CPP_FP32),

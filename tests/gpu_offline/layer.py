@@ -1,4 +1,4 @@
-"""The attention half of a video transformer's block, as the rendered training graphs see it."""
+"""The attention half of a video transformer's block, which the rendered training graphs are of."""
 
 from __future__ import annotations
 
@@ -7,44 +7,35 @@ import torch.nn.functional as F
 from random_models import rope
 from torch import Tensor, nn
 
-GRID = (21, 30, 52)  # Wan 2.1's 480p: no axis but the last is a multiple of the tile
+GRID = (21, 30, 52)  # Wan 2.1 at 480p; of its axes only the last is a multiple of the tile
 HEADS, WIDTH = 12, 128
+TOKENS, CHANNELS = GRID[0] * GRID[1] * GRID[2], HEADS * WIDTH
 
 
 class Layer(nn.Module):
-    """Normed, modulated, projected, normed again and turned; SDPA; projected, gated and added to x.
+    """Normed, modulated, projected, normed again and turned; SDPA; projected, gated, added. (B, N, C) -> alike."""
 
-    x (B, N, C) -> alike. across: q and k are normed over all heads at once, as Wan does, not head by head.
-    """
-
-    def __init__(self, *, across: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        channels, normed = HEADS * WIDTH, HEADS * WIDTH if across else WIDTH
-        self.across = across
-        self.modulation = nn.Parameter(torch.zeros(3, channels))
-        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(channels, channels) for _ in range(4))
-        self.norm_q, self.norm_k = nn.RMSNorm(normed), nn.RMSNorm(normed)
+        self.modulation = nn.Parameter(torch.zeros(3, CHANNELS))
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(CHANNELS, CHANNELS) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         shift, scale, gate = self.modulation.unbind()
         hidden = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
-        q, k = self._turned(self.to_q(hidden), self.norm_q, cos, sin), self._turned(
-            self.to_k(hidden), self.norm_k, cos, sin
+        q, k, v = (project(hidden).unflatten(-1, (HEADS, WIDTH)) for project in (self.to_q, self.to_k, self.to_v))
+        q, k = (
+            rope.rotate("interleaved", norm(y), (cos, sin), tokens=1)
+            for norm, y in ((self.norm_q, q), (self.norm_k, k))
         )
-        v = self.to_v(hidden).unflatten(-1, (HEADS, WIDTH))
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        seen = F.scaled_dot_product_attention(q, k, v)
+        seen = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)))
         return x + gate * self.to_out(seen.transpose(1, 2).flatten(2))
 
-    def _turned(self, x: Tensor, norm: nn.Module, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, H, D), normed, with the position in it."""
-        heads = (HEADS, WIDTH)
-        x = norm(x).unflatten(-1, heads) if self.across else norm(x.unflatten(-1, heads))
-        return rope.rotate("interleaved", x, (cos, sin), tokens=1)
 
-
-def inputs(batch: int = 1) -> list[Tensor]:
-    """x, cos and sin."""
-    tokens = GRID[0] * GRID[1] * GRID[2]
-    x = torch.empty(batch, tokens, HEADS * WIDTH, dtype=torch.bfloat16, requires_grad=True)
-    return [x, *(torch.empty(tokens, WIDTH) for _ in range(2))]
+def make_layer(*, batch: int = 1, trained: bool = True) -> tuple[Layer, list[Tensor]]:
+    """The layer in bf16, with x, cos and sin, all on the meta device."""
+    with torch.device("meta"):
+        layer = Layer().bfloat16().requires_grad_(trained)
+        x = torch.empty(batch, TOKENS, CHANNELS, dtype=torch.bfloat16, requires_grad=trained)
+        return layer, [x, torch.empty(TOKENS, WIDTH), torch.empty(TOKENS, WIDTH)]

@@ -6,6 +6,7 @@ May be imported by the lowerings and backend (which hashes the files); imports t
 from __future__ import annotations
 
 import functools
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,10 @@ def template_source(name: str) -> str:
 
 
 def template(name: str, programs: Callable) -> Any:
-    """Template `name` with the shared functions appended; `programs` computes its launch grid."""
+    """Template `name` with the shared functions appended; `programs` computes its launch grid.
+
+    Without docstrings: Inductor writes kernels into literals, and under cpp_wrapper their quotes would end it.
+    """
     source = template_source(name) + template_source("notation")
+    source = re.sub(r'^ *""".*?"""\n', "", source, flags=re.MULTILINE | re.DOTALL)
     return compat.triton_template(f"vsa_{name}", programs, source)
