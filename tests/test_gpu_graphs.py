@@ -55,7 +55,7 @@ def launches(graphs: dict) -> Callable[[str], list[Launches]]:
     return lambda name: [Launches(Program(graph.source, {}, [])) for graph in graphs[name]]
 
 
-# --- fusion: the forward --------------------------------------------------------------------------------------
+# --- fusion: the forward --------------------------------------------------------------------------
 
 
 @trained
@@ -72,18 +72,17 @@ def test_nothing_stands_between_the_projections_and_the_attention(name: str, lau
 
 @trained
 def test_gate_and_coarse_fuse_into_the_attention(name: str, launches: Callable):
-    """It writes what is saved for the backward, which nobody reads here, and the gated sum, which the output
-    projection reads: no pass between them, no copy."""
+    """It writes what is saved for the backward (output and LSE), which nobody reads here, and the gated sum,
+    which the output projection reads: no pass between them, no copy."""
     forward, _ = launches(name)
-    attend = forward.of("attend_fwd")
-    readers = sorted(forward.readers(written) for written in attend.writes)
-    assert readers == [[], ["addmm"]]
+    readers = sorted(forward.readers(written) for written in forward.of("attend_fwd").writes)
+    assert readers == [[], [], ["addmm"]]
 
 
 @trained
 def test_queries_keys_and_values_are_read_once_for_their_means(name: str, launches: Callable):
-    """Cast, padding, sum, count and division are one kernel. That it is not the one that norms and turns is
-    Inductor's: a sum over the tokens of a tile does not join a kernel whose rows are tokens ("no shared data")."""
+    """Cast, padding, sum and division are one kernel. It is not the one that norms and turns: Inductor joins
+    no sum over a tile's tokens with a kernel whose rows are tokens ("no shared data", its scheduler says)."""
     forward, _ = launches(name)
     for argument in ("arg_Q", "arg_K", "arg_V"):
         tensor = forward.argument("attend_fwd", argument)
@@ -102,36 +101,116 @@ def test_the_forward_is_so_many_kernels(launches: Callable):
     }
 
 
-# --- fusion: the backward -------------------------------------------------------------------------------------
+# --- fusion: the backward -------------------------------------------------------------------------
 
 
 @trained
 def test_the_gradients_of_means_are_no_passes_of_their_own(name: str, launches: Callable):
     """That of q and k joins the backward of RoPE, that of v the kernel that makes the gradient of v."""
     _, backward = launches(name)
-    tables = set(re.findall(rf"assert_size_stride\((\w+), \({TOKENS}, {WIDTH}\)", backward.program.source))
-    grad_q, grad_k, grad_v = _gradients(backward)
+    tables = set(re.findall(rf"(\w+) = rand_strided\(\({TOKENS}, {WIDTH}\)", backward.program.source))
+    (grad_q,) = backward.of("attend_dq").writes - {backward.argument("attend_dq", "arg_DELTA")}
+    grad_k = backward.argument("attend_dkdv", "arg_GRAD_K")
     assert backward.readers(grad_q) == backward.readers(grad_k) == ["pointwise"]
     turned_back = backward.reader(grad_q)
     assert backward.reader(grad_k) == turned_back
     assert len(tables) == 2
     assert tables <= turned_back.reads
-    assert sorted(backward.readers(grad_v)) == ["mm", "mm", "reduction"]  # weight, input, bias
+    # The gradient of v, and that of the gate, which Inductor lets this kernel write too.
+    for written in backward.of("attend_dkdv").writes - {grad_k}:
+        assert sorted(backward.readers(written)) == ["mm", "mm", "reduction"]  # for weight, input and bias
     pooled = {written for launch in backward.all if launch.kind == "bmm" for written in launch.writes}
     assert len(pooled & turned_back.reads) == 2
     assert len(pooled & backward.of("attend_dkdv").reads) == 1
 
 
-def _gradients(backward: Launches) -> tuple[str, str, str]:
-    """The tensors that the attention's backward writes: of q, k and v. It may write the gate's as well, of
-    which the reader before the projection's is the kernel itself."""
-    (grad_q,) = backward.of("attend_dq").writes - {backward.argument("attend_dq", "arg_DELTA")}
-    grad_k = backward.argument("attend_dkdv", "arg_GRAD_K")
-    last = max(backward.outputs("attend_dkdv"), key=lambda parameter: int(parameter.removeprefix("out_ptr")))
-    return grad_q, grad_k, backward.argument("attend_dkdv", last)
+def test_the_backward_is_so_many_kernels(launches: Callable):
+    _, backward = launches("vsa")
+    assert Counter(backward.kinds) == {
+        "mm": 10,  # of five projections the inputs and the weights
+        "bmm": 4,  # of the scores of the tiles and of their coarse output, both factors
+        **dict.fromkeys(("attend_dq", "transpose_lists", "rank_columns", "attend_dkdv"), 1),
+        # Biases (10, in two steps each), modulation (2), norms (3); gradient * gate over each tile; softmax.
+        "reduction": 17,
+        # Over all tokens: gradient * gate of the block; RoPE; layer norm twice. The others are small.
+        "pointwise": 10,
+    }
 
 
-@trained
-def test_the_backward_has_no_other_pass_over_all_tokens(name: str, launches: Callable):
-    _, backward = launches(name)
-    assert Counter(backward.kinds) == {"?": 0}
+# --- CUDA graphs ----------------------------------------------------------------------------------
+
+_LIBRARY = {"vsa": set(), "dynamic_batch": set(), "bsa": {"aten.special_ndtri"}, "schedule": {"vsa.share"}}
+
+
+@pytest.mark.parametrize("name", _LIBRARY)
+def test_every_graph_is_one_cuda_graph(name: str, graphs: dict):
+    """ "vsa" under mode="reduce-overhead", the others in the mode that cannot cut a graph into several."""
+    assert [graph.skipped for graph in graphs[name]] == [[] for _ in graphs[name]]
+    assert [graph.cuda_graphs for graph in graphs[name]] == [1 for _ in graphs[name]]
+
+
+def test_a_number_on_the_cpu_is_no_cuda_graph(graphs: dict):
+    """The same decision notices what is seeded."""
+    (graph,) = graphs["scalar_on_cpu"]
+    assert graph.cuda_graphs == 0
+    assert any("cpu device" in reason for reason in graph.skipped)
+
+
+@pytest.mark.parametrize("name", _LIBRARY)
+def test_nothing_is_read_on_the_host(name: str, launches: Callable):
+    """The special function is of 0 dimensions; the share of a schedule is read from where it always is."""
+    for graph in launches(name):
+        assert (
+            set(graph.kinds) - _TEMPLATES - {"pointwise", "reduction", "addmm", "mm", "bmm"} <= _LIBRARY[name]
+        )
+        assert not re.search(r"\.item\(|\.cpu\(|\.tolist\(|synchronize|_cpu\(|'cpu'", graph.program.calls)
+
+
+@pytest.mark.quick
+def test_the_share_of_a_schedule_has_its_memory_before_the_first_run():
+    """CUDA graph trees raise an error if the first run, their warm-up, allocates memory that stays."""
+    schedule, placed = SparsitySchedule(0.5), []
+    settings = backend.read_options(OPTIONS | {"sparsity": schedule})
+
+    def convert(module: torch.fx.GraphModule, _: list) -> Callable:
+        backend.convert(module, settings)
+        placed.extend(schedule._kept.items())
+        return module.forward
+
+    x = latents((2, 4, 4))
+    torch.compile(attend, backend=convert)(x)
+    ((device, share),) = placed
+    assert device == x.device
+    assert schedule.kept_share(device) is share
+
+
+# --- C++ ------------------------------------------------------------------------------------------
+
+
+def _cpp_of(graph: Graph) -> str:
+    """The C++ in the Python module that cpp_wrapper writes."""
+    assigned = (node for node in ast.parse(graph.source).body if isinstance(node, ast.Assign))
+    (text,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == "cpp_wrapper_src")
+    return ast.literal_eval(text)
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_cpp_wrapper_launches_our_kernels_from_cpp(part: str, graphs: dict):
+    source = _cpp_of(graphs["cpp_wrapper"][part == "backward"])
+    assert complaints(source) == ""
+    wanted = {"forward": 2, "backward": 4}[part]
+    assert len(set(re.findall(r"^static CUfunction (triton_tem\w+)", source, re.M))) == wanted
+    assert not re.search(r"custom_op_wrapper|torch\.ops|callBoxed", source)
+
+
+def test_aotinductor_compiles_our_kernels_and_launches_them_from_cpp(folder: Path):
+    """With a dynamic batch: how many programs a kernel has is an expression of it, in C++."""
+    source, kernels = (folder / "aot.cpp").read_text(), json.loads((folder / "kernels.json").read_text())
+    assert complaints(source) == ""
+    assert "aoti_torch_proxy_executor_call_function" not in source
+    launched = set(re.findall(r"launchKernel\(kernels_\.(\w+),", source))
+    assert launched == kernels.keys()
+    assert all(machine_code > 0 for machine_code, _ in kernels.values())
+    programs = re.findall(r"^ *call_triton_tem\w+\(.* (\S+), 1, 1, this->device_idx_", source, re.M)
+    assert len(programs) == 2
+    assert all(re.fullmatch(r"\d+L\*s\d+", expression) for expression in programs)

@@ -10,6 +10,15 @@ from functools import cached_property
 
 from gpu_offline.program import Program, kind_of
 
+# What a template writes besides the output that epilogues fuse into; to Inductor it is an input.
+_SECOND_OUTPUT = {
+    "select": "arg_TILES",
+    "attend_fwd": "arg_LSE",
+    "attend_dq": "arg_DELTA",
+    "attend_dkdv": "arg_GRAD_K",
+    "transpose_lists": "arg_COLUMNS",
+}
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -47,6 +56,19 @@ class Launches:
         """Kinds of what reads a tensor, in order."""
         return [launch.kind for launch in self.all if name in launch.reads]
 
+    def writers(self, name: str) -> list[str]:
+        return [launch.kind for launch in self.all if name in launch.writes]
+
+    def writer(self, name: str) -> Launch:
+        """The one launch that writes a tensor."""
+        (found,) = (launch for launch in self.all if name in launch.writes)
+        return found
+
+    def reader(self, name: str) -> Launch:
+        """The one launch that reads a tensor."""
+        (found,) = (launch for launch in self.all if name in launch.reads)
+        return found
+
     def argument(self, kind: str, parameter: str) -> str:
         """The tensor that the one launch of a kind is given as this parameter."""
         launch = self.of(kind)
@@ -74,17 +96,16 @@ class Launches:
 
     def _of_triton(self, kernel: str, call: ast.Call) -> Launch:
         source = self.program.kernels[kernel]
-        listed = re.search(r"'mutated_arg_names': \[(.*?)\]", source)
-        mutated = set(re.findall(r"'(\w+)'", listed[1])) if listed else set()
+        kind = _kind(source)
         reads, writes = set(), set()
         for name, argument in zip(self._parameters(kernel), call.args, strict=False):
-            if not name.startswith(("in_", "out_", "arg_")):
-                continue
-            if name.startswith("out_") or name in mutated:
+            if name.startswith(("out_", "in_out_")) or name == _SECOND_OUTPUT.get(kind):
                 writes.add(_tensor(argument))
-            if name.startswith(("in_", "arg_")) and not (name.startswith("arg_") and name in mutated):
+            elif name.startswith(("in_", "arg_")):
                 reads.add(_tensor(argument))
-        return Launch(kernel, _kind(source), frozenset(reads), frozenset(writes))
+            if name.startswith("in_out_"):
+                reads.add(_tensor(argument))
+        return Launch(kernel, kind, frozenset(reads), frozenset(writes))
 
 
 def _kind(source: str) -> str:

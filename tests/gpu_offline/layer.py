@@ -13,7 +13,7 @@ TOKENS, CHANNELS = GRID[0] * GRID[1] * GRID[2], HEADS * WIDTH
 
 
 class Layer(nn.Module):
-    """Normed, modulated, projected, normed again and turned; SDPA; projected, gated, added. (B, N, C) -> alike."""
+    """Norm, modulation, projections, norms, RoPE; SDPA; projection, gate, residual. (B, N, C) -> alike."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,9 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         shift, scale, gate = self.modulation.unbind()
         hidden = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
-        q, k, v = (project(hidden).unflatten(-1, (HEADS, WIDTH)) for project in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (
+            project(hidden).unflatten(-1, (HEADS, WIDTH)) for project in (self.to_q, self.to_k, self.to_v)
+        )
         q, k = (
             rope.rotate("interleaved", norm(y), (cos, sin), tokens=1)
             for norm, y in ((self.norm_q, q), (self.norm_k, k))

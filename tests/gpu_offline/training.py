@@ -29,7 +29,7 @@ from torch.fx.node import map_aggregate
 from gpu_offline.fake_cuda import fake_cuda
 from gpu_offline.layer import GRID, make_layer
 from gpu_offline.program import SETTINGS
-from vsa_compile import SparsitySchedule, add_gates, gpu, torch_compat, vsa
+from vsa_compile import SparsitySchedule, add_gates, attention, gpu, torch_compat, vsa
 
 OPTIONS = {"grid": GRID, "sparsity": 0.9, "fallback": "error"}
 # Without partitions a graph becomes one CUDA graph, or none.
@@ -136,7 +136,7 @@ def _on_gpu(x: Any) -> Any:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
 
 
-# --- what is rendered ---------------------------------------------------------------------------------------
+# --- what is rendered -------------------------------------------------------------------------
 
 
 def _vsa(*, batch: int = 1, trained: bool = True, gated: bool = True, **options: Any) -> list[Graph]:
@@ -150,14 +150,14 @@ def _vsa(*, batch: int = 1, trained: bool = True, gated: bool = True, **options:
 
 
 def _with_scalar_on_cpu() -> list[Graph]:
-    """What the checks for CUDA graphs must notice: the result of the layer times a number of the CPU."""
-    layer, inputs = make_layer(trained=False)
+    """What the check for CUDA graphs must notice: attention, times a number of the CPU."""
     scalar = torch.ones(())
 
-    def scaled(*inputs: Tensor) -> Tensor:
-        return layer(*inputs) * (scalar + 1).to(inputs[0].device)
+    def scaled(q: Tensor) -> Tensor:
+        return attention(q, q, q, grid=(8, 8, 8)) * (scalar + 1).to(q.device)
 
-    return render_training(scaled, inputs, inductor=_GRAPHED)
+    q = torch.empty(1, 2, 512, 64, dtype=torch.bfloat16, device="meta")
+    return render_training(scaled, [q], inductor=_GRAPHED)
 
 
 GRAPHS: dict[str, Callable[[], list[Graph]]] = {

@@ -48,7 +48,7 @@ def template_source(name: str) -> str:
 def template(name: str, programs: Callable) -> Any:
     """Template `name` with the shared functions appended; `programs` computes its launch grid.
 
-    Without docstrings: Inductor writes kernels into literals, and under cpp_wrapper their quotes would end it.
+    Without docstrings: cpp_wrapper writes kernels into a Python literal, which their quotes would end.
     """
     source = template_source(name) + template_source("notation")
     source = re.sub(r'^ *""".*?"""\n', "", source, flags=re.MULTILINE | re.DOTALL)
