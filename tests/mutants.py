@@ -165,7 +165,18 @@ COMPILER_MUTANTS = (
     Mutant("start", "video among keys starts at 0", REWRITE, "for size in (site.q_start, site.kv_start)]", "for size in (site.q_start, 0)]", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 
-MUTANTS = KERNEL_MUTANTS + METHOD_MUTANTS + COMPILER_MUTANTS
+GRAPHS = ("tests/test_gpu_graphs.py",)
+GRAPH_MUTANTS = (
+    Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD, "        return fine + gate * coarse\n", "        return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)\n", GRAPHS),
+    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/gpu/attend.py", "inputs = [q, call.k,", "inputs = [q, compat.contiguous(call.k),", GRAPHS),
+    Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE, "        counts = counts.as_strided(counts.shape, counts.stride())\n", "", GRAPHS),
+    Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND, 'patches.setdefault("epilogue_fusion_first", True)', "pass", GRAPHS),
+    Mutant("share on host", "the share of a schedule read on the CPU", SITE, "        part, whole = self.share.unbind()\n        return", "        part, whole = self.share.cpu().to(self.share.device).unbind()\n        return", GRAPHS),
+    Mutant("share late", "the share of a schedule allocated by a run", REWRITE, "    state.place_share(options, example_of(q).device)\n", "", (*GRAPHS, "-k", "share")),
+    Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/gpu/templates.py", "    source = re.sub(", "    re.sub(", GRAPHS),
+)  # fmt: skip
+
+MUTANTS = KERNEL_MUTANTS + METHOD_MUTANTS + COMPILER_MUTANTS + GRAPH_MUTANTS
 
 
 def run(mutant: Mutant) -> tuple[str | None, float]:
