@@ -173,6 +173,7 @@ GRAPH_MUTANTS = (
     Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND, 'patches.setdefault("epilogue_fusion_first", True)', "pass", GRAPHS),
     Mutant("share on host", "the share of a schedule read on the CPU", SITE, "        part, whole = self.share.unbind()\n        return", "        part, whole = self.share.cpu().to(self.share.device).unbind()\n        return", GRAPHS),
     Mutant("share late", "the share of a schedule allocated by a run", REWRITE, "    state.place_share(options, example_of(q).device)\n", "", (*GRAPHS, "-k", "share")),
+    Mutant("grid of programs", "how many programs a kernel has is known to Python alone", "vsa_compile/torch_compat/inductor.py", "grid=SymbolicGridFn(launch_grid)", "grid=launch_grid", GRAPHS),
     Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/gpu/templates.py", "    source = re.sub(", "    re.sub(", GRAPHS),
 )  # fmt: skip
 

@@ -115,10 +115,10 @@ def lower_on_gpu(module: Any, inputs: list, **kwargs: Any) -> Any:
     """Inductor's own lowering of a graph, with the GPU wherever the graph names the meta device."""
     from torch._inductor.compile_fx import compile_fx_inner
 
-    gpu = torch.device("cuda", 0)
+    cuda = torch.device("cuda", 0)
 
     def moved(x: Any) -> Any:
-        return gpu if isinstance(x, torch.device) and x.type == "meta" else x
+        return cuda if isinstance(x, torch.device) and x.type == "meta" else x
 
     for node in module.graph.nodes:
         node.args, node.kwargs = map_aggregate(node.args, moved), map_aggregate(node.kwargs, moved)
