@@ -87,7 +87,7 @@ KERNEL_MUTANTS = (
     Mutant("F8 backward", "scale +1 %", BACKWARD, "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
     Mutant("F9", "bf16 accumulator", FORWARD, "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
     Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN, "self.wide = torch.promote_types(k.dtype, torch.float32)", "self.wide = k.dtype", ATEN),
-    Mutant("F10", "pooled mean / E", SITE, "sums / self.real_tokens(x.device).to(sums.dtype)[:, None]", "sums / self.tiles.tile_tokens", SELECT),
+    Mutant("F10", "pooled mean / E", SITE, "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
     Mutant("F11", "one row zero", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) std::fill_n(rows.get(), c.width, 0.f);", CPP_FP32),
     Mutant("F12", "one element", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
     Mutant("F13", "index of another head", CALL, "int64_t row = (at.batch * c.heads + at.index) * query_tiles + g;", "int64_t row = (at.batch * c.heads) * query_tiles + g;", CPP_FP32),
@@ -180,7 +180,19 @@ PLAIN_MUTANTS = (
     Mutant("eager silence", "ATen runs unsaid", EAGER, "        _say_once(name, reason)\n", "        pass\n", PLAIN_QUICK),
 )  # fmt: skip
 
-MUTANTS = KERNEL_MUTANTS + METHOD_MUTANTS + COMPILER_MUTANTS + PLAIN_MUTANTS
+GRAPHS = ("tests/test_gpu_graphs.py",)
+GRAPH_MUTANTS = (
+    Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD, "        return fine + gate * coarse\n", "        return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)\n", GRAPHS),
+    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/gpu/attend.py", "inputs = [q, call.k,", "inputs = [q, ir.contiguous(call.k),", GRAPHS),
+    Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE, "        counts = counts.as_strided(counts.shape, counts.stride())\n", "", GRAPHS),
+    Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND, 'patches.setdefault("epilogue_fusion_first", True)', "pass", GRAPHS),
+    Mutant("share on host", "the share of a schedule read on the CPU", SITE, "        part, whole = self.share.unbind()\n        return", "        part, whole = self.share.cpu().to(self.share.device).unbind()\n        return", GRAPHS),
+    Mutant("share late", "the share of a schedule allocated by a run", REWRITE, "    state.place_share(options, example_of(q).device)\n", "", (*GRAPHS, "-k", "share")),
+    Mutant("grid of programs", "how many programs a kernel has is known to Python alone", "vsa_compile/torch_compat/inductor.py", "grid=SymbolicGridFn(launch_grid)", "grid=launch_grid", GRAPHS),
+    Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/gpu/templates.py", "return re.sub(r'^ *\"\"\".*?\"\"\"\\n', \"\", text", "return re.sub(r'^$^', \"\", text", GRAPHS),
+)  # fmt: skip
+
+MUTANTS = KERNEL_MUTANTS + METHOD_MUTANTS + COMPILER_MUTANTS + PLAIN_MUTANTS + GRAPH_MUTANTS
 
 
 def run(mutant: Mutant) -> tuple[str | None, float]:

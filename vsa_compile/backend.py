@@ -53,6 +53,8 @@ def vsa(
         gpu.register()
         own = "post_grad_custom_pre_pass"
         patches[own] = torch_compat.keyed_pass(_cache_key(module), patches.get(own))
+        # Else what could end in a kernel of ours may end in another kernel, which takes a pass more.
+        patches.setdefault("epilogue_fusion_first", True)
     return torch_compat.compile_with_inductor(module, example_inputs, patches)
 
 

@@ -54,6 +54,7 @@ def _convert(site: Site, options: Options, sizes: _Sizes) -> Site | Refusal:
     node, (sparsity, schedule) = site.call.node, state.sparsity(options)
     arguments = attention_arguments(node)
     q, k, v = (arguments[name] for name in ("query", "key", "value"))
+    state.place_share(options, example_of(q).device)
     with node.graph.inserting_before(node):
         key_padding = _key_padding(node.graph, site.key_padding)
         gate = None if site.gate is None else _gate(site.gate, q, around)

@@ -49,6 +49,13 @@ def sparsity(options: Options) -> tuple[float, int]:
     return asked, -1
 
 
+def place_share(options: Options, device: Any) -> None:
+    """Give what a schedule keeps its memory on `device` before anything runs: a CUDA graph is an error if its
+    warm-up allocates memory that stays."""
+    if isinstance(options.sparsity, SparsitySchedule):
+        options.sparsity.kept_share(device)
+
+
 def sparsity_now(options: Options) -> float:
     """The sparsity of a call that runs now."""
     asked = options.sparsity

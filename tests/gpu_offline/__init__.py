@@ -4,6 +4,8 @@
     program.py      a rendered program: its source, its kernels
     interpreter.py  runs a rendered program on the CPU, kernels under Triton's interpreter
     offline.py      compiles a kernel to machine code and counts registers, spills, instructions
+    training.py     renders whole graphs, forward and backward; launches.py reads what they launch
+    native.py       AOTInductor up to the linker, and what g++ says to its C++
     cases.py        the attention calls that the tests are about
 
 Rendering and interpreting need different processes: Triton reads TRITON_INTERPRET when a kernel is

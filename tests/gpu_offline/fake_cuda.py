@@ -123,6 +123,10 @@ def _indexed_without_device_guard(x: torch.Tensor, index: Any) -> torch.Tensor:
     return x
 
 
+def _copied_without_device_guard(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> Any:
+    return torch.ops.aten.copy_(x, source, non_blocking)
+
+
 def _patches(capability: tuple[int, int]) -> Iterator[Any]:
     """Every mock that makes torch believe in the device."""
     from torch._inductor.fx_passes import fuse_attention, misc_patterns, pad_mm
@@ -144,9 +148,12 @@ def _patches(capability: tuple[int, int]) -> Iterator[Any]:
     yield mock.patch.dict(device_interface.device_interfaces, {"cuda": interface, "cuda:0": interface})
 
     yield mock.patch.object(torch.Tensor, "__getitem__", _indexed_without_device_guard)
+    yield mock.patch.object(torch.Tensor, "copy_", _copied_without_device_guard)
     yield mock.patch.object(torch.version, "cuda", "13.0")
     yield mock.patch.object(torch._C, "_cuda_getCurrentRawStream", always(0), create=True)
     yield mock.patch.object(torch._C, "_cuda_getDeviceCount", always(1), create=True)
+    allocates = "_cuda_cudaCachingAllocator_is_enabled"  # else there are no CUDA graphs
+    yield mock.patch.object(torch._C, allocates, always(True), create=True)
     yield mock.patch.object(torch.accelerator, "is_available", always(False))
     yield mock.patch.object(torch.accelerator, "current_accelerator", always(torch.device("cuda")))
     if hasattr(fake_tensor, "init_gpu_context"):

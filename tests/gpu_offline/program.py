@@ -82,7 +82,7 @@ def kind_of(source: str) -> str:
 
 
 # Constant folding would run operators on the device.
-_SETTINGS = {"fx_graph_cache": False, "compile_threads": 1, "joint_graph_constant_folding": False}
+SETTINGS = {"fx_graph_cache": False, "compile_threads": 1, "joint_graph_constant_folding": False}
 
 
 class _RenderedError(Exception):
@@ -115,7 +115,7 @@ def render(function: Callable, *inputs: Any, dynamic: bool = False) -> Program:
     with (
         mock.patch.object(GraphLowering, "compile_to_module", keep_program),
         functorch_config.patch(enable_autograd_cache=False),
-        inductor_config.patch(_SETTINGS),
+        inductor_config.patch(SETTINGS),
         torch.no_grad(),
     ):
         try:

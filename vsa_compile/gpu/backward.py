@@ -110,7 +110,7 @@ def _grad_k_and_v(
     batch, kv_heads = call.heads[0], call.kv_heads
     device, dtype = call.q.get_device(), call.q.get_dtype()
     size = (batch, call.kv_tokens, kv_heads, call.width)
-    grad_v = call.ir.new_buffer(size, dtype, device)
+    grad_k = call.ir.new_buffer(size, dtype, device)
     constants = {
         **call.constants(),
         "RAW_SCALE": call.scale,
@@ -118,10 +118,10 @@ def _grad_k_and_v(
         "HAS_OTHER_QUERIES": call.has_other_queries or call.has_other_keys,
     }
     valid = examples.columns_like(call.tiles, call.kv_tiles)
-    grad_k = call.ir.template_buffer(
+    grad_v = call.ir.template_buffer(
         _DKDV,
-        [grad_out, call.q, call.k, call.v, lse, delta, grad_v, *columns, *call.trailing_inputs()],
-        mutated=[grad_v], size=size, dtype=dtype, device=device,
+        [grad_out, call.q, call.k, call.v, lse, delta, grad_k, *columns, *call.trailing_inputs()],
+        mutated=[grad_k], size=size, dtype=dtype, device=device,
         launch=(batch, kv_heads, call.kv_tiles, call.other_keys), constants=constants,
         configs=call.launches(choices("dkdv", device, dtype, call.width), (call.q, grad_out)),
         examples={7 + i: make for i, make in enumerate(valid)},

@@ -6,6 +6,7 @@ May be imported by the lowerings and backend (which hashes the files); imports t
 from __future__ import annotations
 
 import functools
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -54,5 +55,9 @@ class Template(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Its text, with the shared functions appended."""
-        return template_source(self.name) + template_source("notation")
+        """Its text, with the shared functions appended.
+
+        Without docstrings: cpp_wrapper writes kernels into a Python literal, which their quotes would end.
+        """
+        text = template_source(self.name) + template_source("notation")
+        return re.sub(r'^ *""".*?"""\n', "", text, flags=re.MULTILINE | re.DOTALL)

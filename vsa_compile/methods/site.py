@@ -57,7 +57,12 @@ class Site:
     def tile_means(self, x: Tensor) -> Tensor:
         """(B, H, video, D) -> (B, H, M, D): mean over each tile's real tokens, in fp32 or wider."""
         sums = box_sums(x, self.tiles)
-        return sums / self.real_tokens(x.device).to(sums.dtype)[:, None]
+        counts = self.real_tokens(x.device).to(sums.dtype)
+        # A view that changes nothing, but for which Inductor writes the counts to memory. Computed where they
+        # are used, they make the gradient of a mean so many operations that it gets a pass of its own over
+        # all tokens.
+        counts = counts.as_strided(counts.shape, counts.stride())
+        return sums / counts[:, None]
 
     def real_tokens(self, device: torch.device) -> Tensor:
         """(M,) int64: tokens that each tile really holds."""
