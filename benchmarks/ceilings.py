@@ -15,8 +15,10 @@ without one the exit status is 2.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,10 +32,12 @@ from vsa_compile.bench.clock import Clock, Spread, Task
 from vsa_compile.bench.lists import Lists, make_lists, pairs
 from vsa_compile.bench.setting import setting
 from vsa_compile.gpu import attend, launch, plain
+from vsa_compile.gpu.configs import has_tma
 from vsa_compile.grid import Grid, TileGrid
 
 GRID, TILE, HEADS, DENSITY = Grid(32, 32, 32), (4, 4, 4), 16, 0.125
 WIDTHS, KINDS = (64, 128), ("random", "local", "same")
+READS = ("tensor maps", "pointers")
 SHAPES = {"grid": GRID, "tile": TILE, "heads": HEADS, "density": DENSITY, "dtype": "bfloat16"}
 
 
@@ -60,17 +64,23 @@ class Variant:
 
 _LOOP = "    for step in range(0, count * (SLOTS // BLOCK_K)):\n"
 _TILE = "        tile = tl.load(listed + step // (SLOTS // BLOCK_K) * stride_tk)\n"
-_LOAD_K = "k = load_rows(keys, key, key_real, stride_kn, stride_kd, D, D_PADDED, ALL_REAL)\n"
-_LOAD_V = "v = load_rows(values, key, key_real, stride_vn, stride_vd, D, D_PADDED, ALL_REAL)\n"
-_LOADS = f"        {_LOAD_K}        {_LOAD_V}"
+_LOADS = """        if TMA:
+            part = step % (SLOTS // BLOCK_K)
+            k = load_box(k_boxes, kv_head, tile, part, rows, cols, D_PADDED, BLOCK_K, TILE_F, TILE_R, TILE_C)
+            v = load_box(v_boxes, kv_head, tile, part, rows, cols, D_PADDED, BLOCK_K, TILE_F, TILE_R, TILE_C)
+        else:
+            k = load_rows(keys, key, key_real, stride_kn, stride_kd, D, D_PADDED, ALL_REAL)
+            v = load_rows(values, key, key_real, stride_vn, stride_vd, D, D_PADDED, ALL_REAL)
+"""
 _STEP = """        acc, row_max, row_sum = softmax_step(
             q, k, v, key_real[None, :], acc, row_max, row_sum, SCALE, PRECISION, ALL_REAL
         )
 """
-_FIRST_TILE = f"""    tile = tl.load(listed)
+_FIRST_TILE = f"""    step = 0
+    tile = tl.load(listed)
     key, key_real = box_tokens(tile, column, frames, rows, cols, TILE_F, TILE_R, TILE_C)
     key = (key + kv_start).to(INDEX_DTYPE)
-    {_LOAD_K}    {_LOAD_V}"""
+{textwrap.indent(textwrap.dedent(_LOADS), "    ")}"""
 _SCORES = "scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)\n    if not ALL_REAL:\n        scores"
 
 # Added in their own type, one instruction for each, where fp32 would need a conversion besides. Where no
@@ -106,15 +116,20 @@ VARIANTS = {
 }
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, grid: Grid = GRID) -> launch.Launch:
-    """The launch of vsa::attend's kernel on q, k and v (1, H, N, D); nothing runs."""
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, lists: Lists, grid: Grid = GRID, maps: bool = False
+) -> launch.Launch:
+    """The launch of vsa::attend's kernel on q, k and v (1, H, N, D); nothing runs.
+
+    maps: it reads tiles through tensor maps, if the GPU can.
+    """
     launches: list[launch.Launch] = []
 
     def keep(*arguments: Any, **facts: Any) -> launch.Value:
         launches.append(launch.prepared(*arguments, **facts))
         return launch.Value(launches[-1].arguments[plain.OUTPUT])
 
-    ir = SimpleNamespace(**{**vars(launch), "template_buffer": keep})
+    ir = SimpleNamespace(**{**vars(launch), "template_buffer": keep, "has_tensor_map": lambda _: maps})
     site = (lists.tiles, lists.counts, grid, TILE, 0, 0, None, q.shape[-1] ** -0.5)
     attend.lower(ir, *launch.values((q, k, v, *site)))
     return launches[0]
@@ -163,15 +178,15 @@ def tasks(ready: launch.Launch) -> dict[str, Task]:
     return {name: task(plain.load(variant.of(ready.source))) for name, variant in VARIANTS.items()}
 
 
-def measure(clock: Clock, width: int, kind: str, repeats: int) -> list[dict[str, Any]]:
-    """A row for every variant, and one for reads of the L2 cache."""
+def measure(clock: Clock, width: int, kind: str, reads: str, repeats: int) -> list[dict[str, Any]]:
+    """A row for every variant, and one for reads of the L2 cache. reads: of READS, how tiles are read."""
     boxes, device = TileGrid(GRID, TILE), clock.device
     source = torch.Generator(device).manual_seed(0)
     shape = (3, 1, GRID.tokens, HEADS, width)
     made = torch.randn(shape, generator=source, device=device, dtype=torch.bfloat16)
     lists = make_lists(kind, DENSITY, boxes, HEADS, device)
     q, k, v = made.transpose(2, 3).unbind(0)
-    timed = tasks(forward(q, k, v, lists))
+    timed = tasks(forward(q, k, v, lists, maps=reads == READS[0]))
     timed["L2 read"], read = l2_read(device)
     for task in timed.values():
         clock.warm_up(task)
@@ -185,6 +200,7 @@ def measure(clock: Clock, width: int, kind: str, repeats: int) -> list[dict[str,
         return {
             "width": width,
             "lists": kind,
+            "tiles": reads,
             "variant": name,
             **asdict(spread),
             "tflops": 4 * width * attended / spread.median_ms / 1e9 if multiplies else None,
@@ -194,13 +210,13 @@ def measure(clock: Clock, width: int, kind: str, repeats: int) -> list[dict[str,
     return [row(name, spread) for name, spread in clock.measure(timed, repeats).items()]
 
 
-HEADER = "| D | lists | variant | ms | TFLOP/s | TB/s loaded |\n|--:|---|---|--:|--:|--:|"
+HEADER = "| D | lists | tiles by | variant | ms | TFLOP/s | TB/s loaded |\n|--:|---|---|---|--:|--:|--:|"
 
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table under HEADER."""
     rates = ("" if row[rate] is None else f"{row[rate]:.4g}" for rate in ("tflops", "tb_per_s"))
-    cells = (row["width"], row["lists"], row["variant"], f"{row['median_ms']:.4g}", *rates)
+    cells = (row["width"], row["lists"], row["tiles"], row["variant"], f"{row['median_ms']:.4g}", *rates)
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -217,14 +233,20 @@ def main() -> int:
         print("benchmarks/ceilings.py needs a CUDA GPU, and torch finds none here.", file=sys.stderr)
         return 2
     torch.cuda.set_device(options.device)
+    import triton
+
+    # Tensor maps need memory of the launch. This process is ours; that of a user is not.
+    triton.set_allocator(
+        lambda size, _align, _stream: torch.empty(size, dtype=torch.int8, device=options.device)
+    )
+    every = list(itertools.product(WIDTHS, KINDS, READS if has_tma(options.device) else READS[1:]))
     facts, clock, rows = setting(options.device), Clock(options.device), []
     repeats = 3 if options.quick else options.repeats
     print(HEADER)
-    for width in WIDTHS[:1] if options.quick else WIDTHS:
-        for kind in KINDS[:1] if options.quick else KINDS:
-            found = measure(clock, width, kind, repeats)
-            print(*map(line, found), sep="\n", flush=True)
-            rows += found
+    for width, kind, reads in every[:1] if options.quick else every:
+        found = measure(clock, width, kind, reads, repeats)
+        print(*map(line, found), sep="\n", flush=True)
+        rows += found
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(
         json.dumps({**facts, "shapes": SHAPES, "repeats": repeats, "rows": rows}, indent=2) + "\n"

@@ -22,50 +22,56 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ceilings  # noqa: E402
 
 LOADS = ("LDG", "LDGSTS", "UBLKCP", "UTMALDG")
-each_width = pytest.mark.parametrize("width", ceilings.WIDTHS)
+each_kernel = pytest.mark.parametrize(
+    "kernel", [f"{reads}, D {width}" for width in ceilings.WIDTHS for reads in ceilings.READS]
+)
 
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, int]]]:
-    """ "<variant>, D <width>" -> "all" and "loop" -> instruction -> how often, compiled for Hopper."""
+    """ "<variant>, <reads>, D <width>" -> "all" and "loop" -> instruction -> count, compiled for Hopper."""
     folder = tmp_path_factory.mktemp("ceilings")
     run_once(folder, "ceilings")
     return json.loads((folder / "ceilings.json").read_text())
 
 
-def kept_busy(width: int) -> int:
-    """How many 16-byte loads a thread of 128 needs for 64 keys and values of 2 bytes a number."""
-    return 2 * 64 * width * 2 // (128 * 16)
+def loads(kernel: str) -> tuple[str, int]:
+    """The instruction that loads the keys and values of a step, and how often a program of it has it."""
+    if kernel.startswith("tensor maps"):
+        return "UTMALDG", 2
+    width = int(kernel.rpartition(" ")[2])
+    return "LDGSTS", 2 * 64 * width * 2 // (128 * 16)  # 16 bytes each, by 128 threads
 
 
-@each_width
-def test_the_full_kernel_has_what_the_others_lack(width: int, code: dict):
-    full = code[f"full, D {width}"]
+@each_kernel
+def test_the_full_kernel_has_what_the_others_lack(kernel: str, code: dict):
+    full, (load, often) = code[f"full, {kernel}"], loads(kernel)
     assert full["loop"]["HGMMA"] > 0
     assert full["loop"]["MUFU.EX2"] > 0
-    assert full["loop"]["LDGSTS"] == kept_busy(width)
+    assert full["loop"][load] == often
 
 
-@each_width
-def test_loads_only_multiplies_nothing_and_loads_as_much(width: int, code: dict):
-    found = code[f"loads only, D {width}"]
+@each_kernel
+def test_loads_only_multiplies_nothing_and_loads_as_much(kernel: str, code: dict):
+    found, (load, often) = code[f"loads only, {kernel}"], loads(kernel)
     assert not {"HGMMA", "HMMA", "MUFU.EX2"} & found["all"].keys()
-    assert found["loop"]["LDGSTS"] == kept_busy(width) + 1, "the keys, the values, the number of the tile"
+    number_of_the_tile = load == "LDGSTS"
+    assert found["loop"][load] == often + number_of_the_tile
 
 
-@each_width
-def test_dots_only_loads_nothing_in_its_loop_and_multiplies_as_much(width: int, code: dict):
-    found, full = code[f"dots only, D {width}"], code[f"full, D {width}"]
+@each_kernel
+def test_dots_only_loads_nothing_in_its_loop_and_multiplies_as_much(kernel: str, code: dict):
+    found, full = code[f"dots only, {kernel}"], code[f"full, {kernel}"]
     assert not set(LOADS) & found["loop"].keys()
     for name in ("HGMMA", "MUFU.EX2"):
         assert found["loop"][name] == full["loop"][name]
 
 
-@each_width
-def test_no_exp_has_no_exponential_and_all_the_rest(width: int, code: dict):
-    found, full = code[f"no exp, D {width}"], code[f"full, D {width}"]
+@each_kernel
+def test_no_exp_has_no_exponential_and_all_the_rest(kernel: str, code: dict):
+    found, full = code[f"no exp, {kernel}"], code[f"full, {kernel}"]
     assert "MUFU.EX2" not in found["all"]
-    for name in ("HGMMA", "LDGSTS"):
+    for name in ("HGMMA", loads(kernel)[0]):
         assert found["loop"][name] == full["loop"][name]
 
 
