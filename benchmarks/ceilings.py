@@ -73,15 +73,16 @@ _LOADS = """        if TMA:
             v = load_rows(values, key, key_real, stride_vn, stride_vd, D, D_PADDED, ALL_REAL)
 """
 _STEP = """        acc, row_max, row_sum = softmax_step(
-            q, k, v, key_real[None, :], acc, row_max, row_sum, SCALE, PRECISION, ALL_REAL
+            q, k, v, masked, key_real[None, :], acc, row_max, row_sum, SCALE, PRECISION, ALL_REAL
         )
 """
 _FIRST_TILE = f"""    step = 0
     tile = tl.load(listed)
     key, key_real = box_tokens(tile, column, frames, rows, cols, TILE_F, TILE_R, TILE_C)
     key = (key + kv_start).to(INDEX_DTYPE)
+    masked = False
 {textwrap.indent(textwrap.dedent(_LOADS), "    ")}"""
-_SCORES = "scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)\n    if not ALL_REAL:\n        scores"
+_SCORES = "scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)\n    if not ALL_REAL:\n        if masked:"
 
 # Added in their own type, one instruction for each, where fp32 would need a conversion besides. Where no
 # product waits for a load, it is pipelined only on request.

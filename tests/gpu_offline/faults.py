@@ -31,6 +31,10 @@ FORWARD_FAULTS = {
     "score_of_padding_not_masked": Fault(_RAGGED, "if not ALL_REAL:\n", "if False:\n"),
     "v_load_not_masked": Fault(_RAGGED, _UNMASKED_V + "ALL_REAL)", _UNMASKED_V + "True)"),
     "v_load_of_other_keys_not_masked": Fault(_MASKED, _UNMASKED_V + "False)", _UNMASKED_V + "True)"),
+    "border_tile_taken_for_full": Fault(_RAGGED, "(c > cols - TILE_C)", "(c > cols)"),
+    "box_padding_not_masked": Fault(
+        "odd_tile_width_48", "smaller | (SLOTS > TILE_F * TILE_R * TILE_C)", "smaller"
+    ),
     "last_tile_dropped": Fault(_FP16, "range(0, count *", "range(0, (count - 1) *"),
     "tile_read_twice": Fault(_FP16, "listed + step //", "listed + (step & ~1) //"),
     "count_ignored": Fault(_RAGGED, "count = tl.minimum(count, KCAP)", "count = KCAP"),
