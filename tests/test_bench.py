@@ -2,11 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from vsa_compile import reference
 from vsa_compile.__main__ import main
 from vsa_compile.bench import clock, dense, flex, ours, roofline, session
 from vsa_compile.bench.lists import kept, make_lists, pairs
@@ -86,7 +88,8 @@ def test_ratios_are_to_the_fastest_dense_contender_of_the_part(quick):
 
 def test_who_is_left_out_is_listed_with_the_reason(quick):
     reasons = {(item["contender"], item["part"]): item["reason"] for item in quick.data["left_out"]}
-    assert set(reasons) == {(name, part) for name in ("cudnn", "flex") for part in ("forward", "backward")}
+    names = ("cudnn", "flex", "tiled")
+    assert set(reasons) == {(name, part) for name in names for part in ("forward", "backward")}
     assert "cudnn in forward, backward: cuDNN's attention needs --device cuda" in quick.text
     assert "flex in forward, backward: compiling it for CPU takes longer" in quick.text
 
@@ -211,6 +214,16 @@ def test_the_coarse_part_selects_what_the_operator_selects(monkeypatch):
     wanted = ours._whole(work, 0.25)(*work.inputs, torch.zeros_like(work.gate))
     torch.testing.assert_close(ours.fine(work, given)(*work.inputs), wanted)
     assert coarse.shape == (1, 2, work.boxes.tiles, 16)
+
+
+def test_tiled_is_the_same_attention_of_tokens_in_tile_order(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    work = Work.make(plan(heads=2), Grid(4, 8, 12), 16)
+    given = make_lists("random", 0.5, work.boxes, 2, CPU)
+    order = reference.tile_of_token(work.grid, (4, 4, 4)).argsort(stable=True)
+    q, k, v = (x[:, :, order] for x in work.inputs)
+    tiled = ours.tiled_task("forward", replace(work, q=q, k=k, v=v), given).once()
+    torch.testing.assert_close(tiled, ours.fine(work, given)(*work.inputs)[:, :, order])
 
 
 @pytest.mark.parametrize("kind", LISTS)

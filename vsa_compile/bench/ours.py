@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backend import vsa
 from ..functional import attention
+from ..grid import Grid
 from ..methods import MeanDot, Queries, Site
 from .block import make_block, tokens
 from .clock import Task
@@ -35,12 +36,21 @@ def _compiled(function: Callable, work: Work, **options: Any) -> Callable:
     return torch.compile(fresh(function), backend=vsa, fullgraph=True, dynamic=False, options=options)
 
 
-def fine(work: Work, lists: Lists) -> Callable[..., Tensor]:
-    """Exact attention over the lists."""
-    grid, tile, scale = list(work.grid), list(work.plan.tile), work.width**-0.5
+def tiled_task(part: str, work: Work, lists: Lists) -> Task | str:
+    """The same kernel where the tokens of a tile lie beside each other; or why that cannot be compared."""
+    if work.fill < 1:
+        return "its border tiles are smaller, which tile order has no place for"
+    frames, rows, cols = work.plan.tile
+    column = Grid(work.boxes.tiles * frames, rows, cols)
+    return timed(part, _compiled(fine(work, lists, column), work), work.inputs, work.grad)
+
+
+def fine(work: Work, lists: Lists, grid: Grid | None = None) -> Callable[..., Tensor]:
+    """Exact attention over the lists, of which another `grid` than the work's has as many tiles."""
+    shape, tile, scale = list(grid or work.grid), list(work.plan.tile), work.width**-0.5
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, *_ = torch.ops.vsa.attend(q, k, v, lists.tiles, lists.counts, grid, tile, 0, 0, None, scale)
+        out, *_ = torch.ops.vsa.attend(q, k, v, lists.tiles, lists.counts, shape, tile, 0, 0, None, scale)
         return out.transpose(1, 2)
 
     return attend

@@ -25,7 +25,7 @@ PARTS = {
     "block": "a transformer block of 12 C^2 weights, C = heads * width, compiled",
     "block-training": "the same, forward and backward",
 }
-CONTENDERS = ("cudnn", "flash", "flex", "vsa")
+CONTENDERS = ("cudnn", "flash", "flex", "vsa", "tiled")
 LISTS = ("random", "local", "ragged")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -23,6 +23,7 @@ NOTES = {
     "rate_ratio": "TFLOP/s over those of the fastest dense contender",
     "flex": "inputs in tile order, which is not timed; blocks of a tile; kernel_options tuned on the first "
     "lists of each head width",
+    "tiled": "vsa on inputs that are in tile order already: what reading raster order costs",
     "coarse": "TFLOP/s of its two matrix products alone; it is bound by reading q, k and v",
 }
 

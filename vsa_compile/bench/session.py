@@ -105,6 +105,11 @@ class _Session:
             task = ours.task(entry.part, work, entry.density, entry.lists)
             self.clock.warm_up(task)
             return task
+        if entry.contender == "tiled" and entry.lists is not None:
+            tiled = ours.tiled_task(entry.part, work, entry.lists)
+            if isinstance(tiled, Task):
+                self.clock.warm_up(tiled)
+            return tiled
         reason = self._unavailable(entry, work)
         if reason is not None:
             return reason
