@@ -4,7 +4,6 @@ All run under a cache tag of this process, so that everything begins unknown whi
 runs is still at hand.
 """
 
-import functools
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -121,15 +120,6 @@ def assert_found_with_the_same_bits(run: Run, first: Seen) -> None:
     assert again.found
     assert again.ours == first.ours
     assert torch.equal(again.out, first.out)
-
-
-@functools.cache
-def compile_bases() -> list[tuple[Run, Seen]]:
-    """What changes are compared with: sparse and dense, compiled under a tag that is new."""
-    firsts = [(run, run()) for run in (BASE, DENSE)]
-    assert not any(first.found for _, first in firsts)
-    assert all(first.ours == {"converted": 1} for _, first in firsts)
-    return firsts
 
 
 def halved(*arguments: Any) -> Tensor:

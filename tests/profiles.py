@@ -16,7 +16,7 @@ def load() -> None:
     """Register the profiles, and use the one that HYPOTHESIS_PROFILE names."""
     common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     phases = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)  # explaining takes longer than these
-    settings.register_profile("ci", max_examples=25, derandomize=True, phases=phases, **common)
+    settings.register_profile("ci", max_examples=20, derandomize=True, phases=phases, **common)
     settings.register_profile("mutants", max_examples=25, derandomize=True, phases=phases[:3], **common)
     settings.register_profile("fuzz", max_examples=25 * SCALE, print_blob=True, phases=phases, **common)
     settings.load_profile(PROFILE)

@@ -66,7 +66,9 @@ def small_case(dtype: torch.dtype) -> Case:
 
 
 @pytest.mark.parametrize("kernel", ["aten", "cpp"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=["fp32", "bf16"]
+)
 def test_opcheck(monkeypatch, kernel, dtype):
     """Schemas, fakes, autograd registration and tracing with dynamic sizes, for each operator."""
     monkeypatch.setenv("VSA_COMPILE_CPU", kernel)

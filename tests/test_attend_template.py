@@ -57,7 +57,7 @@ def test_a_whole_gated_method_ends_in_the_kernel(finished: Path):
     program = Program.load(finished / "method.json")
     kinds = {kind_of(source): name for name, source in program.template_kernels.items()}
     assert kinds.keys() == {"select", "attend_fwd"}
-    assert len(program.kernels) == 4, "tile means, softmax of the scores, and these"
+    assert len(program.kernels) == 5, "tokens of the tiles, their means, softmax of the scores, and these"
     kernel = kinds["attend_fwd"]
     assert program.calls.index(kernel) == program.calls.rindex(".run(") - len(kernel)
 

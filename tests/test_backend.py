@@ -148,9 +148,9 @@ def test_nothing_to_convert_is_exactly_inductor():
     ("habits", "sparsity"),
     [
         (Habits(fused=True, spelling="positional", scale=0.3), 1e-6),
-        (Habits(text="before", mask=True, groups=2), 1e-6),
+        pytest.param(Habits(text="before", mask=True, groups=2), 1e-6, marks=pytest.mark.slow),
         (Habits(text="after", mask=True, checkpointed=True, blocks=2), 1e-6),
-        (Habits(text="after", mask=True, checkpointed=True, blocks=2), 0),
+        pytest.param(Habits(text="after", mask=True, checkpointed=True, blocks=2), 0, marks=pytest.mark.slow),
     ],
     ids=["fused", "before", "checkpointed", "checkpointed-0"],
 )
