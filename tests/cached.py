@@ -117,7 +117,7 @@ def dense(**change: Any) -> Run:
 
 def assert_found_with_the_same_bits(run: Run, first: Seen) -> None:
     again = run()
-    assert again.found
+    assert again.found, again
     assert again.ours == first.ours
     assert torch.equal(again.out, first.out)
 

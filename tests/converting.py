@@ -43,6 +43,8 @@ def converting(graphs: list[list[Site | Refusal]], then: str = "eager", **option
 
     def convert(module: torch.fx.GraphModule, example_inputs: list, **_: Any) -> Callable:
         graphs.append(vsa_compile.backend.convert(module, settings))
-        return torch._dynamo.lookup_backend(then)(module, example_inputs)
+        # Inductor alone does not know our sources, and would find what it made of the graph before an edit.
+        with torch.compiler.config.patch(cache_key_tag=vsa_compile.backend.source_hash().hex()):
+            return torch._dynamo.lookup_backend(then)(module, example_inputs)
 
     return convert
