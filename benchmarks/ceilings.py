@@ -82,9 +82,7 @@ _FIRST_TILE = f"""    step = 0
     key = (key + kv_start).to(INDEX_DTYPE)
     masked = False
 {textwrap.indent(textwrap.dedent(_LOADS), "    ")}"""
-_SCORES = (
-    "scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)\n    if not ALL_REAL:\n        if masked:"
-)
+_SCORES = "scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)\n    if not ALL_REAL:\n"
 
 # Added in their own type, one instruction for each, where fp32 would need a conversion besides. Where no
 # product waits for a load, it is pipelined only on request.

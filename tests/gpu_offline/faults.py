@@ -31,9 +31,9 @@ FORWARD_FAULTS = {
     "score_of_padding_not_masked": Fault(_RAGGED, "if not ALL_REAL:\n", "if False:\n"),
     "v_load_not_masked": Fault(_RAGGED, _UNMASKED_V + "ALL_REAL)", _UNMASKED_V + "True)"),
     "v_load_of_other_keys_not_masked": Fault(_MASKED, _UNMASKED_V + "False)", _UNMASKED_V + "True)"),
-    "border_tile_taken_for_full": Fault(_RAGGED, "(c > cols - TILE_C)", "(c > cols)"),
+    "border_tile_taken_for_full": Fault("packed_qkv_bf16", "(c > cols - TILE_C)", "(c > cols)"),
     "box_padding_not_masked": Fault(
-        "odd_tile_width_48", "smaller | (SLOTS > TILE_F * TILE_R * TILE_C)", "smaller"
+        "odd_tile_fp16", "smaller | (SLOTS > TILE_F * TILE_R * TILE_C)", "smaller"
     ),
     "last_tile_dropped": Fault(_FP16, "range(0, count *", "range(0, (count - 1) *"),
     "tile_read_twice": Fault(_FP16, "listed + step //", "listed + (step & ~1) //"),

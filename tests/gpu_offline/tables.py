@@ -13,6 +13,7 @@ CASES = (
     Case("token_major_fp16", torch.float16, layout="tokens_first", ragged=True),
     Case("full_tiles_width_96_bf16", torch.bfloat16, grid=(4, 8, 8), width=96, kept=2),
     Case("odd_tile_width_48", grid=(3, 7, 5), tile=(2, 3, 3), width=48, ragged=True),
+    Case("odd_tile_fp16", torch.float16, grid=(3, 4, 5), tile=(2, 3, 3), width=16, ragged=True),
     Case("tile_of_several_blocks", grid=(3, 8, 9), tile=(2, 8, 8), width=16, heads=1, kv_heads=1, kept=2),
     Case(
         "text_on_both_sides_with_padding", grid=(3, 5, 6), width=16, batch=2, kv_heads=1, q_other=(3, 70),
