@@ -27,7 +27,7 @@ check: $(READY)  ## format, lint, types and the quick tests, in under a minute
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/pyright > $(VENV)/pyright.log || (cat $(VENV)/pyright.log; false)
-	$(RUN) -m pytest -q -n 2 -m "quick and not seconds"
+	$(RUN) -m pytest -q -n 2 -m "quick and not seconds" $$(grep -rl --include='test_*.py' 'mark.quick' tests)
 
 fuzz: $(READY)  ## hypothesis for MINUTES, with its example database kept
 	$(RUN) tests/fuzz.py --minutes $(MINUTES)

@@ -45,6 +45,7 @@ def test_one_node_takes_the_place_of_one_node():
     assert torch.nn.functional.scaled_dot_product_attention not in nodes
 
 
+@pytest.mark.seconds
 @pytest.mark.quick
 def test_the_backend_object_and_its_name_are_the_same():
     args = inputs(Habits())
@@ -199,6 +200,7 @@ def test_an_exported_program_becomes_sparse_and_runs_in_aoti(tmp_path):
     assert report.sites[0].grid == (5, 6, 7)
 
 
+@pytest.mark.seconds
 @pytest.mark.quick
 def test_an_exported_program_with_symbolic_sizes_becomes_sparse():
     habits = Habits()

@@ -338,6 +338,7 @@ def test_what_is_no_method_is_not_registered(name, method, said):
         vsa_compile.register_method(name, method)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("kind", ["no source", "a tensor"])
 def test_a_method_that_cannot_be_read_goes_around_the_caches_and_says_so(kind: str, tmp_path: Path, caplog):
     if kind == "no source":

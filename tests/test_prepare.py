@@ -201,6 +201,7 @@ def images(grid: tuple[int, int, int]) -> dict:
     return {"latents": video(grid)["hidden_states"].transpose(1, 2)}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("build", "arguments"),
     [
@@ -301,6 +302,7 @@ def test_data_dependent_text_lengths_stay_in_one_graph():
 # --- video_grid -----------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_video_grid_gives_each_grid_its_own_code(wanted: list[Tensor]):
     model, spy = by_blocks(ToyDiT(TWO), Spy()), Spy()
     model = by_blocks(ToyDiT(TWO), spy)
