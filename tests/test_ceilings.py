@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from gpu_offline.steps import run_once
+from gpu_offline.steps import run_once, shared_folder
 
 from vsa_compile.bench.lists import make_lists
 from vsa_compile.gpu import plain
@@ -30,7 +30,7 @@ each_kernel = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, int]]]:
     """ "<variant>, <reads>, D <width>" -> "all" and "loop" -> instruction -> count, compiled for Hopper."""
-    folder = tmp_path_factory.mktemp("ceilings")
+    folder = shared_folder(tmp_path_factory.getbasetemp(), "ceilings")
     run_once(folder, "ceilings")
     return json.loads((folder / "ceilings.json").read_text())
 

@@ -5,7 +5,6 @@ The layer is gpu_offline/layer.py, gated and trained where nothing else is said.
 
 import ast
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from gpu_offline.launches import Launches
 from gpu_offline.layer import TOKENS, WIDTH
 from gpu_offline.native import complaints
 from gpu_offline.program import Program
-from gpu_offline.steps import run_once
+from gpu_offline.steps import run_once, shared_folder
 from gpu_offline.training import Graph, load_graphs
 
 from vsa_compile import SparsitySchedule, backend
@@ -35,9 +34,7 @@ trained = pytest.mark.parametrize("name", _TRAINED)
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with all results; the same one for all xdist workers."""
-    base = tmp_path_factory.getbasetemp()
-    found = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gpu_graphs"
-    found.mkdir(exist_ok=True)
+    found = shared_folder(tmp_path_factory.getbasetemp(), "gpu_graphs")
     with ThreadPoolExecutor(2) as pool:
         for step in [pool.submit(run_once, found, name) for name in ("training", "native")]:
             step.result()

@@ -5,7 +5,6 @@ import inspect
 import json
 import linecache
 import logging
-import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from gpu_offline.offline import Build, load_builds
 from gpu_offline.plain import FAULTS, LAUNCHED, RUN, TRACED, plain_leaves
 from gpu_offline.program import Program, kind_of
 from gpu_offline.selections import SELECTIONS, Selection
-from gpu_offline.steps import run_once
+from gpu_offline.steps import run_once, shared_folder
 from gpu_offline.tables import ALL
 
 from vsa_compile import aten
@@ -43,9 +42,7 @@ each_traced = pytest.mark.parametrize("case", TRACED, ids=lambda case: case.name
 @pytest.fixture(scope="session")
 def plain_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what the plain kernels were rendered to, computed and compiled to."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gpu_offline_plain"
-    folder.mkdir(exist_ok=True)
+    folder = shared_folder(tmp_path_factory.getbasetemp(), "gpu_offline_plain")
 
     def interpret() -> None:
         run_once(folder, "plain", "render")

@@ -34,8 +34,8 @@ def test_tiles_are_read_through_tensor_maps(case: Case, finished: Path):
     "name",
     [
         pytest.param(UNMAPPED.name, id="rows are no 16 bytes apart"),
-        pytest.param("ragged_grid_and_counts", id="Ampere"),
-        pytest.param("backward_ragged_grid_and_counts", id="Ampere, backward"),
+        pytest.param("token_major_fp16", id="Ampere"),
+        pytest.param("backward_grouped_heads_fp16", id="Ampere, backward"),
     ],
 )
 def test_the_rest_is_read_through_pointers(name: str, finished: Path):

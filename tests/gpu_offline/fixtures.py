@@ -6,7 +6,6 @@ has golden machine code is rendered and compiled.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,15 +14,13 @@ import pytest
 import torch
 
 from gpu_offline.offline import Build, load_builds
-from gpu_offline.steps import run_once
+from gpu_offline.steps import run_once, shared_folder
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with all results; the same one for all xdist workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gpu_offline"
-    folder.mkdir(exist_ok=True)
+    folder = shared_folder(tmp_path_factory.getbasetemp(), "gpu_offline")
 
     def interpret() -> None:
         run_once(folder, "rendering", "cases")

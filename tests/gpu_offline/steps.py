@@ -12,6 +12,13 @@ _TESTS = Path(__file__).parents[1]
 _PATIENCE_S = 600
 
 
+def shared_folder(base: Path, name: str) -> Path:
+    """A folder under pytest's base directory that is the same one for all xdist workers."""
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def run_once(folder: Path, step: str, *arguments: str, **environment: str) -> None:
     """`python -m gpu_offline.STEP FOLDER arguments`, unless a process does or did; raises if it failed."""
     run = "_".join((step, *arguments))
