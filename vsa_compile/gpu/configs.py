@@ -1,8 +1,8 @@
 """Launch configurations of the kernels, by architecture family, element size and head width.
 
-The first of a row is what runs; it is chosen so that nothing spills (tests/gpu_offline/golden.py) and every GPU
-of the family has the shared memory. The others are timed against it where the user asks for autotuning. This
-table is the place for tuned rows.
+The first of a row is what runs; it is chosen so that nothing spills (tests/gpu_offline/golden.py) and every
+GPU of the family has the shared memory. The others are timed against it where the user asks for autotuning.
+This table is the place for tuned rows.
 May be imported by the lowerings; imports only the standard library and torch.
 """
 
