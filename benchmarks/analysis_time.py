@@ -22,8 +22,8 @@ import torch
 from attention_cpu import RESULTS
 
 import vsa_compile
-from vsa_compile.bench.setting import setting
-from vsa_compile.sites import Site
+from vsa_compile.convert.judge import Site
+from vsa_compile.tools.bench.setting import setting
 
 
 def transformer() -> torch.nn.Module:

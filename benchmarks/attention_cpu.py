@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from vsa_compile.bench.setting import setting
 from vsa_compile.grid import Grid
+from vsa_compile.tools.bench.setting import setting
 
 HEADS, SPARSITY, TILE = 12, 0.875, (4, 4, 4)
 GRIDS = {"8192": Grid(16, 16, 32), "16384": Grid(32, 16, 32), "ragged 16380": Grid(21, 30, 26)}
@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def sparse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return torch.ops.vsa.attention(q, k, v, None, grid, TILE, 0, 0, None, None, SPARSITY, "vsa")
+    return torch.ops.vsa_compile.attention(q, k, v, None, grid, TILE, 0, 0, None, None, SPARSITY, "vsa")
 
 
 def seconds(attention: Callable, inputs: list[torch.Tensor], grad: torch.Tensor) -> tuple[float, float]:

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsa_compile
-from vsa_compile.bench.setting import setting
 from vsa_compile.grid import Grid, TileGrid
 from vsa_compile.methods import GaussQuantile, Queries, Site
+from vsa_compile.tools.bench.setting import setting
 
 HEADS, WIDTH, TILE = 12, 64, (4, 4, 4)
 # The paper's sequences: 23K tokens of latent 16x28x52, 153K of 32x60x80.
@@ -96,7 +96,8 @@ def flops(quick: bool) -> list[dict]:
             dense = 4 * WIDTH * grid.tokens**2
             rows.append({
                 "setting": name, "scores": "peaked" if peaked else "flat", "paper_ratio": wanted,
-                "attend_ratio": dense / by_op["vsa.attend"], "all_counted_ratio": dense / sum(by_op.values()),
+                "attend_ratio": dense / by_op["vsa_compile.attend"],
+                "all_counted_ratio": dense / sum(by_op.values()),
             })  # fmt: skip
             print("flops", rows[-1], flush=True)
     return rows

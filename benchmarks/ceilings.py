@@ -28,12 +28,12 @@ import torch
 from attention_cpu import RESULTS
 from torch import Tensor
 
-from vsa_compile.bench.clock import Clock, Spread, Task
-from vsa_compile.bench.lists import Lists, make_lists, pairs
-from vsa_compile.bench.setting import setting
-from vsa_compile.gpu import attend, launch, plain
-from vsa_compile.gpu.configs import has_tma
 from vsa_compile.grid import Grid, TileGrid
+from vsa_compile.ops.gpu import attend, launch, render
+from vsa_compile.ops.gpu.configs import has_tma
+from vsa_compile.tools.bench.clock import Clock, Spread, Task
+from vsa_compile.tools.bench.lists import Lists, make_lists, pairs
+from vsa_compile.tools.bench.setting import setting
 
 GRID, TILE, HEADS, DENSITY = Grid(32, 32, 32), (4, 4, 4), 16, 0.125
 WIDTHS, KINDS = (64, 128), ("random", "local", "same")
@@ -50,7 +50,7 @@ class Variant:
 
     edits: tuple[tuple[str, str], ...] = ()
 
-    def of(self, source: plain.Source) -> plain.Source:
+    def of(self, source: render.Source) -> render.Source:
         """Raises ValueError where the kernel no longer says what is to be exchanged."""
         text = source.text
         for right, wrong in self.edits:
@@ -120,7 +120,7 @@ VARIANTS = {
 def forward(
     q: Tensor, k: Tensor, v: Tensor, lists: Lists, grid: Grid = GRID, maps: bool = False
 ) -> launch.Launch:
-    """The launch of vsa::attend's kernel on q, k and v (1, H, N, D); nothing runs.
+    """The launch of vsa_compile::attend's kernel on q, k and v (1, H, N, D); nothing runs.
 
     maps: it reads tiles through tensor maps, if the GPU can.
     """
@@ -128,7 +128,7 @@ def forward(
 
     def keep(*arguments: Any, **facts: Any) -> launch.Value:
         launches.append(launch.prepared(*arguments, **facts))
-        return launch.Value(launches[-1].arguments[plain.OUTPUT])
+        return launch.Value(launches[-1].arguments[render.OUTPUT])
 
     ir = SimpleNamespace(**{**vars(launch), "template_buffer": keep, "has_tensor_map": lambda _: maps})
     site = (lists.tiles, lists.counts, grid, TILE, 0, 0, None, q.shape[-1] ** -0.5)
@@ -152,7 +152,7 @@ def vsa_l2_read(X, OUTPUT, blocks, rounds, BLOCK: tl.constexpr):
         kept ^= tl.load(X + block * BLOCK + within, cache_modifier=".cg")
     tl.store(OUTPUT + tl.program_id(0) * BLOCK + within, kept)
 '''
-L2_READ = plain.Source("vsa_l2_read", _READ, inputs=("X",), numbers=(), constants=("BLOCK",))
+L2_READ = render.Source("vsa_l2_read", _READ, inputs=("X",), numbers=(), constants=("BLOCK",))
 BLOCK, ROUNDS = 4096, 512  # int32 numbers of a step, steps of a program
 
 
@@ -162,7 +162,7 @@ def l2_read(device: torch.device) -> tuple[Task, int]:
     blocks, programs = facts.L2_cache_size // 4 // (4 * BLOCK), 8 * facts.multi_processor_count
     x = torch.randint(2**31 - 1, (blocks * BLOCK,), dtype=torch.int32, device=device)
     out = torch.empty(programs * BLOCK, dtype=torch.int32, device=device)
-    kernel: Any = plain.load(L2_READ)
+    kernel: Any = render.load(L2_READ)
     task = Task(lambda _: kernel[(programs,)](x, out, blocks, ROUNDS, BLOCK=BLOCK, num_warps=8))
     return task, 4 * BLOCK * ROUNDS * programs
 
@@ -176,7 +176,7 @@ def tasks(ready: launch.Launch) -> dict[str, Task]:
     def task(kernel: Any) -> Task:
         return Task(lambda _: kernel[ready.grid](**ready.arguments))
 
-    return {name: task(plain.load(variant.of(ready.source))) for name, variant in VARIANTS.items()}
+    return {name: task(render.load(variant.of(ready.source))) for name, variant in VARIANTS.items()}
 
 
 def measure(clock: Clock, width: int, kind: str, reads: str, repeats: int) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 import vsa_compile
 from vsa_compile import SparsitySchedule
-from vsa_compile.bench.setting import setting
+from vsa_compile.tools.bench.setting import setting
 
 ROOT = Path(__file__).parent.parent
 SPARSITY = 0.875

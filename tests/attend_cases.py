@@ -1,4 +1,4 @@
-"""Random calls of vsa::attend, and the kernels that answer them.
+"""Random calls of vsa_compile::attend, and the kernels that answer them.
 
 Notation: B batch, H heads, Hkv key heads, N tokens, D head width, M tiles, Kcap width of the lists.
 """
@@ -16,8 +16,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vsa_compile import aten
 from vsa_compile.grid import Grid, Tile, TileGrid
+from vsa_compile.ops.schema import aten
 
 # How q, k, v lie in memory; all of them are (B, H, N, D) to the operator.
 LAYOUTS = ("tokens", "heads", "fused", "strided", "expanded")
@@ -43,7 +43,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class Case:
-    """Arguments of vsa::attend, and a gradient for its output."""
+    """Arguments of vsa_compile::attend, and a gradient for its output."""
 
     made: str  # how: the call of make_case that this case is, or was before a test changed it
 
@@ -189,7 +189,7 @@ class Kernel:
     def run(self, case: Case) -> Results:
         """out, lse, grad_q, grad_k and grad_v, on the CPU."""
         with self.running():
-            results = through_autograd(torch.ops.vsa.attend, case.to(self.device))
+            results = through_autograd(torch.ops.vsa_compile.attend, case.to(self.device))
         return {name: x.cpu() for name, x in results.items()}
 
 
@@ -234,7 +234,7 @@ def each_kernel(kernels: list[Kernel]) -> pytest.MarkDecorator:
 
 
 def through_autograd(attend: Callable, case: Case) -> Results:
-    """out, lse and the gradients of `attend`, which has vsa::attend's arguments."""
+    """out, lse and the gradients of `attend`, which has vsa_compile::attend's arguments."""
     leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
     out, lse, *_ = attend(*leaves, *case.site)
     grads = torch.autograd.grad(out, leaves, case.grad_out)

@@ -1,4 +1,4 @@
-"""Whether the results of vsa::attend are right, by the rules of compare.py, and where they are not."""
+"""Whether the results of vsa_compile::attend are right by the rules of compare.py, and where they are not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from attend_cases import Case, Results, through_autograd
 from compare import assert_mean, assert_rows, rule_a, rule_c
 from torch import Tensor
 
-from vsa_compile import reference
 from vsa_compile.grid import TileGrid
+from vsa_compile.ops.schema import reference
 
 ROWS = ("out", "grad_q", "grad_k", "grad_v")
 

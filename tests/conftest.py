@@ -7,7 +7,7 @@ import profiles
 import pytest
 import torch
 
-from vsa_compile.cpu import loader
+from vsa_compile.ops.cpu import loader
 
 profiles.load()
 
@@ -22,7 +22,7 @@ class _Failures(logging.Handler):
         raise AssertionError(self.format(record))
 
 
-for name in ("vsa_compile.layout", "vsa_compile.backend"):
+for name in ("vsa_compile.analysis", "vsa_compile.backend"):
     logging.getLogger(name).addHandler(_Failures(logging.WARNING))
 
 # Processes that tests start run the kernel as it is shipped.

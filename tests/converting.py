@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vsa_compile
-from vsa_compile.sites import Refusal, Site
+from vsa_compile.convert.judge import Refusal, Site
 
 Grid = tuple[int, int, int]
 OPTIONS = {"min_tokens": 0, "tile": (2, 2, 2), "sparsity": 0.5}

@@ -55,19 +55,23 @@ SELECT = ("tests/test_select.py", "-k", "not cuda")
 FUNCTIONAL = ("tests/test_functional.py", "tests/test_aten.py")
 SITES = ("tests/test_sites.py", "tests/test_rules.py", "tests/test_random_models.py")
 CALL, FORWARD, BACKWARD, LANES, KERNEL = (
-    f"vsa_compile/cpu/{name}" for name in ("call.h", "forward.h", "backward.h", "lanes.h", "kernel.cpp")
+    f"vsa_compile/ops/cpu/{name}" for name in ("call.h", "forward.h", "backward.h", "lanes.h", "kernel.cpp")
 )
-PYTHON_CPU, PYTHON_ATEN, OPS = "vsa_compile/cpu/__init__.py", "vsa_compile/aten.py", "vsa_compile/ops.py"
+PYTHON_CPU, PYTHON_ATEN, OPS = (
+    "vsa_compile/ops/cpu/__init__.py",
+    "vsa_compile/ops/aten.py",
+    "vsa_compile/ops/schema.py",
+)
 METHOD, SITE, SITES_PY = (
     "vsa_compile/methods/method.py",
     "vsa_compile/methods/site.py",
-    "vsa_compile/sites.py",
+    "vsa_compile/convert/judge.py",
 )
-PRUNE, RULES, DIGEST = (f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "digest"))
-EAGER, LAUNCH = "vsa_compile/gpu/eager.py", "vsa_compile/gpu/launch.py"
+PRUNE, RULES, DIGEST = (f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "source_digest"))
+EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
-REWRITE, BACKEND = "vsa_compile/rewrite.py", "vsa_compile/backend.py"
+REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
 
 KERNEL_MUTANTS = (
     Mutant("F1", "pad off by one", FORWARD, "to + n * columns, columns, -kInf", "to + (n - 1) * columns, columns, -kInf", CPP),
@@ -145,26 +149,26 @@ COMPILER_MUTANTS = (
     Mutant("F28", "the grid of another video", SITES_PY, "return max(shared, key", "return min(shared, key", SITES),
     Mutant("cross", "cross-attention taken for self-attention", SITES_PY, "if q.grid and k.grid and same_tokens(q.axis, k.axis)", "if q.grid and k.grid", SITES),
     Mutant("mask", "a mask on video keys ignored", SITES_PY, "if not all_true(analysis, mask, start, stop):", "if False:", SITES),
-    Mutant("raster", "axes in any order taken for a grid", "vsa_compile/layout/tokens.py", "p[0] < p[1] < p[2]", "len({*p}) == 3", SITES),
+    Mutant("raster", "axes in any order taken for a grid", "vsa_compile/analysis/tokens.py", "p[0] < p[1] < p[2]", "len({*p}) == 3", SITES),
     Mutant("dropout", "dropout ignored", SITES_PY, 'if _constant(arguments, "dropout_p"):', "if False:", SITES),
     Mutant("causal", "causal ignored", SITES_PY, 'if _constant(arguments, "is_causal"):', "if False:", SITES),
     Mutant("scale", "the call's own scale ignored", SITES_PY, 'scale = _constant(arguments, "scale")', "scale = None", ("tests/test_backend.py", "tests/test_random_models.py")),
     Mutant("mask text", "the mask of the text dropped", REWRITE, "    if mask is None:\n        return None\n    index", "    return None\n    index", ("tests/test_backend.py", "tests/test_random_models.py")),
-    Mutant("history", "a hint read from the wrong axis", "vsa_compile/layout/views.py", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
+    Mutant("history", "a hint read from the wrong axis", "vsa_compile/analysis/optable/views.py", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
     Mutant("stale hint", "no guard on the hinted grid", BACKEND, "        state.guard_grid()", "        pass", ("tests/test_prepare.py",)),
-    Mutant("stale marker", "the grid of the call before", "vsa_compile/prepare.py", "    learned.forget()\n", "", ("tests/test_prepare.py",)),
-    Mutant("two tables", "a table makes two videos one", "vsa_compile/layout/values.py", "else agree", "else unify", ("tests/test_rules.py",)),
+    Mutant("stale marker", "the grid of the call before", "vsa_compile/grids/prepare.py", "    learned.forget()\n", "", ("tests/test_prepare.py",)),
+    Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/graph_facts.py", "else agree", "else unify", ("tests/test_rules.py",)),
     Mutant("witness", "a recompute under another hinted grid", OPS, "q.new_empty((*grid, 0))", "q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE, "    if site.query_padding:", "    if False:", ("tests/test_hidden.py", "-k", "padding")),
-    Mutant("counts", "text of one mask counted twice", "vsa_compile/layout/counts.py", "    return same", "    return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
-    Mutant("respelled", "all but the last n: another axis", "vsa_compile/layout/indexing.py", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
-    Mutant("quotient", "cols = tokens // (frames * rows) not seen", "vsa_compile/layout/regroup.py", "return split(atom, sizes[:stop])", "return ()", ("tests/test_random_models.py", "-k", "bare_tokens")),
-    Mutant("sizes proved", "sizes equal by the op, not by algebra", "vsa_compile/layout/axes.py", "copy.size, copy.parts = size, tuple(atoms)", "pass", ("tests/test_pipelines.py", "-k", "portrait")),
+    Mutant("counts", "text of one mask counted twice", "vsa_compile/analysis/equal_data_sizes.py", "    return same", "    return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
+    Mutant("respelled", "all but the last n: another axis", "vsa_compile/analysis/optable/indexing.py", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
+    Mutant("quotient", "cols = tokens // (frames * rows) not seen", "vsa_compile/analysis/regroup.py", "return split(atom, sizes[:stop])", "return ()", ("tests/test_random_models.py", "-k", "bare_tokens")),
+    Mutant("sizes proved", "sizes equal by the op, not by algebra", "vsa_compile/analysis/algebra.py", "copy.size, copy.parts = size, tuple(atoms)", "pass", ("tests/test_pipelines.py", "-k", "portrait")),
     Mutant("stale dense", "no guard on dense()", BACKEND, "        state.guard_sparsity(settings)", "        pass", ("tests/test_schedule.py", "-k", "dense")),
     Mutant("stale step", "the backward of another step of the schedule", "vsa_compile/methods/site.py", "if self.share is None:", "if True:", ("tests/test_schedule.py", "-k", "every_step")),
     Mutant("gate dropped", "the gate of a call not used", REWRITE, "(q, k, v, gate, grid,", "(q, k, v, None, grid,", ("tests/test_gates.py", "-k", "by_hand")),
     Mutant("gate rows", "a gate of the video put before the text", REWRITE, "(0, 0, *around))", "(0, 0, *around[::-1]))", ("tests/test_gates.py", "-k", "by_hand")),
-    Mutant("gate of another", "a gate that two calls could take", "vsa_compile/markers.py", "if len(found) > 1 or times[found[0]] > 1:", "if False:", ("tests/test_gates.py", "-k", "fit")),
+    Mutant("gate of another", "a gate that two calls could take", "vsa_compile/convert/markers.py", "if len(found) > 1 or times[found[0]] > 1:", "if False:", ("tests/test_gates.py", "-k", "fit")),
     Mutant("start", "video among keys starts at 0", REWRITE, "for size in (site.q_start, site.kv_start)]", "for size in (site.q_start, 0)]", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 
@@ -183,13 +187,13 @@ PLAIN_MUTANTS = (
 GRAPHS = ("tests/test_gpu_graphs.py",)
 GRAPH_MUTANTS = (
     Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD, "        return fine + gate * coarse\n", "        return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)\n", GRAPHS),
-    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/gpu/attend.py", "inputs = [q, call.k,", "inputs = [q, ir.contiguous(call.k),", GRAPHS),
+    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py", "inputs = [q, call.k,", "inputs = [q, ir.contiguous(call.k),", GRAPHS),
     Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE, "        counts = counts.as_strided(counts.shape, counts.stride())\n", "", GRAPHS),
     Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND, 'patches.setdefault("epilogue_fusion_first", True)', "pass", GRAPHS),
     Mutant("share on host", "the share of a schedule read on the CPU", SITE, "        part, whole = self.share.unbind()\n        return", "        part, whole = self.share.cpu().to(self.share.device).unbind()\n        return", GRAPHS),
     Mutant("share late", "the share of a schedule allocated by a run", REWRITE, "    state.place_share(options, example_of(q).device)\n", "", (*GRAPHS, "-k", "share")),
     Mutant("grid of programs", "how many programs a kernel has is known to Python alone", "vsa_compile/torch_compat/inductor.py", "grid=SymbolicGridFn(launch_grid)", "grid=launch_grid", GRAPHS),
-    Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/gpu/templates.py", "return re.sub(r'^ *\"\"\".*?\"\"\"\\n', \"\", text", "return re.sub(r'^$^', \"\", text", GRAPHS),
+    Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/ops/gpu/templates.py", "return re.sub(r'^ *\"\"\".*?\"\"\"\\n', \"\", text", "return re.sub(r'^$^', \"\", text", GRAPHS),
 )  # fmt: skip
 
 MUTANTS = KERNEL_MUTANTS + METHOD_MUTANTS + COMPILER_MUTANTS + PLAIN_MUTANTS + GRAPH_MUTANTS

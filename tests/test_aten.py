@@ -7,8 +7,8 @@ import torch
 from attend_cases import Case, Kernel, make_case
 from attend_judge import assert_right
 
-from vsa_compile import aten, reference
 from vsa_compile.grid import Grid, TileGrid
+from vsa_compile.ops.schema import aten, reference
 
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 20}
 
@@ -23,8 +23,10 @@ def _only_aten(monkeypatch):
 
 def test_results_are_contiguous_by_token():
     case = make_case(2, **EVERY_TERM)
-    out, lse, witness = torch.ops.vsa.attend(*case.arguments())
-    grads = torch.ops.vsa.attend_backward(case.grad_out, *case.arguments()[:3], out, lse, *case.site, witness)
+    out, lse, witness = torch.ops.vsa_compile.attend(*case.arguments())
+    grads = torch.ops.vsa_compile.attend_backward(
+        case.grad_out, *case.arguments()[:3], out, lse, *case.site, witness
+    )
     assert all(x.is_contiguous() for x in (out, lse, *grads))
 
 
@@ -74,23 +76,25 @@ def test_opcheck(monkeypatch, kernel, dtype):
     monkeypatch.setenv("VSA_COMPILE_CPU", kernel)
     case = small_case(dtype)
     leaves = [x.detach().clone().requires_grad_() for x in (case.q, case.k, case.v)]
-    out, lse, witness = (x.detach() for x in torch.ops.vsa.attend(*case.arguments()))
+    out, lse, witness = (x.detach() for x in torch.ops.vsa_compile.attend(*case.arguments()))
     grid, tile = list(case.grid), list(case.tile)
     site = (case.tiles, case.counts, grid, tile, *case.site[4:])
     plain = (case.q, case.k, case.v)
     # Some operators decompose: an autograd kernel of their own would hide their parts.
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     scores = torch.randn(2, 3, 7, 7)
-    torch.library.opcheck(torch.ops.vsa.select.default, (scores, 3))
-    torch.library.opcheck(torch.ops.vsa.select.default, (scores, 5, scores.mean(-1), torch.tensor(4)))
-    torch.library.opcheck(torch.ops.vsa.attend.default, (*leaves, *site))
+    torch.library.opcheck(torch.ops.vsa_compile.select.default, (scores, 3))
+    torch.library.opcheck(torch.ops.vsa_compile.select.default, (scores, 5, scores.mean(-1), torch.tensor(4)))
+    torch.library.opcheck(torch.ops.vsa_compile.attend.default, (*leaves, *site))
     given = (case.grad_out, *plain, out, lse, *site, witness)
-    torch.library.opcheck(torch.ops.vsa.attend_backward.default, given)
+    torch.library.opcheck(torch.ops.vsa_compile.attend_backward.default, given)
     padding = torch.rand(2, 1, 1, case.q.shape[2]) < 0.5
-    torch.library.opcheck(torch.ops.vsa.zero_padding.default, (leaves[0], padding[:1]))
-    torch.library.opcheck(torch.ops.vsa.hint.default, (leaves[0][:, 0, 3:13], [1, 2, 5]), test_utils=checks)
+    torch.library.opcheck(torch.ops.vsa_compile.zero_padding.default, (leaves[0], padding[:1]))
+    torch.library.opcheck(
+        torch.ops.vsa_compile.hint.default, (leaves[0][:, 0, 3:13], [1, 2, 5]), test_utils=checks
+    )
     call = (*leaves, None, grid, tile, case.q_start, case.kv_start, case.key_padding, None, 0.5, "vsa")
-    torch.library.opcheck(torch.ops.vsa.attention.default, call, test_utils=checks)
+    torch.library.opcheck(torch.ops.vsa_compile.attention.default, call, test_utils=checks)
 
 
 def test_gradcheck_with_a_gate():
@@ -110,7 +114,7 @@ def test_gradcheck_with_a_gate():
     padding = torch.rand(1, video + 2, generator=generator) < 0.6
 
     def attention(q, k, v, gate):
-        return torch.ops.vsa.attention(q, k, v, gate, grid, tile, 1, 1, padding, None, 0.5, "vsa")
+        return torch.ops.vsa_compile.attention(q, k, v, gate, grid, tile, 1, 1, padding, None, 0.5, "vsa")
 
     assert torch.autograd.gradcheck(attention, (q, k, v, gate))
 
@@ -120,7 +124,7 @@ def test_attention_equals_its_specification():
     gate = torch.randn_like(case.q)
     arguments = (case.q, case.k, case.v)
     place = (case.q_start, case.kv_start, case.key_padding)
-    got = torch.ops.vsa.attention(*arguments, gate, case.grid, case.tile, *place, None, 0.6, "vsa")
+    got = torch.ops.vsa_compile.attention(*arguments, gate, case.grid, case.tile, *place, None, 0.6, "vsa")
     wanted = reference.attention(
         *arguments, grid=case.grid, sparsity=0.6, tile=case.tile, gate=gate,
         q_start=place[0], kv_start=place[1], key_padding=place[2],

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from profiles import examples
 from torch import Tensor
 
-from vsa_compile import reference
 from vsa_compile.grid import Grid
+from vsa_compile.ops.schema import reference
 
 ALL = ATEN + CPP + ATEN_GPU
 EXACT = [kernel for kernel in ALL if kernel.dtype.itemsize >= 4]  # rule C
@@ -200,7 +200,7 @@ def test_only_what_is_asked_for_gets_a_gradient(kernel: Kernel, wanted: tuple[in
         for x, w in zip((case.q, case.k, case.v), wanted, strict=True)
     ]
     with kernel.running():
-        out, lse, _ = torch.ops.vsa.attend(*leaves, *case.site)
+        out, lse, _ = torch.ops.vsa_compile.attend(*leaves, *case.site)
         assert not lse.requires_grad
         assert out.requires_grad == any(wanted)
         if any(wanted):

@@ -1,4 +1,4 @@
-"""The GPU kernel of vsa::attend: what is rendered, what it compiles to. Results: test_template_results.py."""
+"""The GPU kernel of vsa_compile::attend: what is rendered and compiled. Results: test_template_results.py."""
 
 import logging
 import re
@@ -16,8 +16,9 @@ from gpu_offline.golden import GOLDEN
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import CASES
 
-from vsa_compile import gpu, torch_compat
-from vsa_compile.gpu import configs, lowering, templates
+from vsa_compile import torch_compat
+from vsa_compile.ops.gpu import configs, lowering, templates
+from vsa_compile.ops.schema import gpu
 
 pytest_plugins = ["gpu_offline.fixtures"]
 
@@ -82,7 +83,7 @@ def test_64_bit_offsets_are_used_where_they_are_needed(finished: Path):
 
 def test_what_the_template_does_not_serve_runs_eagerly(finished: Path):
     program = Program.load(finished / "fp64.json")
-    assert "torch.ops.vsa.attend.default(" in program.calls
+    assert "torch.ops.vsa_compile.attend.default(" in program.calls
     assert not program.kernels
 
 
@@ -186,7 +187,7 @@ def test_templates_of_a_wheel_come_first(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.quick
 def test_missing_templates_say_where_they_were_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(templates, "files", lambda _: tmp_path)
-    monkeypatch.setattr(templates, "__file__", str(tmp_path / "a" / "b" / "templates.py"))
+    monkeypatch.setattr(templates, "__file__", str(tmp_path / "a" / "b" / "c" / "templates.py"))
     templates.template_folder.cache_clear()
     with pytest.raises(FileNotFoundError, match="Reinstall it from a wheel"):
         templates.template_folder()

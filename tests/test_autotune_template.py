@@ -13,7 +13,7 @@ from gpu_offline.cases import Case
 from gpu_offline.comparison import verdict
 from gpu_offline.tables import AUTOTUNED
 
-from vsa_compile.gpu import configs
+from vsa_compile.ops.gpu import configs
 
 pytest_plugins = ["gpu_offline.fixtures"]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv
 
-from vsa_compile.layout.axes import (
+from vsa_compile.analysis.algebra import (  # fmt: skip
     Axis,
     concatenate,
     divided,
@@ -19,10 +19,10 @@ from vsa_compile.layout.axes import (
     segments,
     unify,
     unit,
-)  # fmt: skip
-from vsa_compile.layout.regroup import regroup
-from vsa_compile.layout.tokens import is_raster, read_segments
-from vsa_compile.layout.views import cut
+)
+from vsa_compile.analysis.optable.views import cut
+from vsa_compile.analysis.regroup import regroup
+from vsa_compile.analysis.tokens import is_raster, read_segments
 
 pytestmark = pytest.mark.quick
 

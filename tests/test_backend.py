@@ -41,7 +41,7 @@ def captured_nodes(model, args, **options):
 
 def test_one_node_takes_the_place_of_one_node():
     nodes = captured_nodes(ToyDiT(JOINT), inputs(JOINT))
-    assert nodes.count(torch.ops.vsa.attention.default) == 1
+    assert nodes.count(torch.ops.vsa_compile.attention.default) == 1
     assert torch.nn.functional.scaled_dot_product_attention not in nodes
 
 
@@ -58,7 +58,7 @@ def test_the_meta_of_the_node_is_kept_and_its_strides_are_token_major():
 
     def spy(module, example_inputs):
         vsa_compile.backend.convert(module, vsa_compile.Options.read(ALL))
-        (node,) = (n for n in module.graph.nodes if n.target is torch.ops.vsa.attention.default)
+        (node,) = (n for n in module.graph.nodes if n.target is torch.ops.vsa_compile.attention.default)
         kept.update(node.meta)
         return module.forward
 

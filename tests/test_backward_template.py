@@ -1,4 +1,4 @@
-"""The GPU kernels of vsa::attend_backward, without a GPU. Machine code: test_attend_template.py."""
+"""The GPU kernels of vsa_compile::attend_backward, without a GPU. Machine code: test_attend_template.py."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from gpu_offline.cases import Case
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import BACKWARD
 
-from vsa_compile import gpu
+from vsa_compile.ops.schema import gpu
 
 pytest_plugins = ["gpu_offline.fixtures"]
 
@@ -49,5 +49,5 @@ def test_no_buffer_has_a_row_and_a_column_for_every_tile(case: Case, finished: P
 
 def test_what_the_templates_do_not_serve_runs_eagerly(finished: Path):
     program = Program.load(finished / "backward_fp64.json")
-    assert "torch.ops.vsa.attend_backward.default(" in program.calls
+    assert "torch.ops.vsa_compile.attend_backward.default(" in program.calls
     assert not program.kernels

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vsa_compile import reference
 from vsa_compile.__main__ import main
-from vsa_compile.bench import clock, dense, flex, ours, roofline, session
-from vsa_compile.bench.lists import kept, make_lists, pairs
-from vsa_compile.bench.log import reason_of
-from vsa_compile.bench.plan import LISTS, PARTS, Plan
-from vsa_compile.bench.results import DENSE
-from vsa_compile.bench.work import Work, timed
 from vsa_compile.grid import Grid, TileGrid
+from vsa_compile.ops.schema import reference
+from vsa_compile.tools.bench import clock, dense, flex, ours, roofline, session
+from vsa_compile.tools.bench.lists import kept, make_lists, pairs
+from vsa_compile.tools.bench.log import reason_of
+from vsa_compile.tools.bench.plan import LISTS, PARTS, Plan
+from vsa_compile.tools.bench.results import DENSE
+from vsa_compile.tools.bench.work import Work, timed
 
 CPU = torch.device("cpu")
 TINY = ["bench", "--device", "cpu", "--quick", "--shapes", "3x5x6", "--heads", "2", "--widths", "16"]

@@ -11,9 +11,9 @@ from compare import assert_same_gradients, assert_same_output, output_and_gradie
 from converting import converting
 
 import vsa_compile
-from vsa_compile import reference
+from vsa_compile.convert.judge import Site
 from vsa_compile.grid import Grid
-from vsa_compile.sites import Site
+from vsa_compile.ops.schema import reference
 
 EXACT = {"sparsity": 1e-6}  # every tile is kept, so the sparse operator gives what dense attention does
 SLUGS = {"cross": "cross", "spatial": "two-axes", "temporal": "one-axis"}

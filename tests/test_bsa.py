@@ -21,9 +21,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsa_compile
-from vsa_compile import methods, reference
+from vsa_compile import methods
 from vsa_compile.grid import Grid, TileGrid, kept_queries
 from vsa_compile.methods import GaussQuantile, Method, Site, TopK, WindowPruner, bsa
+from vsa_compile.ops.schema import reference
 
 pytestmark = pytest.mark.quick
 
@@ -182,14 +183,14 @@ def test_a_gate_is_an_error_that_names_the_way_out():
 
 def test_half_of_the_queries_attend_and_fill_a_kernel_tile_of_64_rows():
     seen = []
-    original = torch.ops.vsa.attend
+    original = torch.ops.vsa_compile.attend
 
     def spy(*arguments):
         seen.append(arguments)
         return original(*arguments)
 
     grid = Grid(8, 8, 16)
-    with mock.patch.object(torch.ops.vsa, "attend", spy):
+    with mock.patch.object(torch.ops.vsa_compile, "attend", spy):
         vsa_compile.attention(*leaves(grid), grid=grid, sparsity=0.93, method="bsa")
     ((q, *_, q_grid, q_tile),) = seen
     assert q.shape[2] == grid.tokens / 2 == math.prod(q_grid)
@@ -205,7 +206,7 @@ def test_flops_fall_as_the_paper_says(sparsity: float, ratio: float):
     site = Site(TileGrid(grid, (4, 4, 4)), 0, 0, None, 0.25, sparsity)
     with FlopCounterMode(display=False) as counter:
         Method(pruner=WindowPruner(), selector=TopK())(q, k, v, None, site)
-    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}["vsa.attend"]
+    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}["vsa_compile.attend"]
     dense = 4 * 2 * 2 * 16 * grid.tokens**2
     assert ratio / 1.1 <= dense / counted <= ratio * 1.01
 
@@ -214,15 +215,15 @@ def test_ragged_lists_are_counted_as_they_are():
     grid = Grid(8, 8, 16)
     q, k, v = (x.detach().float() for x in leaves(grid))
     counts = []
-    original = torch.ops.vsa.select
+    original = torch.ops.vsa_compile.select
 
     def spy(*arguments):
         counts.append(original(*arguments)[1])
         return original(*arguments)
 
-    with mock.patch.object(torch.ops.vsa, "select", spy), FlopCounterMode(display=False) as counter:
+    with mock.patch.object(torch.ops.vsa_compile, "select", spy), FlopCounterMode(display=False) as counter:
         vsa_compile.attention(q, k, v, grid=grid, sparsity=0.9, method="bsa")
-    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}["vsa.attend"]
+    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}["vsa_compile.attend"]
     assert len(counts[0].unique()) > 1
     assert counted == 4 * 16 * 64 * 64 * int(counts[0].sum())
 
@@ -248,16 +249,16 @@ def test_queries_may_be_a_raster_of_their_own(grid, tile, q_grid, q_tile, text, 
 
     q, k, v = normal(4, q_grid.tokens + text), normal(2, grid.tokens + text), normal(2, grid.tokens + text)
     scores = torch.randn(2, 4, rows, total, generator=generator)
-    lists = torch.ops.vsa.select(scores, min(3, total), torch.zeros(2, 4, rows))
+    lists = torch.ops.vsa_compile.select(scores, min(3, total), torch.zeros(2, 4, rows))
     padding = torch.rand(2, grid.tokens + text, generator=generator) < 0.7 if padded else None
     site = (grid, tile, text // 2, text // 3, padding, 0.2, q_grid, q_tile)
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     wanted = gradients(reference.attend(*exact, *lists, *site)[0], exact)
     for kernel in ("", "aten"):
         with mock.patch.dict(os.environ, VSA_COMPILE_CPU=kernel):
-            got = gradients(torch.ops.vsa.attend(q, k, v, *lists, *site)[0], [q, k, v])
+            got = gradients(torch.ops.vsa_compile.attend(q, k, v, *lists, *site)[0], [q, k, v])
         assert_equal(got, wanted, bound=1e-5)
-    assert_equal(gradients(torch.ops.vsa.attend(*exact, *lists, *site)[0], exact), wanted)
+    assert_equal(gradients(torch.ops.vsa_compile.attend(*exact, *lists, *site)[0], exact), wanted)
 
 
 # --- Compiled, trained, annealed ----------------------------------------------------------------------

@@ -19,8 +19,8 @@ import torch
 from cached import DENSE, OPTIONS, Run, assert_found_with_the_same_bits, by_hand, halved
 
 from vsa_compile import backend, methods
-from vsa_compile.cpu import loader
-from vsa_compile.gpu import templates
+from vsa_compile.ops.cpu import loader
+from vsa_compile.ops.gpu import templates
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the package whose files are the ones that go into the key; the code that runs stays ours."""
     monkeypatch.setattr(backend, "__file__", str(package / "vsa_compile" / "backend.py"))
-    monkeypatch.setattr(templates, "__file__", str(package / "vsa_compile" / "gpu" / "templates.py"))
+    monkeypatch.setattr(templates, "__file__", str(package / "vsa_compile" / "ops" / "gpu" / "templates.py"))
     forget()
     yield package
     forget()

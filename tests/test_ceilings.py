@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 
 from gpu_offline.steps import run_once, shared_folder
 
-from vsa_compile.bench.lists import make_lists
-from vsa_compile.gpu import plain
 from vsa_compile.grid import Grid, TileGrid
+from vsa_compile.ops.gpu import render
+from vsa_compile.tools.bench.lists import make_lists
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -86,7 +86,7 @@ def test_reads_of_the_cache_are_16_bytes_each(code: dict):
 
 @pytest.mark.quick
 def test_an_edit_that_fits_no_longer_is_an_error():
-    source = plain.Source("vsa_attend_fwd", "another kernel", (), (), ())
+    source = render.Source("vsa_attend_fwd", "another kernel", (), (), ())
     for name, variant in ceilings.VARIANTS.items():
         if name == "full":
             assert variant.of(source) == source

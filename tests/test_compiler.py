@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from toy import Habits, ToyDiT, inputs
 
-from vsa_compile.sites import Refusal, Site
+from vsa_compile.convert.judge import Refusal, Site
 
 # --- shapes ---------------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ import torch
 from attend_cases import CPP, Case, assert_same_bits, make_case, needs_avx512
 from attend_judge import assert_right
 
-from vsa_compile import aten, cpu, reference, torch_compat
-from vsa_compile.cpu import loader
+from vsa_compile import torch_compat
 from vsa_compile.grid import Grid
+from vsa_compile.ops.cpu import loader
+from vsa_compile.ops.schema import aten, cpu, reference
 
 pytestmark = needs_avx512
 run = CPP[0].run
@@ -54,7 +55,7 @@ def test_offsets_beyond_32_bits():
 def aten_calls(monkeypatch, case: Case) -> int:
     calls = []
     monkeypatch.setattr(aten, "attend", lambda *_: calls.append(1) or reference.attend(*case.arguments()))
-    torch.ops.vsa.attend(*case.arguments())
+    torch.ops.vsa_compile.attend(*case.arguments())
     return len(calls)
 
 
@@ -73,7 +74,7 @@ def test_aten_takes_wrong_shapes(monkeypatch):
     monkeypatch.undo()
     for wrong in ({"tiles": case.tiles[:, :, 1:]}, {"q_start": 1}, {"kv_start": 1}):
         with pytest.raises((RuntimeError, IndexError)):
-            torch.ops.vsa.attend(*replace(case, **wrong).arguments())
+            torch.ops.vsa_compile.attend(*replace(case, **wrong).arguments())
 
 
 def test_the_environment_turns_the_kernel_off(monkeypatch):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from attend_cases import needs_avx512
 
-from vsa_compile import doctor
 from vsa_compile.__main__ import main
-from vsa_compile.cpu import loader
+from vsa_compile.ops.cpu import loader
+from vsa_compile.tools import doctor
 
 
 @needs_avx512
@@ -72,7 +72,7 @@ def test_a_template_that_a_gpu_does_not_use_is_a_problem(monkeypatch):
     facts = SimpleNamespace(name="Fake", major=9, minor=0, total_memory=8 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    why = "vsa::attend runs through chunked ATen: the grid is odd"
+    why = "vsa_compile::attend runs through chunked ATen: the grid is odd"
     log = logging.getLogger("vsa_compile.gpu")
     monkeypatch.setattr(doctor, "_compare", lambda *_: log.info(why))
     findings = doctor._Findings()

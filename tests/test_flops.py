@@ -39,6 +39,7 @@ def test_sparse_counts_the_kept_share():
 def test_formulas_are_registered_in_either_import_order(order):
     code = (
         f"import {order[0]}, {order[1]}, torch; from torch.utils.flop_counter import flop_registry; "
-        "assert torch.ops.vsa.attend in flop_registry and torch.ops.vsa.attend_backward in flop_registry"
+        "assert torch.ops.vsa_compile.attend in flop_registry and "
+        "torch.ops.vsa_compile.attend_backward in flop_registry"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,7 +15,7 @@ from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
 from vsa_compile import ArgumentError, add_gates
-from vsa_compile.sites import Refusal, Site
+from vsa_compile.convert.judge import Refusal, Site
 
 OPTIONS = {"min_tokens": 0, "sparsity": 0.5, "tile": (2, 2, 2)}
 GRID = (3, 4, 5)
@@ -215,9 +215,9 @@ class Marked(nn.Module):
     def forward(self, latents: Tensor, text: Tensor) -> Tensor:
         x = latents.flatten(2).transpose(1, 2)
         gate = self.gate(text if self.wrong == "tokens" else x)
-        marked = torch.ops.vsa.gate(x, gate)
+        marked = torch.ops.vsa_compile.gate(x, gate)
         if self.wrong == "twice":
-            marked = torch.ops.vsa.gate(marked * 2, gate)
+            marked = torch.ops.vsa_compile.gate(marked * 2, gate)
         q = marked.unflatten(-1, (2, 16)).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, q, q)
         return out + F.scaled_dot_product_attention(q.sin(), q, q) if self.wrong == "shared" else out

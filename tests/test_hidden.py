@@ -17,7 +17,7 @@ from converting import converting
 from hidden import HIDDEN
 
 import vsa_compile
-from vsa_compile.sites import Refusal, Site
+from vsa_compile.convert.judge import Refusal, Site
 
 EXACT = {"sparsity": 1e-6}  # every tile is kept, so the sparse operator gives what dense attention does
 WHOLE = ("mochi", "hunyuan_video15", "framepack")  # text whose length is data; the flags keep them whole
@@ -144,7 +144,7 @@ class Recorder(torch.fx.Interpreter):
         self.calls = calls
 
     def call_function(self, target, args, kwargs):
-        if target is torch.ops.vsa.attention.default:
+        if target is torch.ops.vsa_compile.attention.default:
             query, grid, start = args[0], tuple(args[4]), args[6]
             self.calls.append((grid, start, query.shape[2] - start - math.prod(grid)))
         return super().call_function(target, args, kwargs)

@@ -13,74 +13,54 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vsa_compile"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part may import; a part is a file or a folder of the package.
+# What each part may import: a part is a file or a folder at the top of the package, or a room of `ops`.
+_BASE = {"grid", "errors", "torch_compat"}
 ALLOWED = {
     "grid": set(),
     "errors": set(),
-    "reasons": set(),
-    "schedule": {"errors"},
-    "options": {"grid", "errors", "schedule"},
     "torch_compat": set(),
-    "reference": {"grid"},
-    "methods": {"grid", "errors"},
-    "ops": {"grid", "errors", "methods", "schedule"},
-    "flops": {"grid"},
-    "aten": {"grid", "ops"},
-    "cpu": {"grid", "ops", "aten", "torch_compat"},
-    "gpu": {"grid", "ops", "errors", "aten", "torch_compat"},
-    "layout": {"grid", "torch_compat"},
-    "unseen": {"layout", "reasons", "torch_compat"},
-    "sites": {"grid", "errors", "options", "layout", "markers", "torch_compat", "unseen", "reasons"},
-    "rewrite": {"errors", "options", "layout", "methods", "sites", "state", "torch_compat", "reasons"},
-    "report": {
-        "grid",
-        "errors",
-        "options",
-        "flops",
-        "methods",
-        "layout",
-        "sites",
-        "state",
-        "torch_compat",
-        "reasons",
-    },
-    "state": {"errors", "grid", "options", "schedule", "torch_compat"},
-    "markers": {"layout", "reasons"},
-    "gates": {"errors", "options", "layout", "sites", "state", "torch_compat"},
-    "inputs": {"reasons", "torch_compat"},
-    "prepare": {"errors", "inputs", "state", "torch_compat", "reasons"},
-    "functional": {"errors", "options", "methods"},
-    "bench": {"errors", "grid", "flops", "methods", "aten", "functional", "backend"},
-    "doctor": {"errors", "functional", "backend", "cpu", "gpu", "bench"},
-    "backend": {
-        "errors",
-        "options",
-        "methods",
-        "layout",
-        "sites",
-        "rewrite",
-        "report",
-        "state",
-        "gpu",
-        "torch_compat",
-    },
+    "plan": _BASE,
+    "methods": _BASE,
+    "analysis": _BASE,
+    "options": _BASE | {"plan"},
+    "runtime": _BASE | {"plan", "options"},
+    "ops": _BASE | {"plan", "methods", "options", "runtime"},
+    "convert": _BASE | {"plan", "methods", "analysis", "options", "runtime", "ops"},
+    "grids": _BASE | {"plan", "analysis", "options", "runtime", "ops", "convert"},
+    "training": _BASE | {"plan", "methods", "analysis", "options", "runtime", "ops", "convert"},
+    "report": _BASE | {"plan", "methods", "analysis", "options", "runtime", "ops", "convert", "grids"},
+    "backend": _BASE
+    | {"plan", "methods", "analysis", "options", "runtime", "ops", "convert", "grids", "training", "report"},
+    "tools": _BASE | {"plan", "methods", "options", "ops", "convert", "report", "backend"},
+}
+# The specification and the kernels never import each other: one checks the other.
+ALLOWED_IN_OPS = {
+    "args": set(),
+    "schema": {"args"},
+    "reference": set(),
+    "flops": {"args"},
+    "functional": {"args"},
+    "aten": {"args", "schema"},
+    "cpu": {"args", "schema", "aten"},
+    "gpu": {"args", "schema", "aten"},
 }
 OPEN = {"__init__", "__main__"}
 
 
-def part_of(path: Path) -> str:
+def part_of(path: Path, depth: int = 0) -> str:
     relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+    return relative.parts[depth] if len(relative.parts) > depth + 1 else relative.stem
 
 
-def imported_parts(path: Path) -> set[str]:
-    here = ("vsa_compile", *path.relative_to(PACKAGE).parent.parts)
+def imported_parts(path: Path, *inside: str) -> set[str]:
+    """The parts of vsa_compile (or of a folder of it) that a file imports, wherever it does."""
+    here, folder = ("vsa_compile", *path.relative_to(PACKAGE).parent.parts), ["vsa_compile", *inside]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             module = [*here[: len(here) - node.level + 1], *(node.module.split(".") if node.module else [])]
-            names = [[*module, alias.name] for alias in node.names] if module == ["vsa_compile"] else [module]
-            found |= {name[1] for name in names if len(name) > 1}
+            names = [[*module, alias.name] for alias in node.names]
+            found |= {name[len(folder)] for name in names if name[: len(folder)] == folder}
     return found
 
 
@@ -89,6 +69,8 @@ def test_imports_run_one_way(path):
     part = part_of(path)
     if part not in OPEN:
         assert imported_parts(path) - {part} <= ALLOWED[part]
+    if part == "ops" and (room := part_of(path, 1)) not in OPEN:
+        assert imported_parts(path, "ops") - {room} <= ALLOWED_IN_OPS[room]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

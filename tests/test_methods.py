@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import vsa_compile
-from vsa_compile import methods, reference
+from vsa_compile import methods
 from vsa_compile.grid import Grid, TileGrid
 from vsa_compile.methods import (
     AtLeast,
@@ -39,6 +39,7 @@ from vsa_compile.methods import (
     TopP,
     registry,
 )
+from vsa_compile.ops.schema import reference
 
 pytestmark = pytest.mark.quick
 
@@ -305,7 +306,7 @@ def test_a_registered_method_is_an_option_and_a_literal_of_the_graph(tmp_path: P
 
     def backend(graph, inputs):
         vsa_compile.backend.convert(graph, vsa_compile.backend.read_options(options))
-        calls = (node for node in graph.graph.nodes if "vsa.attention" in str(node.target))
+        calls = (node for node in graph.graph.nodes if "vsa_compile.attention" in str(node.target))
         seen.extend(x for node in calls for x in node.args if isinstance(x, str))
         return graph
 

@@ -29,8 +29,8 @@ from gpu_offline.selections import SELECTIONS, Selection
 from gpu_offline.steps import run_once, shared_folder
 from gpu_offline.tables import ALL
 
-from vsa_compile import aten
-from vsa_compile.gpu import call, eager, launch, plain, selection
+from vsa_compile.ops.gpu import call, eager, launch, render, selection
+from vsa_compile.ops.schema import aten
 
 pytest_plugins = ["gpu_offline.fixtures"]
 
@@ -117,7 +117,7 @@ def test_without_templates_a_graph_calls_the_operator_after_one_warning(why: str
     """Two compilations each; nothing else is said."""
     told = json.loads((plain_results / f"fallback_{why}.json").read_text())
     assert told["registered"] == (why == "failing")
-    assert "torch.ops.vsa.attend.default(" in told["calls"]
+    assert "torch.ops.vsa_compile.attend.default(" in told["calls"]
     assert told["kernels"] == []
     (said,) = told["said"]
     assert said.startswith("WARNING: ")
@@ -168,32 +168,32 @@ OPEN = {"BLOCK": 32, "WHOLE": True, "ROWS": 1, "HAS_THRESHOLD": False, "HAS_COUN
 @pytest.mark.quick
 def test_a_name_that_a_template_needs_must_be_given():
     with pytest.raises(jinja2.UndefinedError, match="HAS_COUNT"):
-        plain.render(SELECT, {name: x for name, x in OPEN.items() if name != "HAS_COUNT"}, (4, 4), False)
+        render.render(SELECT, {name: x for name, x in OPEN.items() if name != "HAS_COUNT"}, (4, 4), False)
 
 
 @pytest.mark.quick
 def test_a_template_names_the_tensors_that_it_is_not_given():
     with pytest.raises(TypeError, match="SCORES, TILES; it is given 3"):
-        plain.render(SELECT, OPEN, (4, 4, 3), False)
+        render.render(SELECT, OPEN, (4, 4, 3), False)
 
 
 @pytest.mark.quick
 def test_equal_text_is_one_kernel_and_triton_can_read_it():
-    kernels = [plain.load(plain.render(SELECT, OPEN, (4, 4), False)) for _ in range(2)]
+    kernels = [render.load(render.render(SELECT, OPEN, (4, 4), False)) for _ in range(2)]
     assert kernels[0] is kernels[1]
     linecache.checkcache()
     assert "def vsa_select(" in inspect.getsource(kernels[0].fn)
-    other = plain.load(plain.render(SELECT, OPEN, (4, 4), True))
+    other = render.load(render.render(SELECT, OPEN, (4, 4), True))
     assert other.cache_key != kernels[0].cache_key
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(("length", "wide"), [(2**31, False), (2**31 + 1, True)])
 def test_offsets_past_32_bits_are_64_bits_wide(length: int, wide: bool):
-    sources: list[plain.Source] = []
+    sources: list[render.Source] = []
 
     with FakeTensorMode(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain, "load", sources.append)
+        patch.setattr(render, "load", sources.append)
         patch.setattr(launch, "wrap_triton", lambda _: {(1, 1, 1): lambda **_: None})
         scores = torch.empty(1, 1, 1, length, device="meta")
         selection.lower(launch, launch.Value(scores), 4)
@@ -215,7 +215,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) 
 
 
 def attend_arguments(dtype: torch.dtype = torch.float32, **changed: Any) -> tuple:
-    """Of vsa::attend: two tiles, each sees itself."""
+    """Of vsa_compile::attend: two tiles, each sees itself."""
     q, k, v = torch.randn(3, 1, 2, 32, 16, dtype=dtype).unbind(0)
     tiles = torch.tensor([0, 1], dtype=torch.int32).expand(1, 2, 2)[..., None].contiguous()
     counts = torch.ones(1, 2, 2, dtype=torch.int32)
@@ -234,7 +234,7 @@ def same(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
 def test_all_leaves_have_a_kernel_of_ours_for_gpus():
     for leaf in ("select", "attend", "attend_backward"):
         for key in ("CUDA", "XPU"):
-            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"vsa::{leaf}", key)
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"vsa_compile::{leaf}", key)
 
 
 @pytest.mark.quick
@@ -251,7 +251,7 @@ def test_an_unsupported_call_runs_aten_after_one_line(on_a_gpu: pytest.MonkeyPat
     for _ in range(2):
         assert same(eager.run("attend", *arguments), aten.attend(*arguments))
     (record,) = caplog.records
-    expected = "vsa::attend runs through chunked ATen: torch.float64 has no tensor core path"
+    expected = "vsa_compile::attend runs through chunked ATen: torch.float64 has no tensor core path"
     assert (record.levelname, record.message) == ("INFO", expected)
 
 

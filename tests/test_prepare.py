@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
-from vsa_compile import reference
+from vsa_compile.convert.judge import Site
 from vsa_compile.grid import Grid
-from vsa_compile.sites import Site
-from vsa_compile.state import state
+from vsa_compile.ops.schema import reference
+from vsa_compile.runtime.state import state
 
 pytestmark = pytest.mark.quick
 

@@ -11,9 +11,9 @@ from random_models import Block, Plan, RandomModel, Truth, inputs, plans, truths
 from torch.fx import GraphModule
 
 import vsa_compile
-from vsa_compile.layout import analyse
-from vsa_compile.report import SiteReport, site_report
-from vsa_compile.sites import Refusal, Site, judge
+from vsa_compile.analysis import analyse
+from vsa_compile.convert.judge import Refusal, Site, judge
+from vsa_compile.report.explain import SiteReport, site_report
 
 FEW = settings(max_examples=max(settings().max_examples // 5, 1))
 # Spellings behind the mends of the layout analysis: split atoms, bare tokens, a square grid.
@@ -88,13 +88,13 @@ class Watcher:
     def _noting(self, name: str) -> Any:
         def attention(q, k, v, gate, grid, tile, q_start, kv_start, *rest):
             self.watched.ran.add((name, tuple(grid), (q_start, kv_start)))
-            return torch.ops.vsa.attention(q, k, v, gate, grid, tile, q_start, kv_start, *rest)
+            return torch.ops.vsa_compile.attention(q, k, v, gate, grid, tile, q_start, kv_start, *rest)
 
         return attention
 
 
 def _ours(module: GraphModule) -> list[torch.fx.Node]:
-    return [node for node in module.graph.nodes if node.target is torch.ops.vsa.attention.default]
+    return [node for node in module.graph.nodes if node.target is torch.ops.vsa_compile.attention.default]
 
 
 def converted(plan: Plan, model: RandomModel, sparsity: float, *, dynamic: bool | None = False):

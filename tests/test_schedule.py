@@ -17,7 +17,7 @@ import vsa_compile
 from vsa_compile import OptionError, SparsitySchedule
 from vsa_compile.grid import Grid, TileGrid, kept_tiles
 from vsa_compile.methods import Site
-from vsa_compile.schedule import DENSE
+from vsa_compile.plan.schedule import DENSE
 
 GRID = Grid(4, 6, 8)
 Compiled = tuple[Callable, list]
@@ -70,13 +70,13 @@ def test_a_bucket_has_room_for_what_is_kept_and_at_most_twice_that(thousandths: 
     schedule = SparsitySchedule(sparsity)
     room, kept = kept_tiles(tiles, schedule.literal), kept_tiles(tiles, sparsity)
     assert kept <= room <= 2 * kept
-    share = torch.ops.vsa.share(torch.empty(0), schedule.number)
+    share = torch.ops.vsa_compile.share(torch.empty(0), schedule.number)
     boxes = TileGrid(Grid(1, 1, tiles), (1, 1, 1))
     assert Site(boxes, 0, 0, None, 1.0, schedule.literal, share).count == kept
 
 
 def test_the_share_is_an_operator_like_others():
-    torch.library.opcheck(torch.ops.vsa.share.default, (torch.empty(0), SparsitySchedule(0.3).number))
+    torch.library.opcheck(torch.ops.vsa_compile.share.default, (torch.empty(0), SparsitySchedule(0.3).number))
 
 
 def test_dense_and_three_buckets_reach_one_eighth():

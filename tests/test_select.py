@@ -14,8 +14,9 @@ from profiles import examples
 from torch import Tensor
 
 import vsa_compile
-from vsa_compile import methods, reference
+from vsa_compile import methods
 from vsa_compile.grid import Grid, TileGrid, kept_tiles
+from vsa_compile.ops.schema import reference
 
 each = each_kernel([ATEN[1], CPP[0], ATEN_GPU[1]])
 numbers = st.sampled_from((0.0, -0.0, 1.0, 1.0, -1.0, 0.5, 1e-40, -1e-40, torch.inf, -torch.inf, torch.nan))
@@ -25,7 +26,7 @@ rows = st.lists(numbers | st.floats(width=32), min_size=1, max_size=70)
 def select(kernel: Kernel, scores: Tensor, kept: int) -> Tensor:
     """The kept tiles, with everything checked that must hold for any scores."""
     with kernel.running():
-        tiles, counts = (x.cpu() for x in torch.ops.vsa.select(scores.to(kernel.device), kept))
+        tiles, counts = (x.cpu() for x in torch.ops.vsa_compile.select(scores.to(kernel.device), kept))
     assert tiles.dtype == counts.dtype == torch.int32
     assert tiles.shape == (*scores.shape[:-1], kept)
     assert counts.shape == scores.shape[:-1]
@@ -56,7 +57,7 @@ def test_it_keeps_the_highest_and_of_equals_the_first(kernel: Kernel, row: list[
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_scores_of_any_type_are_ranked_as_they_are(dtype: torch.dtype):
     scores = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
-    wanted, got = reference.select(scores.double(), 7)[0], torch.ops.vsa.select(scores, 7)[0]
+    wanted, got = reference.select(scores.double(), 7)[0], torch.ops.vsa_compile.select(scores, 7)[0]
     assert torch.equal(got, wanted)
 
 
@@ -124,7 +125,7 @@ class Call:
     def selection(self, **changes: Tensor) -> tuple[Tensor, Tensor]:
         """(scores, tiles) of a run of the whole operator, as its parts see them."""
         seen = []
-        original = torch.ops.vsa.select
+        original = torch.ops.vsa_compile.select
 
         def spy(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
             tiles, counts = original(scores, kept)
@@ -133,7 +134,7 @@ class Call:
 
         inputs = {"q": self.q, "k": self.k, "v": self.v} | changes
         padding = torch.ones(1, self.k.shape[2], dtype=torch.bool)
-        with mock.patch.object(torch.ops.vsa, "select", spy):
+        with mock.patch.object(torch.ops.vsa_compile, "select", spy):
             vsa_compile.attention(
                 **inputs, grid=self.grid, tile=self.tile, sparsity=self.sparsity,
                 video_start=self.text[0], key_padding_mask=padding,
@@ -285,7 +286,7 @@ def test_a_threshold_and_a_count_shorten_the_lists(kernel: Kernel, row, at_most,
     given_count = None if count is None else torch.tensor(count, dtype=torch.int32)
     with mock.patch.dict("os.environ", VSA_COMPILE_CPU="aten" if kernel.name == "aten" else ""):
         moved = (x if x is None else x.to(kernel.device) for x in (given_threshold, given_count))
-        got = torch.ops.vsa.select(scores.to(kernel.device), at_most, *moved)
+        got = torch.ops.vsa_compile.select(scores.to(kernel.device), at_most, *moved)
     for tiles, counts in (got, reference.select(scores, at_most, given_threshold, given_count)):
         assert tiles.shape == (2, 3, at_most)
         assert bool((counts == len(wanted)).all())

@@ -1,4 +1,4 @@
-"""The GPU kernel of vsa::select, without a GPU. Machine code: test_attend_template.py."""
+"""The GPU kernel of vsa_compile::select, without a GPU. Machine code: test_attend_template.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from gpu_offline.faults import SELECT_FAULTS
 from gpu_offline.program import Program, kind_of
 from gpu_offline.selections import SELECTIONS, Selection
 
-from vsa_compile import gpu
+from vsa_compile.ops.schema import gpu
 
 pytest_plugins = ["gpu_offline.fixtures"]
 

@@ -9,7 +9,7 @@ from torch import nn
 from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
-from vsa_compile.sites import block_index
+from vsa_compile.convert.judge import block_index
 
 pytestmark = pytest.mark.quick
 
@@ -306,12 +306,12 @@ def test_explain_follows_the_shapes_and_options_of_each_call():
 
 
 def test_a_rule_that_fails_leaves_the_call_dense_and_says_so(monkeypatch, caplog):
-    from vsa_compile.layout.rules import RULES
+    from vsa_compile.analysis.optable.table import RULES
 
     def broken(call):
         raise IndexError("a spelling nobody thought of")
 
     monkeypatch.setitem(RULES, "flatten", broken)
-    monkeypatch.setattr(logging.getLogger("vsa_compile.layout"), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("vsa_compile.analysis"), "handlers", [])
     assert "does not show" in refused(lambda x: sdpa(heads(x), heads(x), heads(x)))
     assert "the layout rule of flatten failed" in caplog.text

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention as renamed
 from torch.utils.checkpoint import checkpoint
 
 import vsa_compile
-from vsa_compile.sites import Site
+from vsa_compile.convert.judge import Site
 
 pytestmark = pytest.mark.quick
 

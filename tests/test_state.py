@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from vsa_compile import video_grid
-from vsa_compile.sites import Refusal, Site
+from vsa_compile.convert.judge import Refusal, Site
 
 
 @contextmanager

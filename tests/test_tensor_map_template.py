@@ -11,7 +11,7 @@ from gpu_offline.cases import Case
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import MAPPED, UNMAPPED
 
-from vsa_compile.gpu import configs
+from vsa_compile.ops.gpu import configs
 
 pytest_plugins = ["gpu_offline.fixtures"]
 

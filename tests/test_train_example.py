@@ -135,7 +135,7 @@ def test_the_documentation_shows_the_committed_run():
 
 
 class Watch(TorchDispatchMode):
-    """Notes the arguments and results of every vsa::attend and of its backward."""
+    """Notes the arguments and results of every vsa_compile::attend and of its backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,8 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for op, notes in (("vsa.attend.", self.forward), ("vsa.attend_backward.", self.backward)):
+        leaves = (("vsa_compile.attend.", self.forward), ("vsa_compile.attend_backward.", self.backward))
+        for op, notes in leaves:
             if str(func).startswith(op):
                 notes.append((args, result))
         return result

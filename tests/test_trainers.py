@@ -24,7 +24,7 @@ from trainers_worker import CASES, WORLD
 
 import vsa_compile
 from vsa_compile import SparsitySchedule
-from vsa_compile.sites import Site
+from vsa_compile.convert.judge import Site
 
 WORKER = Path(__file__).with_name("trainers_worker.py")
 
@@ -165,9 +165,9 @@ def test_autocast_selects_by_scores_of_fp32_and_learns():
 
     def noting(module: torch.fx.GraphModule, example_inputs: list) -> Callable:
         for node in module.graph.nodes:
-            if node.target is torch.ops.vsa.select.default:
+            if node.target is torch.ops.vsa_compile.select.default:
                 dtypes.append(node.args[0].meta["val"].dtype)
-            if node.target is torch.ops.vsa.attend.default:
+            if node.target is torch.ops.vsa_compile.attend.default:
                 dtypes.append(node.args[0].meta["val"].dtype)
         return make_boxed_func(module.forward)
 

@@ -9,8 +9,8 @@ from profiles import examples
 from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
-from vsa_compile import reference
 from vsa_compile.grid import Grid
+from vsa_compile.ops.schema import reference
 
 pytestmark = pytest.mark.quick
 

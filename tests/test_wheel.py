@@ -33,7 +33,7 @@ def test_templates_are_found_in_an_unpacked_wheel(tmp_path):
         archive.extractall(tmp_path / "site")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import vsa_compile; "
-        "from vsa_compile.gpu.templates import template_files; "
+        "from vsa_compile.ops.gpu.templates import template_files; "
         "print([str(path) for path in template_files()])"
     )
     shown = subprocess.run(

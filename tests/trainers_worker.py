@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainers import OPTIONS, by_hand, clips, gated, gradients, loss_of, trained_on
 
 import vsa_compile
-from vsa_compile.sites import Site
+from vsa_compile.convert.judge import Site
 
 WORLD = 2
 

@@ -3,17 +3,17 @@
 Importing this package registers the operators; it loads neither triton nor Inductor.
 """
 
-from . import aten, cpu, flops, gpu, ops  # noqa: F401  (operators, kernels and formulas register themselves)
 from .backend import convert_exported, vsa
 from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, VsaError
-from .functional import attention
-from .gates import add_gates
+from .grids.prepare import prepare
 from .methods import register_method
+from .ops import aten, cpu, flops, gpu, schema  # noqa: F401  (operators, kernels and formulas register themselves)
+from .ops.functional import attention
 from .options import Options
-from .prepare import prepare
-from .report import Report, SiteReport, explain
-from .schedule import SparsitySchedule
-from .state import denoising, dense, video_grid
+from .plan.schedule import SparsitySchedule
+from .report.explain import Report, SiteReport, explain
+from .runtime.state import denoising, dense, video_grid
+from .training.gates import add_gates
 
 __version__ = "0.1.0"
 

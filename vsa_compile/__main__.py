@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any, NoReturn
 
-from . import doctor, errors
+from . import errors
 from .backend import read_options
-from .bench import command as bench
-from .report import explain
+from .report.explain import explain
+from .tools import doctor
+from .tools.bench import command as bench
 
 
 class _Parser(argparse.ArgumentParser):

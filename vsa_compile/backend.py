@@ -13,7 +13,10 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from . import gpu, methods, state, torch_compat
+from . import methods, torch_compat
+from .analysis import analyse
+from .convert.judge import Refusal, Site, judge, wants_hint
+from .convert.rewrite import rewrite
 from .errors import (
     OptionError,
     RefusedError,
@@ -22,12 +25,11 @@ from .errors import (
     refused_but_required,
     unknown_name,
 )
-from .gpu.templates import template_files
-from .layout import analyse
+from .ops import gpu
+from .ops.gpu.templates import template_files
 from .options import Options
-from .report import Report, describe, site_report
-from .rewrite import rewrite
-from .sites import Refusal, Site, judge, wants_hint
+from .report.explain import Report, describe, site_report
+from .runtime import state
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +138,7 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None
 def _our_operators(module: GraphModule) -> list[Node]:
     """The calls of operators of ours in a captured graph and the bodies inside it."""
     nodes = (n for part in module.modules() if isinstance(part, GraphModule) for n in part.graph.nodes)
-    return [n for n in nodes if n.op == "call_function" and str(n.target).startswith("vsa.")]
+    return [n for n in nodes if n.op == "call_function" and str(n.target).startswith("vsa_compile.")]
 
 
 def _cache_key(module: GraphModule) -> bytes | None:

@@ -14,7 +14,7 @@ import torch
 
 from .errors import OptionError, bad_value, unknown_name
 from .grid import Grid, Tile
-from .schedule import SparsitySchedule
+from .plan.schedule import SparsitySchedule
 
 FALLBACKS = ("dense", "error")
 

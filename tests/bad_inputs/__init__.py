@@ -62,7 +62,7 @@ the way out; a call that stays dense, with its reason; or the right result. "A m
 `torch.compile(model, backend="vsa")`; everything else is `vsa_compile.attention`, by hand, unless it says so.
 
 The tests check every line to the letter, on 60 tokens as a grid of 3x4x5 with tiles of 2x2x2. "The reference"
-is `vsa_compile/reference.py` in float64. A text that ends in ... is torch's own.
+is `vsa_compile/ops/reference.py` in float64. A text that ends in ... is torch's own.
 
 This page is written by `python tests/bad_inputs`.
 """

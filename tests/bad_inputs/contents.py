@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import vsa_compile
-from vsa_compile import reference
 from vsa_compile.grid import TileGrid, kept_tiles
+from vsa_compile.ops.schema import reference
 
 from .row import BOUNDS, EVERY_TILE, GRID, TILE, TOKENS, Row, alike, arguments, expected, relative
 

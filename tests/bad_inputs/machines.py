@@ -15,9 +15,10 @@ from unittest import mock
 
 import torch
 
-from vsa_compile import gpu, torch_compat
-from vsa_compile.cpu import loader
-from vsa_compile.gpu import graph, lowering
+from vsa_compile import torch_compat
+from vsa_compile.ops.cpu import loader
+from vsa_compile.ops.gpu import graph, lowering
+from vsa_compile.ops.schema import gpu
 
 from .row import COMPUTED, GRID, TOKENS, Row, Video, alike, by_hand, itself, relative, tensor
 
@@ -82,7 +83,7 @@ def processor_without_avx512() -> str:
     return f"computed by {'ATen' if kernel is None else 'C++'}; the log says: {texts[-1]}"
 
 
-ATEN = "computed by ATen; the log says: vsa::attend runs through chunked ATen: "
+ATEN = "computed by ATen; the log says: vsa_compile::attend runs through chunked ATen: "
 DEVICES = (
     Row(
         "X25",

@@ -119,7 +119,9 @@ def exported(dynamic: bool) -> Callable[[], str]:
         program = torch.export.export(
             ByHand(), (tensor(1, 32, 4, 5, 6),), dynamic_shapes=(sizes,) if dynamic else None
         )
-        nodes = [node for node in program.graph.nodes if node.target is torch.ops.vsa.attention.default]
+        nodes = [
+            node for node in program.graph.nodes if node.target is torch.ops.vsa_compile.attention.default
+        ]
         grids = [(4, 5, 6), (3, 5, 7), (5, 3, 4)] if dynamic else [(4, 5, 6)]
         videos = [tensor(1, 32, *grid) for grid in grids]
         equal = all(torch.equal(program.module()(x), ByHand()(x)) for x in videos)

@@ -1,4 +1,4 @@
-"""10,000 seeded calls of vsa::attend: 100 programs, and 100 cases of each.
+"""10,000 seeded calls of vsa_compile::attend: 100 programs, and 100 cases of each.
 
 A program is what is compiled: dtype, layout, head width and groups, tile, where text is, whether there is
 padding. A case is data: grid, lengths of text, density, lists. Sizes are symbolic, so that the cases of a
@@ -88,13 +88,13 @@ class Program:
         }[self.text]
 
     def attend(self) -> Callable:
-        """vsa::attend with what is constant in the program as constants; takes vsa::attend's arguments."""
+        """vsa_compile::attend with the constants of the program bound; takes the operator's arguments."""
         tile, scale = list(self.tile), self.width**-0.5 if self.scale is None else self.scale
 
         def attend(
             q: Any, k: Any, v: Any, tiles: Any, counts: Any, grid: Any, starts: Any, padding: Any
         ) -> Any:
-            return torch.ops.vsa.attend(
+            return torch.ops.vsa_compile.attend(
                 q, k, v, tiles, counts, list(grid), tile, *starts, padding, scale
             )  # fmt: skip
 
@@ -125,7 +125,7 @@ def program(number: int) -> Program:
 
 
 def call(attend: Callable) -> Callable:
-    """`Program.attend`, compiled or not, under vsa::attend's own arguments, as a judge calls it."""
+    """`Program.attend`, compiled or not, under vsa_compile::attend's own arguments, as a judge calls it."""
 
     def run(q: Any, k: Any, v: Any, tiles: Any, counts: Any, grid: Any, _tile: Any, *rest: Any) -> Any:
         q_start, kv_start, padding, _scale = rest

@@ -8,7 +8,7 @@ from attend_judge import assert_right
 from gpu.generator import CASES, DTYPES, PROGRAMS, Program, call, program
 from gpu.small_cases import smallest
 from vsa_compile import vsa
-from vsa_compile.bench.log import heard
+from vsa_compile.tools.bench.log import heard
 
 PROGRAMS_DRAWN = [program(number) for number in range(PROGRAMS)]
 # A case of each of these runs without a GPU: every dtype with every layout.

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa_compile import reference
 from vsa_compile.grid import Grid, TileGrid
+from vsa_compile.ops.schema import reference
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of vsa::attend, or of its backward.
+    """One call of vsa_compile::attend, or of its backward.
 
     q_other, kv_other: non-video tokens (before, after) the video. padding: rows of the key padding
     mask, 0 for none. layout: of q, k and v in memory. kept: tiles listed per row; ragged draws the
     counts from 0 .. kept. gated: adds gate * coarse. dynamic: all sizes symbolic. wide: 64-bit offsets.
     dyed: V is one-hot in the tile of its key, so that the output is the weight of every tile.
-    backward: the call is one of vsa::attend_backward. mute: grad_out has stride 0, as that of a sum.
+    backward: the call is one of vsa_compile::attend_backward. mute: grad_out has stride 0, as that of a sum.
     deep: all scores are far below 0, where the weight of a key that is not there would be infinite.
     maps: rendered for a GPU that reads tiles through tensor maps (Hopper), not for Ampere.
     q_grid, q_tile: of the video queries, where they are a raster of their own.
@@ -196,10 +196,10 @@ def program(case: Case) -> Callable:
         if case.backward:
             grad_out, *saved = saved
             witness = q.new_empty((*grid, 0))
-            return torch.ops.vsa.attend_backward(
+            return torch.ops.vsa_compile.attend_backward(
                 grad_out, q, k, v, *saved, tiles, counts, *site, scale, witness, *packed
             )
-        out, lse, _ = torch.ops.vsa.attend(q, k, v, tiles, counts, *site, scale, *packed)
+        out, lse, _ = torch.ops.vsa_compile.attend(q, k, v, tiles, counts, *site, scale, *packed)
         if case.gated:
             gate, coarse = rest
             return out + gate * coarse

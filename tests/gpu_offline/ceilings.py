@@ -23,9 +23,9 @@ from gpu_offline.fake_cuda import fake_cuda
 from gpu_offline.offline import disassembled
 from gpu_offline.plain import machine_code
 from gpu_offline.rendering import TARGETS
-from vsa_compile.bench.lists import Lists
-from vsa_compile.gpu import plain
 from vsa_compile.grid import TileGrid
+from vsa_compile.ops.gpu import render
+from vsa_compile.tools.bench.lists import Lists
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -68,12 +68,12 @@ def main(folder: Path) -> None:
             for reads in ceilings.READS:
                 ready = ceilings.forward(q, k, v, lists, maps=reads == "tensor maps")
                 for name, variant in ceilings.VARIANTS.items():
-                    kernel = plain.load(variant.of(ready.source))
+                    kernel = render.load(variant.of(ready.source))
                     lines = disassembled(machine_code(kernel, ready.grid, ready.arguments)).splitlines()
                     found[f"{name}, {reads}, D {width}"] = counted(lines)
-        read = {"X": tiles, plain.OUTPUT: tiles, "blocks": 960, "rounds": ceilings.ROUNDS}
+        read = {"X": tiles, render.OUTPUT: tiles, "blocks": 960, "rounds": ceilings.ROUNDS}
         read |= {"BLOCK": ceilings.BLOCK, "num_warps": 8}
-        lines = disassembled(machine_code(plain.load(ceilings.L2_READ), (1056,), read)).splitlines()
+        lines = disassembled(machine_code(render.load(ceilings.L2_READ), (1056,), read)).splitlines()
         found["L2 read"] = counted(lines)
     (folder / "ceilings.json").write_text(json.dumps(found))
 

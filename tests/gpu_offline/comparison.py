@@ -11,8 +11,8 @@ from compare import assert_rows, rule_a, rule_c
 from torch import Tensor
 
 from gpu_offline.cases import Case, Inputs, make_inputs
-from vsa_compile import gpu
 from vsa_compile.grid import Grid
+from vsa_compile.ops.schema import gpu
 
 
 def verdict(case: Case, outputs: list[Tensor] | str) -> str | None:

@@ -35,8 +35,9 @@ from gpu_offline.faults import Fault
 from gpu_offline.program import Program
 from gpu_offline.selections import SELECTIONS, Selection
 from gpu_offline.tables import ALL
-from vsa_compile import gpu, torch_compat
-from vsa_compile.gpu import call, configs, eager, graph, launch, plain
+from vsa_compile import torch_compat
+from vsa_compile.ops.gpu import call, configs, eager, graph, launch, render
+from vsa_compile.ops.schema import gpu
 
 # What a rendered kernel could get wrong where the template is right.
 FAULTS = {
@@ -127,7 +128,7 @@ def plain_leaves(work: Callable | None = None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(configs, "family", return_value="ampere"))
         for name in LEAVES:
-            stack.enter_context(mock.patch.object(torch.ops.vsa, name, eager.operator(name)))
+            stack.enter_context(mock.patch.object(torch.ops.vsa_compile, name, eager.operator(name)))
         if work is not None:
             stack.enter_context(mock.patch.object(launch, "wrap_triton", lambda x: _Kernel(x, work)))
         yield
@@ -187,11 +188,11 @@ def run_plain(case: Case | Selection, fault: Fault | None) -> list[Tensor]:
         stride = torch.empty(size, device="meta").stride()
         return launch.Value(memory.fresh(tuple(size), stride, dtype))
 
-    def faulty(*arguments: Any) -> plain.Source:
-        source = render(*arguments)
+    def faulty(*arguments: Any) -> render.Source:
+        source = plainly(*arguments)
         return source._replace(text=fault.put_into(source.text)) if fault.right in source.text else source
 
-    render = plain.render
+    plainly = render.render
     function, integers, tensors = case.call()
     with contextlib.ExitStack() as stack:
         stack.enter_context(plain_leaves(interpret))
@@ -200,13 +201,13 @@ def run_plain(case: Case | Selection, fault: Fault | None) -> list[Tensor]:
         if fault is not None:
             launch._rendered.cache_clear()
             stack.callback(launch._rendered.cache_clear)
-            stack.enter_context(mock.patch.object(plain, "render", faulty))
+            stack.enter_context(mock.patch.object(render, "render", faulty))
         outputs = function(*integers, *(memory.copy_of(x) for x in tensors))
     memory.check_margins()
     lists = []
     if "rank_columns" in launched:
-        starts, columns = (launched["transpose_lists"][name] for name in (plain.OUTPUT, "COLUMNS"))
-        lists = [starts, columns, launched["rank_columns"][plain.OUTPUT]]
+        starts, columns = (launched["transpose_lists"][name] for name in (render.OUTPUT, "COLUMNS"))
+        lists = [starts, columns, launched["rank_columns"][render.OUTPUT]]
     return [x.clone() for x in (*outputs, *lists)]
 
 
@@ -232,7 +233,7 @@ def interpret_all(folder: Path) -> None:
 
 def train_eagerly(folder: Path) -> None:
     """A whole method by hand, forward and backward, where the leaves of the CPU are those of a GPU."""
-    library = torch.library.Library("vsa", "IMPL")
+    library = torch.library.Library("vsa_compile", "IMPL")
     source = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 2, 4 * 5 * 6, 16, generator=source, requires_grad=True) for _ in range(4)]
 
@@ -270,7 +271,7 @@ def check_schemas(folder: Path) -> None:
             stack.enter_context(plain_leaves())
             for leaf in LEAVES:
                 check = functools.partial(_checked, leaf, passed)
-                stack.enter_context(mock.patch.object(torch.ops.vsa, leaf, check))
+                stack.enter_context(mock.patch.object(torch.ops.vsa_compile, leaf, check))
             function, integers, tensors = _BY_NAME[name].call()
             function(*integers, *tensors)
     (folder / "schemas.json").write_text(json.dumps(passed))

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-import vsa_compile.ops  # noqa: F401 - defines torch.ops.vsa
+import vsa_compile.ops.schema  # noqa: F401 - defines torch.ops.vsa_compile
 from gpu_offline.cases import Case, program, program_integers, random_cases
 from gpu_offline.fake_cuda import fake_cuda
 from gpu_offline.golden import GOLDEN
 from gpu_offline.program import Program, render
 from gpu_offline.selections import SELECTIONS, Selection, random_selections
 from gpu_offline.tables import ALL, AUTOTUNED, BACKWARD, CASES
-from vsa_compile import gpu
-from vsa_compile.gpu import configs
+from vsa_compile.ops.gpu import configs
+from vsa_compile.ops.schema import gpu
 
 # AMD's code is that of Hopper, under AMD's configurations.
 TARGETS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0), "gfx942": (9, 0)}
@@ -72,7 +72,7 @@ def launch_of(name: str) -> tuple[Callable, tuple]:
     if name.startswith("select_of_"):
         rows = int(name.removeprefix("select_of_"))
         scores = torch.empty(1, 12, rows, rows, device="cuda")
-        return lambda scores: torch.ops.vsa.select(scores, rows // 8), (scores,)
+        return lambda scores: torch.ops.vsa_compile.select(scores, rows // 8), (scores,)
     (case,) = (case for case in LAUNCHES if case.name == name)
     tokens, total = case.tiles.grid.tokens + sum(case.q_other), case.tiles.tiles
     shape = (case.batch, tokens, case.heads, case.width)
@@ -91,7 +91,7 @@ def render_method() -> Program:
 
     def run(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Any:
         heads = (x.transpose(1, 2) for x in (q, k, v, gate))
-        out = torch.ops.vsa.attention(*heads, [8, 9, 12], [4, 4, 4], 0, 0, None, None, 0.875, "vsa")
+        out = torch.ops.vsa_compile.attention(*heads, [8, 9, 12], [4, 4, 4], 0, 0, None, None, 0.875, "vsa")
         return out.transpose(1, 2).flatten(2)
 
     with FakeTensorMode():

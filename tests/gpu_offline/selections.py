@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa_compile import reference
+from vsa_compile.ops.schema import reference
 
 
 @dataclass(frozen=True)
 class Selection:
-    """One call of vsa::select on scores (B, H, M, MK).
+    """One call of vsa_compile::select on scores (B, H, M, MK).
 
     scores: "normal", "few" (so that most are ties), "strange" (NaN, infinities, both zeros), or "close"
     (differing in the last bits). count: the tensor's value, None for none. dynamic: all sizes symbolic.
@@ -59,7 +59,7 @@ class Selection:
         """The function under test, its integers and its tensors."""
 
         def run(at_most: int, *tensors: Tensor) -> Any:
-            return torch.ops.vsa.select(tensors[0], at_most, *self.optional(tensors))
+            return torch.ops.vsa_compile.select(tensors[0], at_most, *self.optional(tensors))
 
         return run, (self.at_most,), self.tensors()
 

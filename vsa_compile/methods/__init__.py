@@ -1,7 +1,7 @@
 """Sparse attention methods: each one short file of plain PyTorch on top of the leaf operators.
 
 A method is a small frozen description, a `Method` of parts, or any function (q, k, v, gate, site) -> out, all
-(B, H, N, D). It calls `torch.ops.vsa.select` and `torch.ops.vsa.attend` and names no device.
+(B, H, N, D). It calls `torch.ops.vsa_compile.select` and `torch.ops.vsa_compile.attend` and names no device.
 May be imported by ops and above; imports grid, errors and torch.
 """
 

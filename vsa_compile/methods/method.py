@@ -94,7 +94,7 @@ class Method:
         tiles, counts = self.selector.lists(ranked, queries)
         lists = (*q.shape[:2], *counts.shape[2:])
         packed: tuple[Any, ...] = () if queries.packed is None else queries.packed
-        out, *_ = torch.ops.vsa.attend(
+        out, *_ = torch.ops.vsa_compile.attend(
             q, k, v, tiles.expand(*lists, -1), counts.expand(lists), site.tiles.grid, site.tiles.tile,
             site.q_start, site.kv_start, site.key_padding, site.scale, *packed,
         )  # fmt: skip

@@ -73,7 +73,7 @@ class Queries:
 
     @property
     def packed(self) -> tuple[Any, Any] | None:
-        """q_grid and q_tile of vsa::attend."""
+        """q_grid and q_tile of vsa_compile::attend."""
         return None if self.raster is None else (self.raster.grid, self.raster.tile)
 
     @property

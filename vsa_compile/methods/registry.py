@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..errors import ArgumentError, another_digest, bad_value, name_taken, unknown_name, unreadable_source
 from .bsa import bsa
-from .digest import digest
 from .site import Site
+from .source_digest import digest
 from .sta import sta
 from .vsa import vsa
 

@@ -39,7 +39,7 @@ class Selector:
         return queries.site.tiles.tiles
 
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
-        """tiles (B, H, Mq, Kcap) and counts (B, H, Mq), int32; see vsa::select. B and H may be 1."""
+        """tiles (B, H, Mq, Kcap) and counts (B, H, Mq), int32; see vsa_compile::select. B and H may be 1."""
         return _best_of(self.mask(scores, queries), scores, self.width(queries), queries)
 
     def __or__(self, other: Selector) -> Union:
@@ -61,7 +61,7 @@ def _best_of(wanted: Tensor, scores: Tensor | None, width: Any, queries: Queries
     scores = (every & wanted).to(torch.float32) if scores is None else scores
     lowest = torch.finfo(scores.dtype).min
     ranked = scores.clamp(min=lowest).where(wanted, -torch.inf)
-    return torch.ops.vsa.select(ranked, width, torch.full_like(ranked[..., 0], lowest))
+    return torch.ops.vsa_compile.select(ranked, width, torch.full_like(ranked[..., 0], lowest))
 
 
 def _as_mask(tiles: Tensor, counts: Tensor, total: Any) -> Tensor:
@@ -94,7 +94,7 @@ class TopK(Selector):
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         count = queries.site.count if self.share is None else None
         extra = () if count is None else (None, count)
-        return torch.ops.vsa.select(_scores(scores, self), self.width(queries), *extra)
+        return torch.ops.vsa_compile.select(_scores(scores, self), self.width(queries), *extra)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class TopP(Selector):
 
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         scores = _scores(scores, self)
-        return torch.ops.vsa.select(scores, self.width(queries), self._threshold(scores))
+        return torch.ops.vsa_compile.select(scores, self.width(queries), self._threshold(scores))
 
     def _threshold(self, scores: Tensor) -> Tensor:
         """(B, H, Mq): the lowest score that is needed."""
@@ -159,7 +159,9 @@ class GaussQuantile(Selector):
         scores = _scores(scores, self)
         count = queries.site.count
         room = () if count is None else (self._room(count),)
-        return torch.ops.vsa.select(scores, self.width(queries), self._threshold(scores, queries), *room)
+        return torch.ops.vsa_compile.select(
+            scores, self.width(queries), self._threshold(scores, queries), *room
+        )
 
     def _threshold(self, scores: Tensor, queries: Queries) -> Tensor:
         """(B, H, Mq). Four roundings lower, so that rows of equal scores (black frames) keep their tiles."""
@@ -311,7 +313,7 @@ class AtLeast(Selector):
         return torch.sym_min(self.tiles, queries.site.tiles.tiles)
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        tiles, counts = torch.ops.vsa.select(_scores(scores, self), self._floor(queries))
+        tiles, counts = torch.ops.vsa_compile.select(_scores(scores, self), self._floor(queries))
         return self.rule.mask(scores, queries) | _as_mask(tiles, counts, queries.site.tiles.tiles)
 
     def width(self, queries: Queries) -> Any:

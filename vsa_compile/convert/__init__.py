@@ -1,0 +1,1 @@
+"""Judges every attention call of an analysed graph, and rewrites the ones that become sparse."""

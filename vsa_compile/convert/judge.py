@@ -1,0 +1,310 @@
+"""Judges every SDPA call of a graph: a Site to convert, or a Refusal with its reason.
+
+Reads graphs and layouts; changes nothing, and knows none of our operators.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..analysis import Analysis, Segment, read_segments, same_tokens
+from ..analysis.algebra import Size, equal
+from ..analysis.graph_facts import example_of, sizes_of
+from ..analysis.masks import all_true, padding_of_both
+from ..analysis.walk import AttentionCall
+from ..grid import Grid
+from ..options import Options
+from ..torch_compat import depends_on_data, guard_at_least, guard_equal
+from . import refusals
+from .markers import gates_of, misfit
+from .no_video import offset, why_no_video, within
+from .refusals import Reason
+
+MAX_HEAD_WIDTH = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention call to convert. Sizes are ints or sympy expressions, in tokens."""
+
+    call: AttentionCall
+    name: str
+    segments: tuple[Segment, ...]
+    grid: Grid
+    q_start: Size
+    kv_start: Size
+    key_padding: Node | None
+    query_padding: bool  # whether queries that are padding, too, see nothing
+    scale: float | None
+    gate: Node | None = None  # (B, N, H * D), of all queries or of the video alone
+
+    @property
+    def video(self) -> Segment:
+        """The segment of the queries that is made sparse."""
+        offsets = (offset(self.segments, i) for i in range(len(self.segments)))
+        return next(s for s, at in zip(self.segments, offsets, strict=True) if equal(at, self.q_start))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One attention call that stays dense, and why."""
+
+    call: AttentionCall
+    name: str
+    segments: tuple[Segment, ...]
+    reason: Reason
+
+
+def wants_hint(decision: Site | Refusal) -> bool:
+    """Whether a hinted grid made this decision, or might have."""
+    hidden = not any(segment.grid for segment in decision.segments)
+    return hidden and (isinstance(decision, Site) or decision.reason.slug == refusals.unknown_grid().slug)
+
+
+class _Refused(Exception):
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
+
+
+def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str = "") -> list[Site | Refusal]:
+    """One Site or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
+
+    Where the number of tokens is symbolic, min_tokens becomes a guard of the graph, so that Dynamo
+    compiles again when a call crosses it; `guard=False` only looks at the example inputs. `why` is what
+    the process knows of a hidden grid.
+    """
+    read = [_segments(analysis, call) for call in analysis.calls]
+    shows_video = any(segment.grid for segments in read for segment in segments)
+    gates = gates_of(analysis, [attention_arguments(call.node).get("query") for call in analysis.calls])
+    decisions: list[Site | Refusal] = []
+    for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
+        name = module_path(call.node)
+        try:
+            site = _judge(analysis, call, name, segments, options, shows_video, guard)
+            _check_tokens(analysis, site.grid.tokens, options, guard)
+            decisions.append(_with_gate(analysis, site, gate))
+        except _Refused as refused:
+            unknown = refused.reason == refusals.unknown_grid()
+            reason = refusals.unknown_grid(why) if unknown else refused.reason
+            decisions.append(Refusal(call, name, segments, reason))
+    return decisions
+
+
+def _with_gate(analysis: Analysis, site: Site, gate: Node | Reason | None) -> Site:
+    """The site with the gate that reaches its queries."""
+    if isinstance(gate, Node):
+        query = attention_arguments(site.call.node)["query"]
+        gate = misfit(analysis, query, site.video, gate) or gate
+    if isinstance(gate, Reason):
+        raise _Refused(gate)
+    return site if gate is None else replace(site, gate=gate)
+
+
+def attention_arguments(node: Node) -> dict[str, Any]:
+    """SDPA's arguments by name, however they were spelled."""
+    return {**_DEFAULTS, **dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+
+
+def module_path(node: Node) -> str:
+    """The innermost module's path as `named_modules` spells it, or "" where the graph has none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    path = path.replace(".forward.__self__", "")  # what prepare put before a block's own forward
+    path = re.sub(r"getattr\((.*?), ?'(\w+)'\)", r"\1.\2", path)
+    path = re.sub(r"\.__dict__\['_modules'\]", "", path)
+    path = re.sub(r"^[LG]\['\w+'\]", "", path)
+    return ".".join(re.findall(r"\w+", path))
+
+
+def block_index(path: str) -> int | None:
+    """The first number in a module path: the index of the transformer block."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+
+
+def _segments(analysis: Analysis, call: AttentionCall) -> tuple[Segment, ...]:
+    if call.enclosed_by is not None:
+        return ()
+    tokens = analysis.tokens(attention_arguments(call.node).get("query"))
+    return tuple(read_segments(tokens)) if tokens is not None else ()
+
+
+def _judge(
+    analysis: Analysis,
+    call: AttentionCall,
+    name: str,
+    segments: tuple[Segment, ...],
+    options: Options,
+    shows_video: bool,
+    guard: bool,
+) -> Site:
+    if call.enclosed_by is not None:
+        raise _Refused(refusals.enclosed(call.enclosed_by))
+    if analysis.transforms:
+        raise _Refused(refusals.func_transform())
+    arguments = attention_arguments(call.node)
+    _check_rank(arguments)
+    grid, q_start, kv_start = _video(analysis, arguments, segments, options, shows_video, guard)
+    _check_call(arguments)
+    both = padding_of_both(arguments["attn_mask"])
+    if both is not None:
+        arguments["attn_mask"] = both
+    key_padding = _key_padding(analysis, arguments, kv_start, kv_start + grid.tokens)
+    _check_layer(name, options)
+    scale = _constant(arguments, "scale")
+    return Site(call, name, segments, grid, q_start, kv_start, key_padding, both is not None, scale)
+
+
+def _check_rank(arguments: dict[str, Any]) -> None:
+    for name in ("query", "key", "value"):
+        sizes = sizes_of(example_of(arguments.get(name)))
+        if sizes is None or len(sizes) != 4:
+            came = "unknown" if sizes is None else f"{len(sizes)}-D"
+            raise _Refused(refusals.shape(f"{name} is {came}, not (batch, heads, tokens, width)"))
+        if any(equal(size, 0) for size in sizes):
+            raise _Refused(refusals.empty(f"{name} is {sizes}"))
+
+
+def _video(
+    analysis: Analysis,
+    arguments: dict[str, Any],
+    segments: tuple[Segment, ...],
+    options: Options,
+    shows_video: bool,
+    guard: bool,
+) -> tuple[Grid, Size, Size]:
+    """The grid of the video tokens, and where they start among the queries and the keys."""
+    keys = tuple(read_segments(analysis.tokens(arguments["key"])))  # pyright: ignore[reportArgumentType]
+    shared = [
+        (q.grid, offset(segments, i), offset(keys, j))
+        for i, q in enumerate(segments)
+        for j, k in enumerate(keys)
+        if q.grid and k.grid and same_tokens(q.axis, k.axis)
+    ]
+    if shared:
+        return max(shared, key=lambda found: analysis.hint(found[0].tokens))  # pyright: ignore[reportReturnType]
+    if options.grid is not None and not any(q.grid for q in segments):
+        hinted = _hinted(analysis, arguments, options.grid, segments, keys, guard)
+        if hinted is not None:
+            return hinted
+    raise _Refused(why_no_video(analysis, arguments, segments, keys, shows_video))
+
+
+def _hinted(
+    analysis: Analysis,
+    arguments: dict[str, Any],
+    grid: Grid,
+    segments: tuple[Segment, ...],
+    keys: tuple[Segment, ...],
+    guard: bool,
+) -> tuple[Grid, Size, Size] | None:
+    """The one segment that is as long as a hinted grid, the same tokens or place among queries and keys.
+
+    A symbolic length that happens to fit becomes a guard of the graph: the grid is a constant.
+    """
+    fit = [(i, q) for i, q in enumerate(segments) if analysis.hint(q.size) == grid.tokens]
+    places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
+              if (at := within(q.axis, k.axis)) is not None]  # fmt: skip
+    if not places and len(segments) == len(keys):
+        places = [(i, i, 0, keys[i].size) for i, _ in fit if analysis.hint(keys[i].size) == grid.tokens]
+    if len(places) != 1:
+        return None
+    i, j, at, others = places[0]
+    values = analysis.tokens(arguments["value"])
+    pinned = [(segments[i].size, grid.tokens), (others, grid.tokens)]
+    if values is not None:  # which in a graph of q, k and v alone are tokens of their own
+        pinned.append((values.size, analysis.hint(values.size)))
+    for size, tokens in pinned if guard else ():
+        if not isinstance(size, int):
+            guard_equal(size, tokens, analysis.environment)
+    return grid, offset(segments, i), offset(keys, j) + at
+
+
+def _check_call(arguments: dict[str, Any]) -> None:
+    if _constant(arguments, "dropout_p"):
+        raise _Refused(refusals.dropout())
+    if _constant(arguments, "is_causal"):
+        raise _Refused(refusals.causal())
+    q, k, v = (example_of(arguments[name]) for name in ("query", "key", "value"))
+    for x in (q, k, v):  # a subclass (DTensor, ...) may lack what the operator is made of
+        if type(x).__name__ not in ("FakeTensor", "Tensor", "Parameter"):
+            raise _Refused(refusals.subclass(type(x).__name__))
+    shapes = [sizes_of(x) or [] for x in (q, k, v)]
+    (batch, heads), (kv_batch, kv_heads) = shapes[0][:2], shapes[1][:2]
+    alike = all(equal(a, b) for a, b in zip(shapes[1][:2], shapes[2][:2], strict=True))
+    alike = alike and _as_many(shapes[1][2], shapes[2][2])
+    grouped = isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0
+    if not (alike and equal(batch, kv_batch) and (grouped or equal(heads, kv_heads))):
+        raise _Refused(refusals.broadcast(*map(str, shapes)))
+    widths = [shape[-1] for shape in shapes]
+    if not all(isinstance(width, int) for width in widths):
+        raise _Refused(refusals.shape("the head width is symbolic"))
+    if widths[0] > MAX_HEAD_WIDTH:
+        raise _Refused(refusals.head_width(widths[0], MAX_HEAD_WIDTH))
+    if widths[1] != widths[2]:
+        raise _Refused(refusals.value_width(widths[1], widths[2]))
+    if q.dtype not in DTYPES:
+        raise _Refused(refusals.dtype(str(q.dtype).removeprefix("torch.")))
+
+
+def _as_many(keys: Size, values: Size) -> bool:
+    """Whether there are as many values as keys; where that is data, the operator checks it when it runs."""
+    return equal(keys, values) or depends_on_data(keys) or depends_on_data(values)
+
+
+def _constant(arguments: dict[str, Any], name: str) -> Any:
+    """A scalar argument. dynamic=True makes a graph value of every float; its value becomes a guard."""
+    value = example_of(arguments[name])
+    if isinstance(value, torch.SymFloat):
+        return float(value)
+    if value is not None and not isinstance(value, (bool, int, float)):
+        raise _Refused(refusals.dynamic_argument(name))
+    return value
+
+
+def _key_padding(analysis: Analysis, arguments: dict[str, Any], start: Size, stop: Size) -> Node | None:
+    """The mask node (B or 1, 1, 1, Nkv) if it masks non-video keys alone; refused otherwise."""
+    mask = arguments["attn_mask"]
+    if mask is None:
+        return None
+    example = example_of(mask)
+    sizes = sizes_of(example)
+    if sizes is None or len(sizes) != 4 or not (equal(sizes[1], 1) and equal(sizes[2], 1)):
+        raise _Refused(refusals.mask(f"attn_mask {sizes} is not a key-padding mask (batch, 1, 1, keys)"))
+    if example.dtype != torch.bool:
+        raise _Refused(refusals.mask("attn_mask is added to the scores; only a boolean mask is understood"))
+    if not equal(sizes[3], sizes_of(example_of(arguments["key"]))[2]):  # pyright: ignore[reportOptionalSubscript]
+        raise _Refused(refusals.mask("attn_mask does not span the keys"))
+    if not all_true(analysis, mask, start, stop):
+        raise _Refused(refusals.mask("attn_mask is not provably True on the video keys"))
+    return mask
+
+
+def _check_tokens(analysis: Analysis, tokens: Size, options: Options, guard: bool) -> None:
+    least, hint = options.min_tokens, analysis.hint(tokens)
+    if hint == 0:
+        raise _Refused(refusals.data_dependent())
+    if isinstance(tokens, int) or not guard:
+        enough = hint >= least
+    else:
+        enough = guard_at_least(tokens, least, analysis.environment)
+    if not enough:
+        raise _Refused(refusals.too_few_tokens(hint, least))
+
+
+def _check_layer(name: str, options: Options) -> None:
+    if not options.dense_layers:
+        return
+    index = block_index(name)
+    if index is None:
+        raise _Refused(refusals.no_layer_path())
+    if index in options.dense_layers:
+        raise _Refused(refusals.dense_layer(index))

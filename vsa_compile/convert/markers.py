@@ -1,0 +1,55 @@
+"""Which attention call a gate belongs to: reads the markers that `add_gates` leaves in a graph.
+
+A marker vsa_compile::gate(q, gate) passes on what the query projection gave. `gate` is (B, N, H * D): one
+value for every channel of the queries, or of their video alone.
+May be imported by sites; imports layout and reasons.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from ..analysis import Analysis, Segment, same_tokens
+from ..analysis.algebra import equal
+from ..analysis.backward_slice import nearest
+from ..analysis.graph_facts import example_of, op_name, sizes_of
+from . import refusals
+from .refusals import Reason
+
+
+def gates_of(analysis: Analysis, queries: list[Any]) -> list[Node | Reason | None]:
+    """For the queries of each attention call of a graph: its gate, or why there is no telling, or None."""
+    markers = [node for node in _calls(analysis.module) if op_name(node) == "gate"]
+    if not markers:
+        return [None] * len(queries)
+    reached = [nearest(analysis, query, ("gate",)) for query in queries]
+    times = Counter(marker for found in reached for marker in found)
+    return [_the_one(found, times) for found in reached]
+
+
+def _calls(module: GraphModule) -> list[Node]:
+    parts = (part for part in module.modules() if isinstance(part, GraphModule))
+    return [node for part in parts for node in part.graph.nodes if node.op == "call_function"]
+
+
+def _the_one(found: list[Node], times: Counter[Node]) -> Node | Reason | None:
+    if not found:
+        return None
+    if len(found) > 1 or times[found[0]] > 1:
+        return refusals.gate_shared()
+    gate: Any = found[0].args[1]
+    return gate
+
+
+def misfit(analysis: Analysis, query: Node, video: Segment, gate: Node) -> Reason | None:
+    """Why a call whose video is the segment `video` of its queries cannot take the gate."""
+    batch, heads, _, width = sizes_of(example_of(query)) or []
+    sizes, tokens = sizes_of(example_of(gate)) or [], analysis.tokens(gate)
+    if len(sizes) != 3 or not equal(sizes[0], batch) or not equal(sizes[2], heads * width):
+        return refusals.gate_shape(str(sizes), f"({batch}, tokens, {heads * width})")
+    meant = (analysis.tokens(query), video.axis)
+    fits = tokens is not None and any(axis is not None and same_tokens(tokens, axis) for axis in meant)
+    return None if fits else refusals.gate_tokens()

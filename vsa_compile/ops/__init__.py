@@ -1,0 +1,1 @@
+"""The operators: schemas, the specification, and the kernels of every device."""

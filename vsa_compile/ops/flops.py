@@ -1,0 +1,91 @@
+"""FLOP formulas of the leaf operators, for torch.utils.flop_counter.FlopCounterMode.
+
+torch's flop counter imports triton, and importing this package must not. So the formulas are
+registered when the flop counter itself is loaded, before or after us.
+May be imported by report and above; imports grid.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..grid import Grid, TileGrid
+
+_COUNTER = "torch.utils.flop_counter"
+
+
+def attended_pairs(
+    q_tokens: Any, kv_tokens: Any, grid: Sequence[Any], tile: Sequence[Any], listed: Any
+) -> Any:
+    """Query-key pairs that one head computes when every query tile lists `listed` tiles.
+
+    A listed tile counts its mean number of real tokens, so that all tiles listed is exactly dense.
+    """
+    tiles = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    video = tiles.grid.tokens
+    sparse = video * video * listed // tiles.tiles
+    return sparse + video * (kv_tokens - video) + (q_tokens - video) * kv_tokens
+
+
+def _attend(
+    q: Any, k: Any, v: Any, tiles: Any, counts: Any, grid: Any, tile: Any, q_start: Any = 0,
+    kv_start: Any = 0, key_padding: Any = None, scale: Any = 1.0, q_grid: Any = None, q_tile: Any = None,
+    **_: Any,
+) -> int:  # fmt: skip
+    """Two products of 2 D FLOPs per query-key pair; a listed tile counts its mean number of real tokens.
+
+    The lists are counted where they hold numbers (which synchronises a GPU); otherwise all are full.
+    """
+    (batch, heads, q_tokens, width), kv_tokens = q.shape, k.shape[2]
+    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    video, video_q = boxes.grid.tokens, math.prod(q_grid or grid)
+    listed = tiles.numel()
+    if type(counts) is torch.Tensor and counts.device.type != "meta":
+        listed = int(counts.clamp(0, tiles.shape[-1]).sum())
+    sparse = listed * video_q * video // (counts.shape[-1] * boxes.tiles)
+    dense = video_q * (kv_tokens - video) + (q_tokens - video_q) * kv_tokens
+    return 4 * width * (sparse + batch * heads * dense)
+
+
+def _attend_backward(grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any, **_: Any) -> int:
+    """Five products: the scores again, dP, dV, dQ and dK."""
+    site, packed = rest[:8], rest[9:]  # between them the witness
+    return _attend(q, k, v, *site, *packed) * 5 // 2
+
+
+def _register() -> None:
+    counter = sys.modules[_COUNTER]
+    counter.register_flop_formula(torch.ops.vsa_compile.attend, get_raw=True)(_attend)  # pyright: ignore
+    counter.register_flop_formula(torch.ops.vsa_compile.attend_backward, get_raw=True)(_attend_backward)  # pyright: ignore
+
+
+class _WhenLoaded:
+    """A finder that registers the formulas right after the flop counter's first import, then is gone."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != _COUNTER:
+            return None
+        sys.meta_path.remove(self)  # pyright: ignore[reportArgumentType]
+        spec = importlib.util.find_spec(name)
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            load = loader.exec_module
+
+            def load_and_register(module: Any) -> None:
+                load(module)
+                _register()
+
+            loader.exec_module = load_and_register
+        return spec
+
+
+if _COUNTER in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _WhenLoaded())  # pyright: ignore[reportArgumentType]

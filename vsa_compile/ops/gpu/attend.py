@@ -1,0 +1,55 @@
+"""Lowers vsa_compile::attend to its template, attend_fwd: one kernel, gate and coarse fused into its store.
+
+Imported by lowering and eager; imports call, configs, examples, templates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from . import autotune_inputs
+from .call import Call
+from .configs import choices
+from .templates import Template
+
+
+def _programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
+    blocks = tiles * (meta["Q_SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
+    return batch * heads * blocks, 1, 1
+
+
+_FORWARD = Template("attend_fwd", _programs)
+TEMPLATES = (_FORWARD,)
+
+
+def unsupported(ir: Any, *arguments: Any, **packed: Any) -> str | None:
+    """Why the template cannot serve this call; None if it can."""
+    return Call(ir, *arguments, **packed).unsupported()
+
+
+def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
+    """out (B, Nq, H, D), lse and the witness of the grid."""
+    call = Call(ir, *arguments, **packed)
+    q, (batch, heads) = call.q, call.heads
+    device, dtype = q.get_device(), q.get_dtype()
+    lse = ir.new_buffer((batch, heads, call.q_tokens), torch.float32, device)
+    full = autotune_inputs.counts_like(call.tiles)
+    inputs = [q, call.k, call.v, lse, call.tiles, call.counts, *call.trailing_inputs()]
+    constants = {
+        **call.constants(),
+        "LN2": math.log(2),
+        "HAS_OTHER_ROWS": call.has_other_queries,
+        "HAS_OTHER_KEYS": call.has_other_queries or call.has_other_keys,
+    }
+    out = ir.template_buffer(
+        _FORWARD, inputs, mutated=[lse], size=(batch, call.q_tokens, heads, call.width), dtype=dtype,
+        device=device, launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
+        configs=call.launches(choices("forward", device, dtype, call.width), (q, call.k, call.v)),
+        # 6, SITE, is 5 under another shape
+        examples={4: autotune_inputs.lists_among(call.kv_tiles), 5: full, 6: full},
+    )  # fmt: skip
+    # A recompute under another grid is noticed by the shape of this; it has no elements.
+    return out, lse, ir.new_buffer((*call.grid, 0), dtype, device)

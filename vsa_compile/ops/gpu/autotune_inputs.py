@@ -1,0 +1,67 @@
+"""Inputs for Inductor to time configurations with: lists of tiles must be valid.
+
+Inductor fills integer inputs with random numbers, which as tile numbers are addresses outside of memory.
+Each maker takes an input as Inductor IR and returns a tensor on its device.
+May be imported by the lowerings; imports torch_compat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import torch_compat as compat
+
+Maker = Callable[[Any], Tensor]
+
+
+def lists_among(kv_tiles: Any) -> Maker:
+    """Makes (B, H, Mq, Kcap) int32 lists, ascending: the same random set of tiles, moved along with the query
+    tile.
+
+    Every tile is listed about equally often, so that the transposed lists are known too: `columns_like`.
+    """
+
+    def lists(tiles: Any) -> Tensor:
+        batch, heads, rows, listed, total = compat.likely_sizes((*tiles.get_size(), kv_tiles))
+        source = torch.Generator().manual_seed(0)
+        offsets = torch.randperm(total, generator=source)[:listed]
+        along = torch.arange(rows)[:, None] * total // rows
+        made = (along + offsets).remainder(total).sort(-1).values
+        return made.expand(batch, heads, rows, listed).to(tiles.get_device(), torch.int32).contiguous()
+
+    return lists
+
+
+def counts_like(tiles: Any) -> Maker:
+    """Makes the (B, H, Mq) counts of `lists_among`."""
+
+    def full(counts: Any) -> Tensor:
+        *rows, listed = compat.likely_sizes(tiles.get_size())
+        return torch.full(tuple(rows), listed, dtype=torch.int32, device=counts.get_device())
+
+    return full
+
+
+def columns_like(tiles: Any, kv_tiles: Any) -> tuple[Maker, Maker, Maker]:
+    """Make the STARTS, COLUMNS and ORDER of `lists_among`, up to which query tiles a column names."""
+
+    def starts(x: Any) -> Tensor:
+        batch, heads, rows, listed, total = compat.likely_sizes((*tiles.get_size(), kv_tiles))
+        each = torch.arange(total + 1, dtype=torch.int64) * (rows * listed) // total
+        return each.expand(batch, heads, total + 1).to(x.get_device(), torch.int32).contiguous()
+
+    def columns(x: Any) -> Tensor:
+        batch, heads, rows, listed = compat.likely_sizes(tiles.get_size())
+        each = torch.arange(rows * listed, dtype=torch.int32, device=x.get_device()) % rows
+        return each.expand(batch, heads, rows * listed).contiguous()
+
+    def order(x: Any) -> Tensor:
+        batch, kv_heads, count = compat.likely_sizes(x.get_size())
+        each = torch.arange(count, dtype=torch.int32, device=x.get_device())
+        return each.expand(batch, kv_heads, count).contiguous()
+
+    return starts, columns, order

@@ -1,0 +1,129 @@
+"""Lowers vsa_compile::attend_backward to four templates, none of which adds in an order that could change:
+
+    attend_dq        the gradient of q, by the lists; delta on the way
+    transpose_lists  the query tiles that list each key tile
+    rank_columns     the key tiles, the most listed first
+    attend_dkdv      the gradients of k and v, by the transposed lists, in that order
+
+Imported by lowering and eager; imports call, configs, examples, templates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import autotune_inputs
+from .call import Call
+from .configs import choices
+from .templates import Template
+
+_COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 searches a thread
+_RANKS = {"COLS": 32, "num_warps": 4, "num_stages": 1}
+
+
+def _dq_programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
+    blocks = tiles * (meta["Q_SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
+    return batch * heads * blocks, 1, 1
+
+
+def _dkdv_programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
+    blocks = tiles * (meta["SLOTS"] // meta["BLOCK_K"]) + cdiv(others, meta["BLOCK_K"])
+    return batch * heads * blocks, 1, 1
+
+
+def _column_programs(lines: Any, columns: Any, meta: Any, *, cdiv: Any) -> tuple:
+    return lines * cdiv(columns, meta["COLS"]), 1, 1
+
+
+_DQ = Template("attend_dq", _dq_programs)
+_TRANSPOSE = Template("transpose_lists", _column_programs)
+_RANK = Template("rank_columns", _column_programs)
+_DKDV = Template("attend_dkdv", _dkdv_programs)
+TEMPLATES = (_DQ, _TRANSPOSE, _RANK, _DKDV)
+
+
+def _split(
+    ir: Any, grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any, **packed: Any
+) -> tuple[Call, Any, Any, Any]:
+    witness = 8  # among the rest; no template reads it
+    return Call(ir, q, k, v, *rest[:witness], *rest[witness + 1 :], **packed), grad_out, out, lse
+
+
+def unsupported(ir: Any, *arguments: Any, **packed: Any) -> str | None:
+    """Why the templates cannot serve this call; None if they can."""
+    call, grad_out, _, _ = _split(ir, *arguments, **packed)
+    if grad_out.get_dtype() != call.q.get_dtype():
+        return f"the gradient is {grad_out.get_dtype()}, q is {call.q.get_dtype()}"
+    return call.unsupported()
+
+
+def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
+    """grad_q, grad_k and grad_v, (B, N, H, D)."""
+    call, grad_out, out, lse = _split(ir, *arguments, **packed)
+    lse = ir.contiguous(lse)
+    delta = ir.new_buffer((*call.heads, call.q_tokens), torch.float32, call.q.get_device())
+    grad_q = _grad_q(call, grad_out, out, lse, delta)
+    return grad_q, *_grad_k_and_v(call, grad_out, lse, delta, _columns(call))
+
+
+def _grad_q(call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
+    q, (batch, heads) = call.q, call.heads
+    device, dtype, full = q.get_device(), q.get_dtype(), autotune_inputs.counts_like(call.tiles)
+    constants = {
+        **call.constants(),
+        "RAW_SCALE": call.scale,
+        "HAS_OTHER_ROWS": call.has_other_queries,
+        "HAS_OTHER_KEYS": call.has_other_queries or call.has_other_keys,
+    }
+    return call.ir.template_buffer(
+        _DQ,
+        [grad_out, q, call.k, call.v, out, lse, delta, call.tiles, call.counts, *call.trailing_inputs()],
+        mutated=[delta], size=(batch, call.q_tokens, heads, call.width), dtype=dtype, device=device,
+        launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
+        configs=call.launches(choices("dq", device, dtype, call.width), (call.k, call.v)),
+        # 9, SITE, is 8 under another shape
+        examples={7: autotune_inputs.lists_among(call.kv_tiles), 8: full, 9: full},
+    )  # fmt: skip
+
+
+def _columns(call: Call) -> tuple[Any, Any, Any]:
+    """starts, columns and order: the transposed lists, and the key tiles by how often they are listed."""
+    (batch, heads), tiles, device = call.heads, call.kv_tiles, call.q.get_device()
+    listed = call.q_tiles * call.tiles.get_size()[3]
+    columns = call.ir.new_buffer((batch, heads, listed), torch.int32, device)
+    starts = call.ir.template_buffer(
+        _TRANSPOSE, [call.tiles, call.counts, columns], mutated=[columns], size=(batch, heads, tiles + 1),
+        dtype=torch.int32, device=device, launch=(batch * heads, tiles + 1), constants={}, configs=[_COLUMNS],
+    )  # fmt: skip
+    order = call.ir.template_buffer(
+        _RANK, [starts], mutated=[], size=(batch, call.kv_heads, tiles), dtype=torch.int32, device=device,
+        launch=(batch * call.kv_heads, tiles), constants={"GROUPS": call.groups}, configs=[_RANKS],
+    )  # fmt: skip
+    return starts, columns, order
+
+
+def _grad_k_and_v(
+    call: Call, grad_out: Any, lse: Any, delta: Any, columns: tuple[Any, Any, Any]
+) -> tuple[Any, Any]:
+    batch, kv_heads = call.heads[0], call.kv_heads
+    device, dtype = call.q.get_device(), call.q.get_dtype()
+    size = (batch, call.kv_tokens, kv_heads, call.width)
+    grad_k = call.ir.new_buffer(size, dtype, device)
+    constants = {
+        **call.constants(),
+        "RAW_SCALE": call.scale,
+        "HAS_OTHER_KEYS": call.has_other_keys,
+        "HAS_OTHER_QUERIES": call.has_other_queries or call.has_other_keys,
+    }
+    valid = autotune_inputs.columns_like(call.tiles, call.kv_tiles)
+    grad_v = call.ir.template_buffer(
+        _DKDV,
+        [grad_out, call.q, call.k, call.v, lse, delta, grad_k, *columns, *call.trailing_inputs()],
+        mutated=[grad_k], size=size, dtype=dtype, device=device,
+        launch=(batch, kv_heads, call.kv_tiles, call.other_keys), constants=constants,
+        configs=call.launches(choices("dkdv", device, dtype, call.width), (call.q, grad_out)),
+        examples={7 + i: make for i, make in enumerate(valid)},
+    )  # fmt: skip
+    return grad_k, grad_v

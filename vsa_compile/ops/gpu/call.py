@@ -1,0 +1,196 @@
+"""One call of vsa_compile::attend or vsa_compile::attend_backward, as its templates see it.
+
+May be imported by the lowerings; imports configs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .configs import Config, family, has_tma
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WIDEST_HEAD = 256
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments that forward and backward share; sizes may be symbolic.
+
+    ir: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`).
+    """
+
+    ir: Any
+    q: Any
+    k: Any
+    v: Any
+    tiles: Any
+    counts: Any
+    grid: Any
+    tile: Any
+    q_start: Any
+    kv_start: Any
+    key_padding: Any
+    scale: Any
+    q_grid: Any = None
+    q_tile: Any = None
+
+    def unsupported(self) -> str | None:
+        """Why no template can serve this call; None if one can."""
+        dtype, width = self.q.get_dtype(), self.q.get_size()[-1]
+        if dtype not in _DTYPES:
+            return f"{dtype} has no tensor core path"
+        if not dtype == self.k.get_dtype() == self.v.get_dtype():
+            return "q, k and v have different dtypes"
+        if self.ir.static_size(width) > _WIDEST_HEAD:
+            return f"head width {width} is above {_WIDEST_HEAD}"
+        if not isinstance(self.scale, float) or self.scale <= 0:
+            return f"the softmax scale is {self.scale}, not a positive constant"
+        return too_old(self.q.get_device())
+
+    @property
+    def heads(self) -> tuple[Any, Any]:
+        """(B, H)."""
+        return tuple(self.q.get_size()[:2])
+
+    @property
+    def kv_heads(self) -> Any:
+        return self.k.get_size()[1]
+
+    @property
+    def groups(self) -> int:
+        """Query heads per key head."""
+        return self.ir.static_size(self.heads[1]) // self.ir.static_size(self.kv_heads)
+
+    @property
+    def q_tokens(self) -> Any:
+        return self.q.get_size()[2]
+
+    @property
+    def kv_tokens(self) -> Any:
+        return self.k.get_size()[2]
+
+    @property
+    def width(self) -> int:
+        return self.ir.static_size(self.q.get_size()[-1])
+
+    @property
+    def q_tiles(self) -> Any:
+        """Number of query tiles."""
+        return self.tiles.get_size()[2]
+
+    @property
+    def kv_tiles(self) -> Any:
+        """Number of key tiles."""
+        if self.q_grid is None:
+            return self.q_tiles
+        return math.prod(self.ir.ceil_div(n, t) for n, t in zip(self.grid, self._tile, strict=True))
+
+    @property
+    def other_queries(self) -> Any:
+        """How many queries are not video."""
+        return self.q_tokens - math.prod(self._q_grid)
+
+    @property
+    def other_keys(self) -> Any:
+        return self.kv_tokens - math.prod(self.grid)
+
+    def trailing_inputs(self) -> list[Any]:
+        """SITE and, where there is one, PADDING: the last inputs of every template.
+
+        A template can name the sizes of its inputs and no other symbols, so the grid travels as a shape.
+        A start may be 0, a size may not: hence + 1.
+        """
+        site = self.ir.shape_carrier(
+            self.counts, (*self.grid, *self._q_grid, self.q_start + 1, self.kv_start + 1)
+        )
+        if self.key_padding is None:
+            return [site]
+        return [site, self.ir.expanded(self.key_padding, (self.heads[0], self.kv_tokens))]
+
+    def constants(self) -> dict[str, Any]:
+        """What is the same for all templates and configurations. HAS_*: there may be some."""
+        tile, q_tile = self._tile, self._q_tile
+        return {
+            **dict(zip(("TILE_F", "TILE_R", "TILE_C"), tile, strict=True)),
+            **dict(zip(("Q_TILE_F", "Q_TILE_R", "Q_TILE_C"), q_tile, strict=True)),
+            "SLOTS": slots(tile),
+            "Q_SLOTS": slots(q_tile),
+            "D": self.width,
+            "D_PADDED": power_of_two(self.width),
+            "GROUPS": self.groups,
+            "SCALE": self.scale * math.log2(math.e),
+            "PRECISION": "'ieee'",
+            "ALL_REAL": self._all_real(self.grid, tile),
+            "ALL_ROWS_REAL": self._all_real(self._q_grid, q_tile),
+            "HAS_PADDING": self.key_padding is not None,
+        }
+
+    @property
+    def has_other_queries(self) -> bool:
+        return not self.ir.surely(self.other_queries, 0)
+
+    @property
+    def has_other_keys(self) -> bool:
+        return not self.ir.surely(self.other_keys, 0)
+
+    @property
+    def _q_grid(self) -> Any:
+        return self.grid if self.q_grid is None else self.q_grid
+
+    @property
+    def _tile(self) -> tuple[int, ...]:
+        return tuple(self.ir.static_size(n) for n in self.tile)
+
+    @property
+    def _q_tile(self) -> tuple[int, ...]:
+        return self._tile if self.q_tile is None else tuple(self.ir.static_size(n) for n in self.q_tile)
+
+    def _all_real(self, grid: Any, tile: tuple[int, ...]) -> bool:
+        """Whether every slot of every tile is a token."""
+        whole = all(self.ir.surely(n % t, 0) for n, t in zip(grid, tile, strict=True))
+        return slots(tile) == math.prod(tile) and whole
+
+    def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:
+        """The constants that configurations stand for, each once; blocks are never larger than a tile.
+
+        read: the tensors whose tiles the kernel reads in its loop.
+        """
+        maps = all(map(self.ir.has_tensor_map, read)) and has_tma(self.q.get_device())
+        return list({tuple(one.items()): one for one in (self._launch(x, maps) for x in configs)}.values())
+
+    def _launch(self, config: Config, maps: bool) -> dict[str, Any]:
+        block_q = min(config.block_q, slots(self._q_tile))
+        block_k = min(config.block_k, slots(self._tile))
+        return {
+            "BLOCK_Q": block_q,
+            "BLOCK_K": block_k,
+            "TMA": maps and config.tma and _is_box(self._q_tile, block_q) and _is_box(self._tile, block_k),
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+        }
+
+
+def slots(tile: tuple[int, ...]) -> int:
+    """Places of a tile in a kernel: its tokens, rounded up to a power of two."""
+    return power_of_two(math.prod(tile))
+
+
+def _is_box(tile: tuple[int, ...], block: int) -> bool:
+    """Whether a tensor map can read the tile in blocks: sides are powers of two, blocks are whole frames."""
+    no_padding = slots(tile) == math.prod(tile) and all(n & (n - 1) == 0 for n in tile)
+    return no_padding and block % (tile[1] * tile[2]) == 0
+
+
+def too_old(device: torch.device) -> str | None:
+    """Why this GPU runs no template."""
+    return "the GPU is older than compute capability 8.0" if family(device) is None else None
+
+
+def power_of_two(n: int, least: int = 16) -> int:
+    """The least power of two >= n; a matrix instruction takes no less than 16."""
+    return max(least, 1 << (n - 1).bit_length())

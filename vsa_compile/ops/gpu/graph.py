@@ -1,0 +1,48 @@
+"""Where a lowering's kernels become nodes: Inductor's graph. Its values are Inductor IR.
+
+`launch` offers the same functions on tensors.
+Imported by lowering; imports torch_compat, templates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import torch_compat
+from ...torch_compat import (
+    ceil_div,
+    contiguous,
+    expanded,
+    has_tensor_map,
+    is_static,
+    new_buffer,
+    shape_carrier,
+    static_size,
+    surely,
+)
+from .templates import Template
+
+
+def inductor_template(template: Template) -> Any:
+    """Inductor's own object of a template; the same one on every call."""
+    return torch_compat.triton_template(f"vsa_{template.name}", template.programs, template.source)
+
+
+def template_buffer(template: Template, inputs: list[Any], **facts: Any) -> Any:
+    """`torch_compat.template_buffer` of a template of ours."""
+    return torch_compat.template_buffer(inductor_template(template), inputs, **facts)
+
+
+__all__ = [
+    "ceil_div",
+    "contiguous",
+    "expanded",
+    "has_tensor_map",
+    "inductor_template",
+    "is_static",
+    "new_buffer",
+    "shape_carrier",
+    "static_size",
+    "surely",
+    "template_buffer",
+]

@@ -1,0 +1,154 @@
+"""Where a lowering's kernels run: at once, on tensors, as plain Triton kernels.
+
+`graph` offers the same functions on Inductor IR. A kernel runs in the first configuration of its row.
+Imported by eager; imports torch_compat, plain, templates.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import wrap_triton
+
+from ...torch_compat import surely_true
+from . import render
+from .templates import Template
+
+_OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest of it are constants
+_FARTHEST = 2**31 - 1  # what a 32-bit offset reaches
+
+
+class Value(NamedTuple):
+    """A tensor that answers like Inductor IR."""
+
+    tensor: Tensor
+
+    def get_size(self) -> torch.Size:
+        return self.tensor.shape
+
+    def get_dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    def get_device(self) -> torch.device:
+        return self.tensor.device
+
+
+def values(arguments: tuple) -> list[Any]:
+    """The arguments of an operator as a lowering takes them."""
+    return [Value(x) if isinstance(x, Tensor) else x for x in arguments]
+
+
+# --- What `graph` offers too ----------------------------------------------------------------------
+
+
+def template_buffer(template: Template, inputs: list[Value], **facts: Any) -> Value:
+    """The contiguous output of a template. As with `torch_compat.template_buffer`, but nothing is timed.
+
+    Raises ImportError without triton, and what triton raises where it cannot compile the kernel.
+    """
+    ready = prepared(template, inputs, **facts)
+    wrap_triton(render.load(ready.source))[ready.grid](**ready.arguments)
+    return Value(ready.arguments[render.OUTPUT])
+
+
+def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Value:
+    return Value(torch.empty(size, dtype=dtype, device=device))
+
+
+def shape_carrier(like: Value, sizes: tuple) -> Value:
+    return Value(like.tensor.as_strided(sizes, (0,) * len(sizes)))
+
+
+def expanded(x: Value, size: tuple) -> Value:
+    return Value(x.tensor.expand(size))
+
+
+def contiguous(x: Value) -> Value:
+    return Value(x.tensor.contiguous())
+
+
+def is_static(size: Any) -> bool:
+    return isinstance(size, int)
+
+
+def static_size(size: Any) -> int:
+    return int(size)
+
+
+def ceil_div(size: Any, by: int) -> Any:
+    return (size + by - 1) // by
+
+
+def has_tensor_map(x: Value) -> bool:
+    """Never: Triton lets kernels make tensor maps only where the process has given it an allocator, and that
+    is not ours to set."""
+    return False
+
+
+def surely(expression: Any, value: int) -> bool:
+    return surely_true(expression == value)
+
+
+# --- A launch -------------------------------------------------------------------------------------
+
+
+class Launch(NamedTuple):
+    """What a kernel is launched with: kernel[grid](**arguments). Its output is one of the arguments."""
+
+    source: render.Source
+    grid: tuple
+    arguments: dict[str, Any]
+
+
+def prepared(
+    template: Template,
+    inputs: list[Value],
+    *,
+    mutated: list[Value],
+    size: tuple,
+    dtype: torch.dtype,
+    device: torch.device,
+    launch: tuple,
+    constants: dict[str, Any],
+    configs: list[dict[str, Any]],
+    examples: object = None,
+) -> Launch:
+    """The launch of `template_buffer`; the output is allocated."""
+    options = {name: configs[0][name] for name in _OPTIONS}
+    blocks = {name: value for name, value in configs[0].items() if name not in options}
+    constants = {name: _constant(x) for name, x in (constants | blocks).items()}
+    tensors = [x.tensor for x in (*inputs, new_buffer(size, dtype, device))]
+    wide = not all(surely_true(_reach(x) <= _FARTHEST) for x in tensors)
+    source = _rendered(template, tuple(constants.items()), tuple(x.dim() for x in tensors[:-1]), wide)
+    named = dict(zip((*source.inputs, render.OUTPUT), tensors, strict=True))
+    numbers = {str(number): _measure(named, number) for number in source.numbers}
+    grid = template.programs(*launch, meta=constants, cdiv=lambda a, b: (a + b - 1) // b)
+    return Launch(source, grid, {**named, **numbers, **constants, **options})
+
+
+# --- Arguments of a kernel ------------------------------------------------------------------------
+
+
+@functools.cache
+def _rendered(template: Template, constants: tuple, ranks: tuple[int, ...], wide: bool) -> render.Source:
+    """Once for every call alike: rendering costs more than a launch."""
+    return render.render(template, dict(constants), ranks, wide)
+
+
+def _constant(constant: Any) -> Any:
+    """A constant as a kernel takes it; templates are given strings as Python spells them."""
+    return ast.literal_eval(constant) if isinstance(constant, str) else constant
+
+
+def _reach(x: Tensor) -> Any:
+    """The largest offset of an element."""
+    return sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def _measure(tensors: dict[str, Tensor], number: render.Number) -> Any:
+    x = tensors[number.tensor]
+    return x.shape[number.dim] if number.what == "size" else x.stride(number.dim)

@@ -1,0 +1,1 @@
+"""What each call gets, and how that changes over a run: plain values."""

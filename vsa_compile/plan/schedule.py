@@ -1,0 +1,142 @@
+"""Sparsity that changes while a compiled model trains, without compiling it again for every step.
+
+A graph serves a bucket of sparsities, between two halvings of the kept share: how many tiles a row may list
+is a constant of the graph, how many it does list is read from a tensor when the graph runs.
+May be imported by everything; imports errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError, bad_value
+
+DENSE = -1  # the bucket of sparsity 0
+
+
+class SparsitySchedule:
+    """The sparsity of every training step, for `options={"sparsity": schedule}`.
+
+    sparsity: a number, or a function of the step (0, 1, ...) that gives one in [0, 1). Call `step()` after
+    every optimizer step. Several models may share a schedule; others are not touched. Sparsity 0 is dense
+    SDPA. Each halving of the kept share, and dense, is compiled once: four graphs from dense to 0.875.
+    Raises OptionError for a sparsity that is no number from 0 to below 1.
+    """
+
+    def __init__(self, sparsity: float | Callable[[int], float]) -> None:
+        function = sparsity if callable(sparsity) else lambda _: sparsity
+        self._function: Callable[[int], float] = function
+        self._kept: dict[torch.device, Tensor] = {}
+        self.number = schedules.add(self)
+        self._step = 0
+        self._apply()
+
+    @classmethod
+    def stairs(
+        cls, to: float, *, by: float, every: int, start: float = 0.0, hold: int = 0
+    ) -> SparsitySchedule:
+        """From `start` up to `to`, `by` more every `every` steps, after `hold` steps at `start`.
+
+        BSA (arXiv 2509.01085): stairs(0.9, by=0.03, every=30).
+        Raises OptionError unless 0 <= start <= to < 1, by > 0, every >= 1 and hold >= 0.
+        """
+        allowed = "0 <= start <= to < 1, by > 0, every >= 1, hold >= 0"
+        if not (0 <= start <= to < 1 and by > 0 and every >= 1 and hold >= 0):
+            raise OptionError(bad_value("stairs", (to, by, every, start, hold), allowed))
+        first, last, rise = (Fraction(str(x)) for x in (start, to, by))
+
+        def sparsity(step: int) -> float:
+            return float(min(last, first + rise * (max(0, step - hold) // every)))
+
+        return cls(sparsity)
+
+    @property
+    def sparsity(self) -> float:
+        """That of the current step."""
+        return self._sparsity
+
+    @property
+    def bucket(self) -> int:
+        """How often the kept share was halved at most; DENSE at sparsity 0."""
+        if self._sparsity == 0:
+            return DENSE
+        kept, bucket = 1 - Fraction(str(self._sparsity)), 0
+        while kept < Fraction(1, 2 ** (bucket + 1)):
+            bucket += 1
+        return bucket
+
+    @property
+    def literal(self) -> float:
+        """The least sparsity of the bucket: what the graph is compiled for. Never 0, but for dense."""
+        return 0.0 if self.bucket == DENSE else max(1 - 0.5**self.bucket, 1e-6)
+
+    def step(self) -> None:
+        """To the next step."""
+        self._step += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = int(state["step"])
+        self._apply()
+
+    def kept_share(self, device: torch.device) -> Tensor:
+        """(2,) int64 on `device`: numerator and denominator of 1 - sparsity. Always the same memory, so that
+        a CUDA graph reads the current value."""
+        if device not in self._kept:
+            with torch.inference_mode(False):  # a tensor of inference could not be written to in training
+                self._kept[device] = torch.tensor(self._fraction(), dtype=torch.int64, device=device)
+        return self._kept[device]
+
+    def _fraction(self) -> tuple[int, int]:
+        return (1 - Fraction(str(self._sparsity))).as_integer_ratio()
+
+    def _apply(self) -> None:
+        value = self._function(self._step)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            allowed = "a number from 0 (dense) to below 1"
+            raise OptionError(bad_value(f"the sparsity of step {self._step}", value, allowed))
+        self._sparsity = round(float(value), 9)  # numerators stay far from 2^63
+        numerator, denominator = self._fraction()
+        for kept in self._kept.values():
+            kept[0], kept[1] = numerator, denominator
+        schedules.say(self)
+
+    def __deepcopy__(self, _: Any) -> SparsitySchedule:
+        return self  # options that are copied still mean this schedule
+
+    def __repr__(self) -> str:
+        return f"SparsitySchedule(step {self._step}: {self._sparsity})"
+
+
+class Schedules:
+    """All schedules of the process, by number: a graph holds the number. What Dynamo guards of them, their
+    buckets, are attributes of this plain object: bucket0, bucket1, ..."""
+
+    def __init__(self) -> None:
+        self._all: list[SparsitySchedule] = []
+
+    def add(self, schedule: SparsitySchedule) -> int:
+        self._all.append(schedule)
+        return len(self._all) - 1
+
+    def say(self, schedule: SparsitySchedule) -> None:
+        setattr(self, bucket_name(schedule), schedule.bucket)
+
+    def __getitem__(self, number: int) -> SparsitySchedule:
+        return self._all[number]
+
+
+def bucket_name(schedule: SparsitySchedule) -> str:
+    """The attribute of `schedules` that holds its bucket."""
+    return f"bucket{schedule.number}"
+
+
+schedules = Schedules()

@@ -1,0 +1,1 @@
+"""What `python -m vsa_compile` runs."""

@@ -1,0 +1,121 @@
+"""Inputs of one shape, the tasks that every contender is timed by, and what they cost at least.
+
+Notation: B batch (1), H heads, N tokens, D head width, C = H * D.
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...grid import Grid, TileGrid
+from ...ops.flops import attended_pairs
+from .clock import Task
+from .lists import Lists, kept, pairs
+from .plan import Plan
+
+BY_LISTS = ("forward", "backward")  # parts to which lists are given; the others choose their own
+OURS_ALONE = ("coarse",)
+_FORWARD, _BACKWARD = 2, 5  # products of 2 D FLOPs for each query-key pair
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Work:
+    """One grid and head width, with random-normal data: constant data would draw less power."""
+
+    plan: Plan
+    grid: Grid
+    width: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate: Tensor
+    grad: Tensor
+
+    @classmethod
+    def make(cls, plan: Plan, grid: Grid, width: int) -> Work:
+        """q, k, v, gate, grad: (1, H, N, D) views of (1, N, H, D), as models make them."""
+        source = torch.Generator(plan.device).manual_seed(0)
+        shape = (1, grid.tokens, plan.heads, width)
+
+        def normal() -> Tensor:
+            return torch.randn(shape, generator=source, device=plan.device, dtype=plan.dtype).transpose(1, 2)
+
+        return cls(plan, grid, width, *(normal() for _ in range(5)))
+
+    @property
+    def boxes(self) -> TileGrid:
+        return TileGrid(self.grid, self.plan.tile)
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q, self.k, self.v
+
+    @property
+    def fill(self) -> float:
+        """The share of tile slots that hold a token."""
+        return self.grid.tokens / (self.boxes.tiles * self.boxes.tile_tokens)
+
+    def attended(self, density: float | None, lists: Lists | None) -> int:
+        """Query-key pairs of all heads; dense without a density, by the mean tile without lists."""
+        tokens = self.grid.tokens
+        if density is None:
+            return self.plan.heads * tokens**2
+        if lists is not None:
+            return pairs(lists, self.boxes)
+        listed = kept(self.boxes, density)
+        return self.plan.heads * attended_pairs(tokens, tokens, self.grid, self.plan.tile, listed)
+
+    def flops(self, part: str, density: float | None, lists: Lists | None) -> int:
+        """What must be computed; a recomputation of scores in the backward counts as it does for all."""
+        if part == "coarse":
+            return 4 * self.width * self.plan.heads * self.boxes.tiles**2
+        products = {"forward": _FORWARD, "backward": _BACKWARD, "whole": _FORWARD, "block": _FORWARD}
+        count = products.get(part, _FORWARD + _BACKWARD)
+        attention = 2 * self.width * count * self.attended(density, lists)
+        if not part.startswith("block"):
+            return attention
+        channels = self.plan.heads * self.width
+        linear = 2 * 12 * channels**2 * self.grid.tokens
+        return attention + linear * (1 if part == "block" else 3)
+
+    def least_bytes(self, part: str) -> int | None:
+        """Every operand read and every result written once; None where a part is not plotted."""
+        tensors = {"forward": 4, "backward": 8}.get(part)
+        return None if tensors is None else tensors * self.q.numel() * self.q.element_size()
+
+
+def fresh(function: Any) -> Any:
+    """The function with a code object of its own: Dynamo keeps, and limits, compiled versions by code object,
+    where contenders would find each other's."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
+    copy = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def timed(part: str, attention: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> Task:
+    """The task of a part: forward without autograd, backward alone, or both for "...-training"."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+
+    def forward(_: Any) -> Tensor:
+        with torch.no_grad():
+            return attention(*inputs)
+
+    def backward(out: Tensor) -> Any:
+        return torch.autograd.grad(out, leaves, grad)
+
+    if part == "backward":
+        return Task(backward, prepare=lambda: attention(*leaves))
+    if part.endswith("-training"):
+        return Task(lambda _: backward(attention(*leaves)))
+    return Task(forward)

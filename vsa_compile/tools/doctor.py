@@ -1,0 +1,163 @@
+"""`python -m vsa_compile doctor`: what this installation will run where, and what is wrong with it.
+
+May be imported by __main__; imports the kernels, and bench for the facts of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+
+import torch
+import torch.nn.functional as F
+
+from .. import errors
+from ..backend import vsa
+from ..ops import gpu
+from ..ops.cpu import loader
+from ..ops.functional import attention
+from ..ops.gpu.call import too_old
+from ..ops.gpu.templates import template_files
+from .bench.log import heard, reason_of
+from .bench.setting import cpu_name, driver, version
+
+_GRID = (4, 4, 4)
+
+
+@dataclass
+class _Findings:
+    """Lines (what, found), and problems, each with its way out."""
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, what: str, found: str) -> None:
+        self.lines.append((what, found))
+
+    def __str__(self) -> str:
+        width = max(len(what) for what, _ in self.lines)
+        shown = [f"{what:{width}}  {found}" for what, found in self.lines]
+        return "\n".join([*shown, *(f"problem: {text}" for text in self.problems or ["none"])])
+
+
+def examine() -> tuple[str, int]:
+    """What was found, as text, and the exit status: 1 if there is a problem."""
+    findings = _Findings()
+    for look in (_versions, _entry_point, _cpu, _gpus):
+        look(findings)
+    return str(findings), 1 if findings.problems else 0
+
+
+def _versions(findings: _Findings) -> None:
+    findings.add("python", platform.python_version())
+    for package in ("torch", "triton", "vsa-compile"):
+        findings.add(package, version(package) or "not installed")
+    findings.add("processor", f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})")
+    if version("triton") is None and platform.system() == "Linux":
+        findings.problems.append(errors.no_triton())
+
+
+def _entry_point(findings: _Findings) -> None:
+    """Without it torch.compile(model, backend="vsa") needs an import of ours, and the object."""
+    entries = [e for e in metadata.entry_points(group="torch_dynamo_backends") if e.name == "vsa"]
+    findings.add('backend="vsa"', entries[0].value if entries else "not installed")
+    if not entries:
+        findings.problems.append(errors.no_entry_point())
+    elif entries[0].load() is not vsa:
+        findings.problems.append(errors.another_installation(entries[0].value))
+
+
+# --- CPU ----------------------------------------------------------------------------------------------
+
+
+def _cpu(findings: _Findings) -> None:
+    """Builds the C++ kernel, as the first call on CPU would."""
+    able = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    for dtype in loader.DTYPES:
+        findings.add(f"CPU, {_name(dtype)}", _cpu_kernel(dtype, findings, able))
+    findings.add("CPU, float64", "ATen")
+    _compare("CPU", torch.device("cpu"), attention, findings)
+
+
+def _cpu_kernel(dtype: torch.dtype, findings: _Findings, able: bool) -> str:
+    """C++, or ATen and why; a problem where this processor could do better."""
+    if os.environ.get("VSA_COMPILE_CPU") == "aten":
+        return "ATen: VSA_COMPILE_CPU=aten turns the C++ kernel off"
+    with heard() as texts:
+        if loader.kernel(dtype) is not None:
+            return "C++ kernel"
+    why = texts[0] if texts else "the C++ kernel was not built, and the log said why when it was tried"
+    # fp32 needs no instruction that AVX-512 does not have: here it was not built.
+    if able and dtype == torch.float32:
+        findings.problems.append(errors.no_cpp_kernel(why))
+    return f"ATen: {why}"
+
+
+# --- GPU ----------------------------------------------------------------------------------------------
+
+
+def _gpus(findings: _Findings) -> None:
+    try:
+        findings.add("templates", f"{len(template_files())} files")
+    except FileNotFoundError as error:
+        findings.add("templates", "none")
+        findings.problems.append(str(error))
+    if not torch.cuda.is_available():
+        findings.add("GPU", f"none that torch {torch.__version__} finds")
+        return
+    with heard() as texts:
+        known = gpu.register()
+    if not known:
+        findings.problems.append(texts[0] if texts else errors.unknown_templates(torch.__version__))
+    for index in range(torch.cuda.device_count()):
+        _gpu(torch.device("cuda", index), known, findings)
+
+
+def _gpu(device: torch.device, known: bool, findings: _Findings) -> None:
+    facts, what = torch.cuda.get_device_properties(device), f"GPU {device.index}"
+    findings.add(
+        what,
+        f"{facts.name}, compute capability {facts.major}.{facts.minor}, "
+        f"{facts.total_memory / 2**30:.0f} GiB, driver {driver() or 'unknown'}",
+    )
+    reason = too_old(device)
+    kernels = "templates" if known else "plain Triton kernels: torch's template interface is unknown"
+    findings.add(f"{what}, 16 and 32 bit", f"ATen: {reason}" if reason else kernels)
+    findings.add(f"{what}, float64", "ATen")
+    with heard() as texts:
+        _compare(what, device, _compiled(), findings)
+    if texts and reason is None:
+        findings.problems.append(errors.templates_unused(texts[0]))
+
+
+def _compiled() -> Callable:
+    return torch.compile(
+        lambda q, k, v, **options: attention(q, k, v, **options), backend=vsa, fullgraph=True, dynamic=False
+    )
+
+
+# --- Both ---------------------------------------------------------------------------------------------
+
+
+def _compare(what: str, device: torch.device, run: Callable, findings: _Findings) -> None:
+    """A sparsity that keeps every tile is dense attention: the kernel must agree with SDPA."""
+    source = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 64, 32, generator=source).to(device) for _ in range(3))
+    try:
+        with torch.no_grad():
+            got = run(q, k, v, grid=_GRID, tile=(2, 2, 2), sparsity=1e-6)
+        missed = float((got - F.scaled_dot_product_attention(q, k, v)).abs().max())
+    except Exception as error:  # whatever it is, the report shall be printed whole
+        findings.add(f"{what}, test", "failed")
+        findings.problems.append(errors.test_failed(what, reason_of(error)))
+        return
+    findings.add(f"{what}, test", f"all tiles kept is dense attention within {missed:.0e}")
+    if not missed <= 1e-4:
+        findings.problems.append(errors.test_failed(what, f"it differs from dense attention by {missed:.1e}"))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

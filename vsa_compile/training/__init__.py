@@ -1,0 +1,1 @@
+"""Trainable parts that are put into a model."""

@@ -1,0 +1,197 @@
+"""`add_gates(model)`: a trainable gate for the coarse output of every sparse attention call.
+
+The gate of VSA (arXiv 2505.13389, section 2.2) is a linear layer on the hidden states that the query
+projection sees. It is named as in FastVideo, and starts at zero, so that the model computes what it did.
+May be imported by the package alone; imports report's neighbours, state and torch_compat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from ..analysis import Analysis, analyse, same_tokens
+from ..analysis.backward_slice import nearest
+from ..analysis.graph_facts import example_of, sizes_of
+from ..convert.judge import Site, attention_arguments, judge
+from ..errors import ArgumentError, bad_value, no_gate_site
+from ..options import Options
+from ..runtime import state
+from ..torch_compat import compiled_by, explaining_compile
+
+NAME = "to_gate_compress"
+
+
+def add_gates(
+    model: nn.Module, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
+) -> list[nn.Parameter]:
+    """Give every sparse self-attention call of `model` a gate; returns the new parameters.
+
+    Runs one dense forward with the given inputs, which shows where the calls are: `options` are those of the
+    backend. Each gate is a linear layer (C -> H * D, zero weight and bias) named `to_gate_compress`, on the
+    transformer block (or on the attention module, where a block has two). It changes nothing but what
+    `torch.compile(model, backend="vsa")` makes: there, gate(hidden states) * coarse output is added. Gates
+    are part of `state_dict()`; a checkpoint without them loads as zero. A model that has gates keeps them,
+    and gets what is missing. Compiled code is compiled again.
+    Raises ArgumentError if `model` is no module or no call of it can be given a gate.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
+    settings = replace(state.hinted(Options.read(options)), min_tokens=0)
+    owners = {id(module): name for name, module in model.named_modules()}
+    added: list[nn.Parameter] = []
+    found = _projections(model, args, kwargs, settings)
+    for projection in found:
+        owner = _owner(model, owners[id(projection.module)])
+        if projection.module in _gated(model):
+            continue
+        gate = _zero_linear(projection)
+        if hasattr(owner, NAME):
+            owner = model.get_submodule(owners[id(projection.module)].rpartition(".")[0])
+        setattr(owner, NAME, gate)
+        owner.register_load_state_dict_pre_hook(_absent_means_zero)
+        projection.module.register_forward_hook(Marking(owner), with_kwargs=True)
+        added += gate.parameters()
+    if not found:
+        raise ArgumentError(no_gate_site())
+    state.state.gates += 1
+    return added
+
+
+class Marking:
+    """A forward hook of a query projection: marks its output with the gate of the same hidden states.
+
+    An object that holds the gate's owner, not a closure: copy.deepcopy and pickle then give the copy's
+    projection the copy's gate. Does nothing unless something compiles.
+    """
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner = owner
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Any:
+        if not torch.compiler.is_compiling():
+            return None
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        return torch.ops.vsa_compile.gate(output, getattr(self.owner, NAME)(hidden))
+
+
+def _absent_means_zero(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A checkpoint that knows no gates loads as gates of zero."""
+    for name, parameter in getattr(module, NAME).named_parameters():
+        state_dict.setdefault(f"{prefix}{NAME}.{name}", torch.zeros_like(parameter))
+
+
+def _gated(model: nn.Module) -> set[nn.Module]:
+    """The projections that have a gate."""
+    return {
+        module
+        for module in model.modules()
+        if any(isinstance(hook, Marking) for hook in module._forward_hooks.values())
+    }
+
+
+def _owner(model: nn.Module, path: str) -> nn.Module:
+    """The transformer block (an element of a ModuleList) around a projection; else the module that has it."""
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if isinstance(model.get_submodule(".".join(parts[: end - 1])), nn.ModuleList):
+            return model.get_submodule(".".join(parts[:end]))
+    return model.get_submodule(".".join(parts[:-1]))
+
+
+# --- Where the projections are -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The linear layer that makes the queries of one sparse call; channels = H * D of these queries."""
+
+    module: nn.Module
+    weight: Tensor
+    channels: int
+
+
+def _zero_linear(projection: Projection) -> nn.Linear:
+    weight = projection.weight
+    gate = nn.Linear(weight.shape[1], projection.channels, device=weight.device, dtype=weight.dtype)
+    for parameter in gate.parameters():
+        nn.init.zeros_(parameter)
+    return gate
+
+
+_seen: list[tuple[Analysis, tuple]] = []
+_adding = Lock()
+
+
+def _note(module: GraphModule, example_inputs: list[Any]) -> Callable:
+    """A backend that runs the graph as it is and notes its analysis and its inputs. One object at module
+    level: Dynamo keys compiled code by it."""
+    analysis = analyse(module)
+
+    def run(*inputs: Any) -> Any:
+        _seen.append((analysis, inputs))
+        return module.forward(*inputs)
+
+    return run
+
+
+def _projections(
+    model: nn.Module, args: tuple, kwargs: Mapping[str, Any], settings: Options
+) -> list[Projection]:
+    with _adding:
+        try:
+            with compiled_by(model, partial(explaining_compile, backend=_note)) as noted:
+                noted(*args, **kwargs)
+            graphs = list(_seen)
+        finally:
+            _seen.clear()
+    owners = {
+        id(parameter): module for module in model.modules() for parameter in module.parameters(recurse=False)
+    }
+    found: dict[nn.Module, Projection] = {}
+    for analysis, inputs in graphs:
+        values = dict(zip(_placeholders(analysis.module), inputs, strict=True))
+        for decision in judge(analysis, settings, guard=False):
+            if isinstance(decision, Site):
+                projection = _projection(analysis, decision, values, owners)
+                if projection is not None:
+                    found.setdefault(projection.module, projection)
+    return list(found.values())
+
+
+def _placeholders(module: GraphModule) -> list[Node]:
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def _projection(
+    analysis: Analysis, site: Site, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
+) -> Projection | None:
+    """The one linear layer behind a call's queries that runs over its video tokens."""
+    query = attention_arguments(site.call.node)["query"]
+    fitting: dict[int, tuple[nn.Module, Tensor]] = {}
+    for linear in nearest(analysis, query, ("linear",)):
+        tokens = analysis.tokens(linear)
+        meant = (analysis.tokens(query), site.video.axis)
+        if tokens is None or not any(axis is not None and same_tokens(tokens, axis) for axis in meant):
+            continue
+        weight: Any = linear.args[1] if len(linear.args) > 1 else linear.kwargs["weight"]
+        while weight in analysis.outer:
+            weight = analysis.outer[weight]
+        value = values.get(weight)
+        if value is not None and id(value) in owners:
+            fitting[id(value)] = (owners[id(value)], value)
+    # An adapter of low rank adds to the projection what a narrower layer makes.
+    widest = max((weight.shape[1] for _, weight in fitting.values()), default=0)
+    widest_ones = [one for one in fitting.values() if one[1].shape[1] == widest]
+    if len(widest_ones) != 1:
+        return None
+    ((module, weight),) = widest_ones
+    _, heads, _, width = sizes_of(example_of(query)) or [0] * 4
+    return Projection(module, weight, heads * width)
