@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vsa_compile.grid import Grid, Tile, TileGrid
-from vsa_compile.ops.schema import aten
+from vsa_compile.ops import aten
 
 # How q, k, v lie in memory; all of them are (B, H, N, D) to the operator.
 LAYOUTS = ("tokens", "heads", "fused", "strided", "expanded")

@@ -11,7 +11,7 @@ from compare import assert_mean, assert_rows, rule_a, rule_c
 from torch import Tensor
 
 from vsa_compile.grid import TileGrid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 ROWS = ("out", "grad_q", "grad_k", "grad_v")
 

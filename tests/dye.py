@@ -17,7 +17,7 @@ from attend_judge import Dense
 from compare import rounding
 from torch import Tensor
 
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 ONES = 1  # the last column
 

@@ -8,7 +8,7 @@ from attend_cases import Case, Kernel, make_case
 from attend_judge import assert_right
 
 from vsa_compile.grid import Grid, TileGrid
-from vsa_compile.ops.schema import aten, reference
+from vsa_compile.ops import aten, reference
 
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 20}
 

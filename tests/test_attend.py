@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from profiles import examples
 from torch import Tensor
 
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 ALL = ATEN + CPP + ATEN_GPU
 FP32 = [kernel for kernel in ALL if kernel.dtype == torch.float32]

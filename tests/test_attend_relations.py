@@ -24,7 +24,7 @@ from profiles import examples
 from torch import Tensor
 
 from vsa_compile.grid import Grid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 ALL = ATEN + CPP + ATEN_GPU
 EXACT = [kernel for kernel in ALL if kernel.dtype.itemsize >= 4]  # rule C

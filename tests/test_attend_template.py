@@ -17,8 +17,8 @@ from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import CASES
 
 from vsa_compile import torch_compat
+from vsa_compile.ops import gpu
 from vsa_compile.ops.gpu import configs, lowering, templates
-from vsa_compile.ops.schema import gpu
 
 pytest_plugins = ["gpu_offline.fixtures"]
 

@@ -12,7 +12,7 @@ from gpu_offline.cases import Case
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import BACKWARD
 
-from vsa_compile.ops.schema import gpu
+from vsa_compile.ops import gpu
 
 pytest_plugins = ["gpu_offline.fixtures"]
 

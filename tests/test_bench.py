@@ -10,7 +10,7 @@ import torch
 
 from vsa_compile.__main__ import main
 from vsa_compile.grid import Grid, TileGrid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 from vsa_compile.tools.bench import clock, dense, flex, ours, roofline, session
 from vsa_compile.tools.bench.lists import kept, make_lists, pairs
 from vsa_compile.tools.bench.log import reason_of

@@ -13,7 +13,7 @@ from converting import converting
 import vsa_compile
 from vsa_compile.convert.judge import Site
 from vsa_compile.grid import Grid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 EXACT = {"sparsity": 1e-6}  # every tile is kept, so the sparse operator gives what dense attention does
 SLUGS = {"cross": "cross", "spatial": "two-axes", "temporal": "one-axis"}

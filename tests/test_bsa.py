@@ -24,7 +24,7 @@ import vsa_compile
 from vsa_compile import methods
 from vsa_compile.grid import Grid, TileGrid, kept_queries
 from vsa_compile.methods import GaussQuantile, Method, Site, TopK, WindowPruner, bsa
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 pytestmark = pytest.mark.quick
 

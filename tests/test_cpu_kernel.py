@@ -13,8 +13,8 @@ from attend_judge import assert_right
 
 from vsa_compile import torch_compat
 from vsa_compile.grid import Grid
+from vsa_compile.ops import aten, cpu, reference
 from vsa_compile.ops.cpu import loader
-from vsa_compile.ops.schema import aten, cpu, reference
 
 pytestmark = needs_avx512
 run = CPP[0].run

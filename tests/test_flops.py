@@ -20,7 +20,7 @@ def counted(sparsity, grid=(5, 6, 7), backward=False):
         if backward:
             out.sum().backward()
     by_op = counter.get_flop_counts()["Global"]
-    return {str(op).removeprefix("vsa."): count for op, count in by_op.items() if "vsa" in str(op)}
+    return {str(op).removeprefix("vsa_compile."): count for op, count in by_op.items() if "vsa" in str(op)}
 
 
 def test_all_tiles_kept_counts_as_dense_forward_and_backward():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import vsa_compile
 from vsa_compile.grid import Grid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 extents = st.integers(1, 7)
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsa_compile.grid import Grid, TileGrid, kept_tiles
+from vsa_compile.ops import aten
 from vsa_compile.ops.reference import tile_of_token
-from vsa_compile.ops.schema import aten
 
 pytestmark = pytest.mark.quick
 

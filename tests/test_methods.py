@@ -39,7 +39,7 @@ from vsa_compile.methods import (
     TopP,
     registry,
 )
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 pytestmark = pytest.mark.quick
 
@@ -269,7 +269,7 @@ first, second = make(2.0), Method(selector=TopK() | Even())
 def digests(path: Path, old: str = "", new: str = "") -> tuple[str | None, str | None]:
     assert old in SOURCE
     module = load(path, SOURCE.replace(old, new) if old else SOURCE)
-    return methods.digest.digest(module.first), methods.digest.digest(module.second)
+    return methods.source_digest.digest(module.first), methods.source_digest.digest(module.second)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_registered_method_is_an_option_and_a_literal_of_the_graph(tmp_path: P
     torch._dynamo.reset()
     out = torch.compile(cached.model(), backend=backend)(cached.latents())
     assert torch.equal(out, (cached.latents().flatten(2).transpose(1, 2)[:, None] + 1) * 2)
-    assert seen == [f"doubled@{methods.digest.digest(module.first)}"]
+    assert seen == [f"doubled@{methods.source_digest.digest(module.first)}"]
     with pytest.raises(vsa_compile.ArgumentError, match="another version of the method 'doubled'"):
         methods.get("doubled@0123456789abcdef")
 

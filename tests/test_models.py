@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 import vsa_compile
 from vsa_compile.grid import Grid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 VIDEO = pytest.mark.parametrize("case", zoo.VIDEO, ids=lambda case: case.name)
 # Models that write their attention as another one here does; what they share is shown on that one.

@@ -29,8 +29,8 @@ from gpu_offline.selections import SELECTIONS, Selection
 from gpu_offline.steps import run_once, shared_folder
 from gpu_offline.tables import ALL
 
+from vsa_compile.ops import aten
 from vsa_compile.ops.gpu import call, eager, launch, render, selection
-from vsa_compile.ops.schema import aten
 
 pytest_plugins = ["gpu_offline.fixtures"]
 

@@ -16,7 +16,7 @@ from toy import Habits, ToyDiT, inputs
 import vsa_compile
 from vsa_compile.convert.judge import Site
 from vsa_compile.grid import Grid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 from vsa_compile.runtime.state import state
 
 pytestmark = pytest.mark.quick

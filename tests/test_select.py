@@ -16,7 +16,7 @@ from torch import Tensor
 import vsa_compile
 from vsa_compile import methods
 from vsa_compile.grid import Grid, TileGrid, kept_tiles
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 each = each_kernel([ATEN[1], CPP[0], ATEN_GPU[1]])
 numbers = st.sampled_from((0.0, -0.0, 1.0, 1.0, -1.0, 0.5, 1e-40, -1e-40, torch.inf, -torch.inf, torch.nan))

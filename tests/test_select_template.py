@@ -12,7 +12,7 @@ from gpu_offline.faults import SELECT_FAULTS
 from gpu_offline.program import Program, kind_of
 from gpu_offline.selections import SELECTIONS, Selection
 
-from vsa_compile.ops.schema import gpu
+from vsa_compile.ops import gpu
 
 pytest_plugins = ["gpu_offline.fixtures"]
 

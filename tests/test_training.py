@@ -10,7 +10,7 @@ from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
 from vsa_compile.grid import Grid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 pytestmark = pytest.mark.quick
 

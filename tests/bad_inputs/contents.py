@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vsa_compile
 from vsa_compile.grid import TileGrid, kept_tiles
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 from .row import BOUNDS, EVERY_TILE, GRID, TILE, TOKENS, Row, alike, arguments, expected, relative
 

@@ -16,9 +16,9 @@ from unittest import mock
 import torch
 
 from vsa_compile import torch_compat
+from vsa_compile.ops import gpu
 from vsa_compile.ops.cpu import loader
 from vsa_compile.ops.gpu import graph, lowering
-from vsa_compile.ops.schema import gpu
 
 from .row import COMPUTED, GRID, TOKENS, Row, Video, alike, by_hand, itself, relative, tensor
 

@@ -17,7 +17,7 @@ import vsa_compile
 from vsa_compile.backend import convert
 from vsa_compile.convert.judge import Refusal
 from vsa_compile.grid import Grid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 GRID, TILE = Grid(3, 4, 5), (2, 2, 2)  # border tiles along two axes
 TOKENS = GRID.tokens

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import vsa_compile
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 from .row import (
     COMPUTED,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vsa_compile.grid import Grid, TileGrid
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 
 @dataclass(frozen=True)

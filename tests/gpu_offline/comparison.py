@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpu_offline.cases import Case, Inputs, make_inputs
 from vsa_compile.grid import Grid
-from vsa_compile.ops.schema import gpu
+from vsa_compile.ops import gpu
 
 
 def verdict(case: Case, outputs: list[Tensor] | str) -> str | None:

@@ -31,7 +31,7 @@ from gpu_offline.layer import GRID, make_layer
 from gpu_offline.program import SETTINGS
 from gpu_offline.training import OPTIONS, lower_on_gpu
 from vsa_compile import add_gates, convert_exported
-from vsa_compile.ops.schema import gpu
+from vsa_compile.ops import gpu
 
 
 class _WrittenError(Exception):

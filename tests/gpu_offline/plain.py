@@ -36,8 +36,8 @@ from gpu_offline.program import Program
 from gpu_offline.selections import SELECTIONS, Selection
 from gpu_offline.tables import ALL
 from vsa_compile import torch_compat
+from vsa_compile.ops import gpu
 from vsa_compile.ops.gpu import call, configs, eager, graph, launch, render
-from vsa_compile.ops.schema import gpu
 
 # What a rendered kernel could get wrong where the template is right.
 FAULTS = {

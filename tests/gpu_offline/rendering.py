@@ -30,8 +30,8 @@ from gpu_offline.golden import GOLDEN
 from gpu_offline.program import Program, render
 from gpu_offline.selections import SELECTIONS, Selection, random_selections
 from gpu_offline.tables import ALL, AUTOTUNED, BACKWARD, CASES
+from vsa_compile.ops import gpu
 from vsa_compile.ops.gpu import configs
-from vsa_compile.ops.schema import gpu
 
 # AMD's code is that of Hopper, under AMD's configurations.
 TARGETS = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0), "gfx942": (9, 0)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa_compile.ops.schema import reference
+from vsa_compile.ops import reference
 
 
 @dataclass(frozen=True)

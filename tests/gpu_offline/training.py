@@ -30,7 +30,7 @@ from gpu_offline.fake_cuda import fake_cuda
 from gpu_offline.layer import GRID, make_layer
 from gpu_offline.program import SETTINGS
 from vsa_compile import SparsitySchedule, add_gates, attention, torch_compat, vsa
-from vsa_compile.ops.schema import gpu
+from vsa_compile.ops import gpu
 
 OPTIONS = {"grid": GRID, "sparsity": 0.9, "fallback": "error"}
 # Without partitions a graph becomes one CUDA graph, or none.
