@@ -1,5 +1,6 @@
 """Which calls are converted, and the reason for each that is not."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -305,13 +306,25 @@ def test_explain_follows_the_shapes_and_options_of_each_call():
     assert site.total_tiles == 1
 
 
-def test_a_rule_that_fails_leaves_the_call_dense_and_says_so(monkeypatch, caplog):
-    from vsa_compile.analysis.optable.table import RULES
+def test_an_entry_that_fails_leaves_the_call_dense_and_says_so(monkeypatch, caplog):
+    """Of one value nothing is known then; other calls of the graph convert."""
+    from vsa_compile.analysis.optable import table
 
     def broken(call):
         raise IndexError("a spelling nobody thought of")
 
-    monkeypatch.setitem(RULES, "flatten", broken)
+    def attend(x):
+        turned = heads(x.tile(1))
+        return sdpa(heads(x), heads(x), heads(x)) + sdpa(turned, turned, turned)
+
+    entry = dataclasses.replace(table._ENTRIES[torch.Tensor.tile], layout=broken)
+    monkeypatch.setitem(table._ENTRIES, torch.Tensor.tile, entry)
+    table._entry.cache_clear()
     monkeypatch.setattr(logging.getLogger("vsa_compile.analysis"), "handlers", [])
-    assert "does not show" in refused(lambda x: sdpa(heads(x), heads(x), heads(x)))
-    assert "the layout rule of flatten failed" in caplog.text
+    before = torch._dynamo.utils.counters["vsa_compile"]["failed_entries"]
+    first, second = explained(Video(attend), torch.randn(2, 16, *GRID))
+    table._entry.cache_clear()
+    assert first.converted
+    assert not second.converted
+    assert "the entry of tile failed" in caplog.text
+    assert torch._dynamo.utils.counters["vsa_compile"]["failed_entries"] == before + 1

@@ -1,18 +1,20 @@
 """Which dimension of every value is the video token axis, and what are its (frames, rows, cols)?
 
-    axes.py     the algebra: products, concatenations, unification
-    regroup.py  a reshape in that algebra
-    sizes.py    ints and sympy expressions
-    values.py   what a rule sees of a graph node: its arguments, their axes, its sizes
-    rules.py    the table of rules, one per op, filled by views.py, indexing.py and compute.py
-    walk.py     applies the rules to a graph and to its checkpointed bodies
-    masks.py    proves which keys a boolean mask lets through
-    counts.py   sizes that are data, and equal
-    tokens.py   reads a token axis as segments: video with its grid, or other
+README.md explains the abstraction. Rules look at operators and shapes, never at a model's name. Sizes come
+from example values and may be sympy expressions; nothing here adds a guard.
 
-Rules look at ops and shapes, never at a model's name. Sizes come from `example_value` and may be
-sympy expressions; no rule adds a guard. An op without a rule gives axes about which nothing is
-known, so that what is missing here leaves a call dense and never converts a wrong one.
+    sizes.py         ints and sympy expressions
+    algebra.py       axes and their forms: products, concatenations, runs
+    unify.py         what two axes that meet learn from each other, and the axis of what has both
+    regroup.py       a reshape in that algebra
+    facts.py         what is known of a mask's entries, and proofs of it
+    graph_facts.py   what the graph itself says of a node
+    values.py        what is known of a value; a call as the table sees it
+    optable/         the table of operators: layout, mask fact and effects, one entry each
+    effects.py       memory: which values share it, and what a write makes of them
+    walk.py          applies the table to a graph and to its checkpointed bodies
+    tokens.py        reads a token axis as segments: video with its grid, or other
+    backward_slice.py  what a value is computed from
 """
 
 from .tokens import Segment, read_segments, same_tokens

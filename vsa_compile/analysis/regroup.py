@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..torch_compat import is_floor_division
-from .algebra import Axis, factors, find, multiply, split, unit
-from .sizes import Size, divided, equal, product
+from .algebra import REORDERED, UNKNOWN, Axis, factors, is_atom, multiply, rigid, split, unit
+from .sizes import Size, divided, equal, product, quotient_of_floor
 
 
 def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
     """The dimensions of a reshape of `axes` to `sizes`, which have the same product.
 
-    Atoms that straddle an output boundary are split; what cannot be followed becomes a new atom.
-    An atom without origins that is split into three whole dimensions at once shows a grid.
+    Atoms that straddle an output boundary are split; of dimensions that cannot be followed nothing is known.
     """
     before, after = _kept(axes, sizes), 0
     if before < len(sizes):
         after = _kept(axes[before:][::-1], sizes[before:][::-1])
-    middle = slice(before, len(sizes) - after)
-    pending = [factor for axis in axes[before : len(axes) - after] for factor in factors(axis)][::-1]
-    result: list[Axis] = []
-    left = list(sizes[middle])
-    while left:
-        pieces = _pieces(pending[-1], left) if pending else []
-        if pieces:
-            pending.pop()
-            pending += pieces[::-1]
-        taken = [] if equal(left[0], 1) else _take(pending, left[0])
-        if taken is None:
-            result += map(Axis, left)
-            break
-        result.append(multiply(taken) if taken else unit())
-        del left[0]
+    wanted = sizes[before : len(sizes) - after]
+    inside = [factor for axis in axes[before : len(axes) - after] for factor in factors(axis)]
+    followed = all(isinstance(size, int) for size in wanted) or _fits(inside, wanted)
+    made = _filled([_Real(factor) for factor in inside], wanted) if followed else []
+    lost = REORDERED if REORDERED in map(rigid, inside) else UNKNOWN
+    result = [multiply([piece.axis for piece in dim]) if dim else unit() for dim in made]
+    result += [unit() if equal(size, 1) else Axis(size, rigid=lost) for size in wanted[len(made) :]]
     return [*axes[:before], *result, *axes[len(axes) - after :]]
 
 
@@ -44,37 +36,101 @@ def _kept(axes: Sequence[Axis], sizes: Sequence[Size]) -> int:
     )
 
 
-def _pieces(axis: Axis, sizes: Sequence[Size]) -> tuple[Axis, ...]:
-    """`axis`, an atom, split into the first few of `sizes`, if the last of these is spelled as its rest.
+def _fits(inside: Sequence[Axis], wanted: Sequence[Size]) -> bool:
+    """Whether a reshape can be followed to its end, if it cuts an n into n // d and d.
+
+    That n is divided without a remainder then, each n // d * d being n at most and the products being equal;
+    where something is left over it need not be.
+    """
+    rehearsed = [_Rehearsed(factor.size, is_atom(factor)) for factor in inside]
+    made = _filled(rehearsed, wanted)
+    return len(made) == len(wanted) or not any(one.cut_by_floor for one in rehearsed)
+
+
+class _Rehearsed:
+    """A factor that is cut on paper."""
+
+    def __init__(self, size: Size, atom: bool, parent: _Rehearsed | None = None) -> None:
+        self.size, self.atom, self.parent, self.cut_by_floor = size, atom, parent, False
+
+    def cut(self, sizes: Sequence[Size]) -> list[_Rehearsed]:
+        return [_Rehearsed(size, True, self) for size in sizes]
+
+    def by_floor(self) -> None:
+        self.cut_by_floor = True
+        if self.parent is not None:
+            self.parent.by_floor()
+
+
+class _Real:
+    """A factor, which is split where it is cut."""
+
+    def __init__(self, axis: Axis) -> None:
+        self.axis, self.size, self.atom = axis, axis.size, is_atom(axis)
+
+    def cut(self, sizes: Sequence[Size]) -> list[_Real]:
+        return [_Real(piece) for piece in split(self.axis, sizes)]
+
+    def by_floor(self) -> None:
+        pass
+
+
+def _filled(factors: Sequence[Any], sizes: Sequence[Size]) -> list[list[Any]]:
+    """The factors of each dimension, as far as they can be followed."""
+    pending, result, left = [*factors][::-1], [], list(sizes)
+    while left:
+        if pending and (pieces := _pieces(pending[-1], left)):
+            pending[-1:] = pieces[::-1]
+        taken = [] if equal(left[0], 1) else _take(pending, left[0])
+        if taken is None:
+            break
+        result.append(taken)
+        del left[0]
+    return result
+
+
+def _pieces(factor: Any, sizes: Sequence[Size]) -> list[Any]:
+    """An atom cut into the first few of `sizes`, if the last of these is spelled as its rest.
 
     So Dynamo spells tokens that become (frames, rows, cols) of symbolic sizes: cols is
     tokens // (frames * rows), of which algebra does not see that it is a quotient without a remainder.
     """
-    atom = find(axis)
-    for stop in range(2, len(sizes) + 1) if atom.is_atom else ():
+    for stop in range(2, len(sizes) + 1) if factor.atom else ():
         last, before = sizes[stop - 1], product(sizes[: stop - 1])
-        if is_floor_division(last) and last.args[0] == atom.size and equal(last.args[1], before):
-            return split(atom, sizes[:stop])
-    return ()
+        if is_floor_division(last) and last.args[0] == factor.size and equal(last.args[1], before):
+            factor.by_floor()
+            return factor.cut(sizes[:stop])
+    return []
 
 
-def _take(pending: list[Axis], size: Size) -> list[Axis] | None:
-    """Pop factors whose product is `size`, splitting the last one if need be."""
-    taken: list[Axis] = []
+def _take(pending: list[Any], size: Size) -> list[Any] | None:
+    """Pop factors whose product is `size`, cutting the last one if need be."""
+    taken: list[Any] = []
     while not equal(size, 1):
         if not pending:
             return None
-        factor = find(pending.pop())
+        factor = pending.pop()
+        if equal(factor.size, 1):
+            continue
         if equal(factor.size, size):
             return [*taken, factor]
-        rest = divided(size, factor.size)
-        if rest is not None:
+        if (rest := divided(size, factor.size)) is not None:
             taken.append(factor)
             size = rest
-        elif factor.is_atom and (rest := divided(factor.size, size)) is not None:
-            taken.append(split(factor, (size, rest))[0])
-            pending.extend(factors(factor)[:0:-1])
-            return taken
+        elif factor.atom and (rest := _rest(factor, size)) is not None:
+            first, second = factor.cut((size, rest))
+            pending.append(second)
+            return [*taken, first]
         else:
             return None
     return taken
+
+
+def _rest(factor: Any, size: Size) -> Size | None:
+    """What an atom leaves if `size` is taken."""
+    rest = divided(factor.size, size)
+    if rest is None and (rest := quotient_of_floor(factor.size, size)) is not None:
+        factor.by_floor()
+    return rest
+
+

@@ -20,6 +20,18 @@ def equal(a: Size, b: Size) -> bool:
     return a == b or _is_zero(a - b)
 
 
+def at_most(a: Size, b: Size) -> bool:
+    """Whether a <= b for all values of the symbols."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a <= b
+    return equal(a, b) or _is_nonnegative(sympy.sympify(b - a))
+
+
+@lru_cache(maxsize=4096)
+def _is_nonnegative(difference: Any) -> bool:
+    return bool(difference.is_nonnegative or sympy.factor(difference).is_nonnegative)
+
+
 @lru_cache(maxsize=4096)
 def _is_zero(difference: Any) -> bool:
     return bool(sympy.expand(_exact(difference)) == 0)
@@ -27,35 +39,30 @@ def _is_zero(difference: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _exact(size: Any) -> Any:
-    """a // b written as the quotient where b divides a, and a // (a // d) as d.
-
-    So Dynamo spells the last size of a reshape that splits a exactly.
-    """
+    """a // b written as the quotient where b divides a. (n // (n // d) is not d: 10 // (10 // 4) is 5.)"""
 
     def quotient(x: Any) -> Any:
-        a, b = x.args
-        if is_floor_division(b) and b.args[0] == a:
-            return b.args[1]
-        numerator, denominator = sympy.fraction(sympy.cancel(a / b))
+        numerator, denominator = sympy.fraction(sympy.cancel(x.args[0] / x.args[1]))
         return numerator if denominator == 1 else x
 
     return size.replace(is_floor_division, quotient) if size.has(sympy.Function) else size
 
 
 def divided(a: Size, b: Size) -> Size | None:
-    """a / b where b divides a for all values of the symbols, else None.
-
-    a divided by a // d is d: the callers compare sizes of one reshape, so the division was exact.
-    """
+    """a / b where b divides a for all values of the symbols, else None."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b and a % b == 0 else None
     return _quotient(_exact(sympy.sympify(a)), _exact(sympy.sympify(b)))
 
 
+def quotient_of_floor(a: Size, b: Size) -> Size | None:
+    """d where b is a // d: a / b if that leaves no remainder, which the caller has to know."""
+    floor = sympy.sympify(b)
+    return _plain(floor.args[1]) if is_floor_division(floor) and equal(floor.args[0], a) else None
+
+
 @lru_cache(maxsize=4096)
 def _quotient(a: Any, b: Any) -> Size | None:
-    if is_floor_division(b) and b.args[0] == a:
-        return _plain(b.args[1])
     numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (0, 0)
     return _plain(numerator) if denominator == 1 else None
 

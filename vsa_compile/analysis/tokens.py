@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..grid import Grid
-from .algebra import Axis, Size, same, segments, wholes
+from .algebra import Axis, Size, factors, form_of, origins, pieces, rigid, same, segments, wholes
+from .sizes import equal
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One run of a token sequence. `grid` is set where the run is raster video tokens."""
+    """One run of a token sequence. `grid` is set where the run is raster video tokens.
+
+    `factors`: how many axes it is made of. `in_windows`: these are pieces of a video's axes, whose other
+    pieces lie elsewhere. `order`: how rigid it is.
+    """
 
     axis: Axis
     size: Size
     grid: Grid | None
     factors: int
+    in_windows: bool = False
+    order: str = ""
 
     @property
     def kind(self) -> str:
@@ -25,15 +33,18 @@ class Segment:
         return f"video {self.grid}" if self.grid else f"other {self.size}"
 
 
-def read_segments(axis: Axis) -> list[Segment]:
-    """The segments of a token axis, in sequence order."""
-    return [_read(segment) for segment in segments(axis)]
+def read_segments(axis: Axis, batch: Sequence[Axis] = ()) -> list[Segment]:
+    """The segments of a token axis, in sequence order; `batch` are the axes that lie before it."""
+    apart = {factor.whole for one in batch for factor in factors(one) if factor.whole is not None}
+    return [_read(segment, apart) for segment in segments(axis)]
 
 
-def _read(axis: Axis) -> Segment:
+def _read(axis: Axis, apart: set[Axis]) -> Segment:
     atoms = wholes(axis)
-    grid = Grid(*(atom.shown for atom in atoms)) if is_raster(atoms) else None
-    return Segment(axis, axis.size, grid, len(atoms))
+    raster = is_raster(atoms)
+    in_windows = raster and any(_is_window(atom, apart) for atom in atoms)
+    grid = Grid(*(atom.shown for atom in atoms)) if raster and not in_windows else None
+    return Segment(axis, axis.size, grid, len(atoms), in_windows, rigid(axis))
 
 
 def is_raster(atoms: list[Axis]) -> bool:
@@ -42,11 +53,42 @@ def is_raster(atoms: list[Axis]) -> bool:
         return False
     positions: dict[object, list[int]] = {}
     for atom in atoms:
-        for origin, position in atom.origins:
+        for origin, position in origins(atom):
             positions.setdefault(origin, []).append(position)
     return any(len(p) == 3 and p[0] < p[1] < p[2] for p in positions.values())
+
+
+def _is_window(atom: Axis, apart: set[Axis]) -> bool:
+    """Whether an axis is what a video's axis has inside of windows, or across them.
+
+    Patches are cut off behind: (rows, pixels of a patch). A batch dimension (position 0) may be taken apart, and
+    so may tokens of which nothing was known.
+    """
+    piece, whole = atom, atom.whole
+    while whole is not None:
+        before = [one for one in pieces(whole)[: pieces(whole).index(piece)] if not equal(one.size, 1)]
+        known = {position for _, position in form_of(whole).origins}
+        if (before or whole in apart) and known - {0}:
+            return True
+        piece, whole = whole, whole.whole
+    return False
 
 
 def same_tokens(a: Axis, b: Axis) -> bool:
     """Whether two axes are known to be the same tokens in the same order."""
     return same(a, b)
+
+
+def within(tokens: Axis, keys: Axis) -> Size | None:
+    """Where tokens start in a run of keys that holds them: all of it, or cut from it. None if unknown."""
+    if equal(tokens.size, 1) or same_tokens(tokens, keys):
+        return None if equal(tokens.size, 1) else 0
+    return tokens.cut[1] if tokens.cut is not None and same_tokens(tokens.cut[0], keys) else None
+
+
+def offset(segments: Sequence[Segment], index: int) -> Size:
+    """Where a segment starts."""
+    total: Size = 0
+    for segment in segments[:index]:
+        total = total + segment.size
+    return total

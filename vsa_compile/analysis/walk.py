@@ -1,21 +1,31 @@
-"""Applies the layout rules to a graph, in order, and to the checkpointed bodies inside it."""
+"""Applies the table of operators to a graph, in order, and to the checkpointed bodies inside it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
+import sympy
 from torch.fx import GraphModule, Node
 
-from ..torch_compat import shape_environment, size_hint
-from .algebra import Axis, Size, equal, mark_origins
-from .equal_data_sizes import equal_counts
-from .graph_facts import Call, Value, example_of, op_name, sizes_of, unknown
-from .optable import compute, indexing, views  # noqa: F401  (they fill the table of rules)
-from .optable.table import RULES, is_pointwise
+from ..torch_compat import (
+    counters,
+    depends_on_data,
+    is_state,
+    known_at_least,
+    registered_name,
+    shape_environment,
+    size_hint,
+)
+from .algebra import Axis, form_of, mark_origins
+from .effects import Memory
+from .facts import Proofs
+from .graph_facts import argument, bodies_of, example_of, is_call, sizes_of
+from .optable import Entry, entry_of, first_argument, value_of, written_by
+from .sizes import Size, equal
+from .values import Known, OpCall, Value, unknown
 
 log = logging.getLogger(__name__)
 
@@ -26,39 +36,50 @@ WHOLE_LAYERS = (
     "_native_multi_head_attention",
     "_transformer_encoder_layer_fwd",
 )
+_ARGUMENTS = ("query", "key", "value", "attn_mask")
 
 # Bodies whose inputs and outputs are plainly the arguments and results of the call.
-TRANSPARENT = ("tag_activation_checkpoint",)
+TRANSPARENT = ("higher_order::tag_activation_checkpoint",)
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One SDPA node: the graph module that owns it, and the op whose body encloses it, if any."""
+    """One SDPA node: the graph module that owns it, and the op whose body encloses it, if any.
+
+    `known` is what was known of its tensor arguments when it ran. `padding`: the (B or 1, 1, 1, N) mask p,
+    and what was known of it, where attn_mask is p & p.transpose(2, 3): padding sees nobody.
+    """
 
     node: Node
     owner: GraphModule
     enclosed_by: str | None = None
+    known: dict[str, Known] = field(default_factory=dict, hash=False, compare=False)
+    padding: tuple[Node, Known] | None = field(default=None, hash=False, compare=False)
+
+    def tokens(self, name: str) -> Axis | None:
+        """The token axis of an argument (..., N, D), as it was."""
+        known = self.known.get(name)
+        return known.axes[-2] if known is not None and len(known.axes) >= 2 else None
 
 
-@dataclass
 class Analysis:
     """What is known of one captured graph."""
 
-    module: GraphModule
-    calls: list[AttentionCall] = field(default_factory=list)
-    values: dict[Node, Value] = field(default_factory=dict)
-    outer: dict[Node, Any] = field(default_factory=dict)  # body placeholder -> argument of the call
-    transforms: bool = False  # under torch.func
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.environment = shape_environment(module)
+        self.calls: list[AttentionCall] = []
+        self.outer: dict[Node, Any] = {}  # body placeholder -> argument of the call
+        self.transforms = False  # under torch.func
+        self.equal_counts: dict[Any, Size] = {}  # sizes that are data and equal others
+        self.failures: list[str] = []  # operators whose entry failed
+        self.proofs = Proofs(self._known_at_least, self._respelled)
+        self.memory = Memory(self.proofs)
 
-    @cached_property
-    def environment(self) -> Any | None:
-        """The ShapeEnv of the graph's symbolic sizes, None if there are none."""
-        return shape_environment(self.module)
-
-    @cached_property
-    def equal_counts(self) -> dict[Any, Size]:
-        """Sizes that are data and equal others."""
-        return equal_counts(self.module.graph)
+    @property
+    def values(self) -> dict[Node, Value]:
+        """What is known of every value at the end of the graph."""
+        return self.memory.values
 
     def hint(self, size: Size) -> int:
         """A size on the example inputs; adds no guard."""
@@ -67,108 +88,204 @@ class Analysis:
     def tokens(self, argument: Any) -> Axis | None:
         """The token axis of a (..., N, D) value."""
         value = self.values.get(argument) if isinstance(argument, Node) else None
-        return value[-2] if isinstance(value, list) and len(value) >= 2 else None
+        return value.axes[-2] if isinstance(value, Known) and len(value.axes) >= 2 else None
+
+    def read(self, argument: Any) -> Value:
+        if isinstance(argument, (tuple, list)):
+            return tuple(self.read(item) for item in argument)
+        return self.values.get(argument) if isinstance(argument, Node) else None
+
+    def _known_at_least(self, a: Size, b: Size) -> bool:
+        return known_at_least(a, b, self.environment)
+
+    def _respelled(self, size: Size) -> Size:
+        return size.subs(self.equal_counts) if self.equal_counts and depends_on_data(size) else size
 
 
 def analyse(module: GraphModule) -> Analysis:
-    """Find every SDPA call of a captured graph and the layout of every value around it."""
+    """Find every SDPA call of a captured graph, and what is known of every value around it."""
     analysis = Analysis(module)
-    _walk(analysis, module, None)
+    _Walk(analysis).graph(module, None)
+    for line in described(analysis) if log.isEnabledFor(logging.DEBUG) else ():
+        log.debug("%s", line)
     return analysis
 
 
-def _walk(analysis: Analysis, module: GraphModule, arguments: tuple[Any, ...] | None) -> Value:
-    values = analysis.values
-    inputs = iter(arguments or ())
-    for node in module.graph.nodes:
-        if node.op == "placeholder" and arguments is not None:
-            argument = next(inputs, None)
-            analysis.outer[node] = argument
-            values[node] = values.get(argument) if isinstance(argument, Node) else None
-            values[node] = values[node] or unknown(example_of(node))
-        elif node.op in ("placeholder", "get_attr"):
-            values[node] = _source(module, node)
-        elif node.op == "output":
-            return _read(values, node.args[0])
-        elif node.op in ("call_function", "call_method"):
-            values[node] = _checked(_call(analysis, module, node), node)
-    return None
+def described(analysis: Analysis) -> Iterator[str]:
+    """One line for each value: what is known of it at the end of the graph."""
+    for node, value in analysis.values.items():
+        if value is not None:
+            yield f"{node.name}: {value if isinstance(value, Known) else [str(one) for one in value]}"
+
+
+class _Walk:
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis, self.memory = analysis, analysis.memory
+        self.counted: dict[Any, Size] = {}
+        self.walked: set[GraphModule] = set()
+
+    def graph(self, module: GraphModule, arguments: tuple[Any, ...] | None) -> Value:
+        inputs = iter(arguments or ())
+        for node in module.graph.nodes:
+            if node.op == "placeholder" and arguments is not None:
+                argument = next(inputs, None)
+                self.analysis.outer[node] = argument
+                value = self.analysis.read(argument)
+                self.memory.define(node, value if value is not None else unknown(example_of(node), ""))
+            elif node.op in ("placeholder", "get_attr"):
+                self.memory.define(node, _source(module, node))
+            elif node.op == "output":
+                return self.analysis.read(node.args[0])
+            elif is_call(node):
+                self.call(module, node)
+        return None
+
+    def call(self, module: GraphModule, node: Node) -> None:
+        bodies = list(bodies_of(module, node))
+        name = registered_name(node.target) or ""
+        if name in TRANSPARENT and len(bodies) == 1 and bodies[0] not in self.walked:
+            self.walked.add(bodies[0])
+            self.memory.define(node, _checked(self.graph(bodies[0], tuple(node.args[1:])), node))
+            return
+        entry = entry_of(node)
+        for body in bodies:
+            self.enclosed(body, name.rpartition("::")[2])
+        self.note(module, node, entry)
+        call = OpCall(
+            node, entry.name if entry else "", self.analysis.read, self.memory.stamp, self.analysis.proofs,
+            entry.in_place if entry else False,
+        )  # fmt: skip
+        value, becomes = self.applied(entry, call)
+        self.write(node, entry, value, becomes)
+        if entry is not None and (entry.becomes is not None or entry.in_place):
+            value = self.analysis.read(first_argument(node))
+        self.memory.define(node, _checked(value, node))
+        if entry is not None and entry.name == "getitem":
+            self.count(node)
+
+    def note(self, module: GraphModule, node: Node, entry: Entry | None) -> None:
+        """Record attention calls and transforms."""
+        name = entry.name if entry else ""
+        if name == ATTENTION:
+            arguments = [argument(node, i, name) for i, name in enumerate(_ARGUMENTS)]
+            known = {name: self.analysis.values.get(one) for name, one in zip(_ARGUMENTS, arguments, strict=True)
+                     if isinstance(one, Node)}  # fmt: skip
+            known = {name: one for name, one in known.items() if isinstance(one, Known)}
+            padding = self.padding(known.get("attn_mask"), module)
+            self.analysis.calls.append(AttentionCall(node, module, known=known, padding=padding))
+        elif name in WHOLE_LAYERS:
+            self.analysis.calls.append(AttentionCall(node, module, enclosed_by=name))
+        elif str(getattr(node.target, "__name__", "")).endswith("_increment_nesting"):
+            self.analysis.transforms = True
+
+    def padding(self, mask: Known | None, module: GraphModule) -> tuple[Node, Known] | None:
+        """The padding that a mask was made of for rows and columns, if it is still what it was then."""
+        rows = mask.fact.rows if mask is not None and mask.fact is not None else None
+        if rows is None or rows.how != "both":
+            return None
+        node, stamp = rows.content
+        known = self.analysis.values.get(node)
+        kept = node.graph is module.graph and self.memory.stamp(node) == stamp
+        return (node, known) if kept and isinstance(known, Known) else None
+
+    def applied(self, entry: Entry | None, call: OpCall) -> tuple[Value, Known | None]:
+        """(what is known of the result, of the first argument afterwards)."""
+        if entry is None:
+            return None, None
+        try:
+            return value_of(entry, call), entry.becomes(call) if entry.becomes else None
+        except Exception:  # a spelling that the entry was not written for must not break a working model
+            self.analysis.failures.append(entry.name)
+            counters()["vsa_compile"]["failed_entries"] += 1
+            log.warning("the entry of %s failed; its result counts as unknown", entry.name, exc_info=True)
+            return None, None
+
+    def write(self, node: Node, entry: Entry | None, value: Value, becomes: Known | None) -> None:
+        """Make known what a call writes: its result, what its entry says, or nothing."""
+        first = first_argument(node)
+        for written in written_by(node, entry):
+            now = None
+            if entry is not None and written is first and entry.becomes is not None:
+                now = becomes
+            elif entry is not None and (written is first and entry.in_place or written is node.kwargs.get("out")):
+                now = value if isinstance(value, Known) else None
+            now = None if now is None else _checked(now, written)
+            self.memory.write(node, written, now)
+
+    def count(self, node: Node) -> None:
+        """Sizes from data that are equal since they count the same mask: x[~mask] and y[~mask] are as long.
+
+        Every `~mask` is another value to torch, and so every x[~mask] has a size of its own.
+        """
+        index = node.args[1]
+        if not isinstance(index, Node) or str(getattr(example_of(index), "dtype", "")) != "torch.bool":
+            return
+        size = (sizes_of(example_of(node)) or [0])[0]
+        known = self.counted.setdefault(self._content(index), size)
+        if not isinstance(size, int) and isinstance(size, sympy.Symbol) and size != known:
+            self.analysis.equal_counts[size] = known
+
+    def _content(self, mask: Node) -> Any:
+        """A key that two masks share if they are the same: a node as it is now, or its complement."""
+        entry = entry_of(mask) if is_call(mask) else None
+        unwritten = not self.memory.writers_of(mask)
+        if entry is not None and entry.name in ("invert", "bitwise_not", "logical_not") and unwritten and mask.args:
+            inner = mask.args[0]
+            if isinstance(inner, Node) and not self.memory.writers_of(inner):
+                return "not", self._content(inner)
+        return mask, self.memory.stamp(mask)
+
+    def enclosed(self, body: GraphModule, name: str) -> None:
+        """Record the attention calls of a body that is not analysed, so that each gets its refusal."""
+        for node in body.graph.nodes:
+            if is_call(node):
+                entry = entry_of(node)
+                if entry is not None and entry.name == ATTENTION:
+                    self.analysis.calls.append(AttentionCall(node, body, enclosed_by=name))
+                for inner in bodies_of(body, node):
+                    self.enclosed(inner, name)
 
 
 def _source(module: GraphModule, node: Node) -> Value:
-    """An input, parameter or constant; the dimensions of one with four or more are axes of one value."""
-    example = example_of(node)
-    if example is None and node.op == "get_attr":
+    """An input, parameter or constant; the dimensions of one with four or more are axes of one value.
+
+    Of four, all but the second, which is where pictures have their channels.
+    """
+    example, constant = example_of(node), node.op == "get_attr"
+    if example is None and constant:
         example = getattr(module, str(node.target), None)
-    value = unknown(example)
-    if isinstance(value, list) and len(value) >= 4:
-        mark_origins(value, node)
+    value = unknown(example, "")
+    if isinstance(value, Known):
+        value.table = constant or is_state(node)
+        value.given = not value.table
+        if len(value.axes) >= 4:
+            axes = list(value.axes)
+            axes[1] = axes[1] if len(axes) > 4 else Axis(1)
+            mark_origins(axes, node)
     return value
 
 
-def _call(analysis: Analysis, module: GraphModule, node: Node) -> Value:
-    name = op_name(node)
-    bodies = list(_bodies(module, node))
-    if bodies and name in TRANSPARENT:
-        return _walk(analysis, bodies[0], tuple(node.args[1:]))
-    for body in bodies:
-        _enclosed(analysis, body, name)
-    if name == ATTENTION:
-        analysis.calls.append(AttentionCall(node, module))
-    elif name in WHOLE_LAYERS:
-        analysis.calls.append(AttentionCall(node, module, enclosed_by=name))
-    elif name.endswith("_increment_nesting"):
-        analysis.transforms = True
-    if name == "setitem" and isinstance(node.args[0], Node) and indexing.scatters(node):
-        analysis.values[node.args[0]] = unknown(example_of(node.args[0]))
-        return None
-
-    call = Call(node, name, lambda argument: _read(analysis.values, argument))
-    rule = RULES.get(name) or (compute.pointwise if is_pointwise(name) else None)
-    try:
-        return rule(call) if rule is not None else None
-    except Exception:  # a spelling that the rule was not written for must not break a working model
-        log.warning("the layout rule of %s failed; its result counts as unknown", name, exc_info=True)
-        return None
-
-
-def _read(values: dict[Node, Value], argument: Any) -> Value:
-    if isinstance(argument, (tuple, list)):
-        return tuple(_read(values, item) for item in argument)
-    return values.get(argument) if isinstance(argument, Node) else None
-
-
-def _bodies(module: GraphModule, node: Node) -> Iterator[GraphModule]:
-    for argument in node.args:
-        if isinstance(argument, Node) and argument.op == "get_attr":
-            body = getattr(module, str(argument.target), None)
-            if isinstance(body, GraphModule):
-                yield body
-
-
-def _enclosed(analysis: Analysis, body: GraphModule, name: str) -> None:
-    """Record the attention calls of a body that is not analysed, so that each gets its refusal."""
-    for node in body.graph.nodes:
-        if node.op in ("call_function", "call_method"):
-            if op_name(node) == ATTENTION:
-                analysis.calls.append(AttentionCall(node, body, enclosed_by=name))
-            for inner in _bodies(body, node):
-                _enclosed(analysis, inner, name)
-
-
 def _checked(value: Value, node: Node) -> Value:
-    """Hold a rule's answer against the real output; what does not fit becomes unknown."""
+    """Hold an entry's answer against the real output; what does not fit becomes unknown."""
     return _fitted(value, example_of(node))
 
 
 def _fitted(value: Value, example: Any) -> Value:
     sizes = sizes_of(example)
     if sizes is not None:
-        if not isinstance(value, list) or len(value) != len(sizes):
+        if not isinstance(value, Known) or len(value.axes) != len(sizes):
             return unknown(example)
-        return [a if equal(a.size, s) else Axis(s) for a, s in zip(value, sizes, strict=True)]
+        axes = [_sized(axis, size) for axis, size in zip(value.axes, sizes, strict=True)]
+        return Known(axes, value.fact, value.table, value.given)
     if isinstance(example, (tuple, list)):
         if not isinstance(value, (tuple, list)) or len(value) != len(example):
             return unknown(example)
         return tuple(_fitted(v, e) for v, e in zip(value, example, strict=True))
     return None
+
+
+def _sized(axis: Axis, size: Size) -> Axis:
+    """An axis of a real size; one whose size its rule did not know gets it here."""
+    if isinstance(axis.size, sympy.Dummy):
+        axis.size = axis.shown = form_of(axis).size = size
+    return axis if equal(axis.size, size) else Axis(size)

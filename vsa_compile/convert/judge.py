@@ -14,15 +14,17 @@ from torch.fx import Node
 
 from ..analysis import Analysis, Segment, read_segments, same_tokens
 from ..analysis.algebra import Size, equal
+from ..analysis.facts import Fact
 from ..analysis.graph_facts import example_of, sizes_of
-from ..analysis.masks import all_true, padding_of_both
+from ..analysis.tokens import offset, within
+from ..analysis.values import Known
 from ..analysis.walk import AttentionCall
 from ..grid import Grid
 from ..options import Options
 from ..torch_compat import depends_on_data, guard_at_least, guard_equal
 from . import refusals
 from .markers import gates_of, misfit
-from .no_video import offset, why_no_video, within
+from .no_video import fills, why_no_video
 from .refusals import Reason
 
 MAX_HEAD_WIDTH = 256
@@ -133,8 +135,13 @@ def block_index(path: str) -> int | None:
 def _segments(analysis: Analysis, call: AttentionCall) -> tuple[Segment, ...]:
     if call.enclosed_by is not None:
         return ()
-    tokens = analysis.tokens(attention_arguments(call.node).get("query"))
-    return tuple(read_segments(tokens)) if tokens is not None else ()
+    return _read(call, "query")
+
+
+def _read(call: AttentionCall, name: str) -> tuple[Segment, ...]:
+    """The runs of the queries or of the keys, as they were when the call ran."""
+    tokens = call.tokens(name)
+    return tuple(read_segments(tokens, call.known[name].axes[:-3])) if tokens is not None else ()
 
 
 def _judge(
@@ -152,15 +159,14 @@ def _judge(
         raise _Refused(refusals.func_transform())
     arguments = attention_arguments(call.node)
     _check_rank(arguments)
-    grid, q_start, kv_start = _video(analysis, arguments, segments, options, shows_video, guard)
+    grid, q_start, kv_start = _video(analysis, call, segments, options, shows_video, guard)
     _check_call(arguments)
-    both = padding_of_both(arguments["attn_mask"])
-    if both is not None:
-        arguments["attn_mask"] = both
-    key_padding = _key_padding(analysis, arguments, kv_start, kv_start + grid.tokens)
+    mask, known = call.padding or (arguments["attn_mask"], call.known.get("attn_mask"))
+    arguments["attn_mask"] = mask
+    key_padding = _key_padding(analysis, known, arguments, kv_start, kv_start + grid.tokens)
     _check_layer(name, options)
     scale = _constant(arguments, "scale")
-    return Site(call, name, segments, grid, q_start, kv_start, key_padding, both is not None, scale)
+    return Site(call, name, segments, grid, q_start, kv_start, key_padding, call.padding is not None, scale)
 
 
 def _check_rank(arguments: dict[str, Any]) -> None:
@@ -175,14 +181,14 @@ def _check_rank(arguments: dict[str, Any]) -> None:
 
 def _video(
     analysis: Analysis,
-    arguments: dict[str, Any],
+    call: AttentionCall,
     segments: tuple[Segment, ...],
     options: Options,
     shows_video: bool,
     guard: bool,
 ) -> tuple[Grid, Size, Size]:
     """The grid of the video tokens, and where they start among the queries and the keys."""
-    keys = tuple(read_segments(analysis.tokens(arguments["key"])))  # pyright: ignore[reportArgumentType]
+    keys = _read(call, "key")
     shared = [
         (q.grid, offset(segments, i), offset(keys, j))
         for i, q in enumerate(segments)
@@ -192,33 +198,36 @@ def _video(
     if shared:
         return max(shared, key=lambda found: analysis.hint(found[0].tokens))  # pyright: ignore[reportReturnType]
     if options.grid is not None and not any(q.grid for q in segments):
-        hinted = _hinted(analysis, arguments, options.grid, segments, keys, guard)
+        hinted = _hinted(analysis, call, options.grid, segments, keys, guard)
         if hinted is not None:
             return hinted
-    raise _Refused(why_no_video(analysis, arguments, segments, keys, shows_video))
+    raise _Refused(why_no_video(analysis, call, segments, keys, shows_video))
 
 
 def _hinted(
     analysis: Analysis,
-    arguments: dict[str, Any],
+    call: AttentionCall,
     grid: Grid,
     segments: tuple[Segment, ...],
     keys: tuple[Segment, ...],
     guard: bool,
 ) -> tuple[Grid, Size, Size] | None:
-    """The one segment that is as long as a hinted grid, the same tokens or place among queries and keys.
+    """The one segment that a hinted grid fits: as long, and not shown to be arranged otherwise.
 
+    Its keys are the same tokens. Of queries and keys that are inputs of the graph nothing is known, and each
+    may be the video as a whole; otherwise equal length does not make them one.
     A symbolic length that happens to fit becomes a guard of the graph: the grid is a constant.
     """
-    fit = [(i, q) for i, q in enumerate(segments) if analysis.hint(q.size) == grid.tokens]
+    fit = [(i, q) for i, q in enumerate(segments) if fills(analysis, q, grid)]
     places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
               if (at := within(q.axis, k.axis)) is not None]  # fmt: skip
-    if not places and len(segments) == len(keys):
-        places = [(i, i, 0, keys[i].size) for i, _ in fit if analysis.hint(keys[i].size) == grid.tokens]
+    given = all(call.known[name].given for name in ("query", "key"))
+    if not places and given and len(segments) == len(keys) == 1 and fills(analysis, keys[0], grid):
+        places = [(0, 0, 0, keys[0].size) for _ in fit]
     if len(places) != 1:
         return None
     i, j, at, others = places[0]
-    values = analysis.tokens(arguments["value"])
+    values = call.tokens("value")
     pinned = [(segments[i].size, grid.tokens), (others, grid.tokens)]
     if values is not None:  # which in a graph of q, k and v alone are tokens of their own
         pinned.append((values.size, analysis.hint(values.size)))
@@ -270,7 +279,9 @@ def _constant(arguments: dict[str, Any], name: str) -> Any:
     return value
 
 
-def _key_padding(analysis: Analysis, arguments: dict[str, Any], start: Size, stop: Size) -> Node | None:
+def _key_padding(
+    analysis: Analysis, known: Known | None, arguments: dict[str, Any], start: Size, stop: Size
+) -> Node | None:
     """The mask node (B or 1, 1, 1, Nkv) if it masks non-video keys alone; refused otherwise."""
     mask = arguments["attn_mask"]
     if mask is None:
@@ -283,7 +294,10 @@ def _key_padding(analysis: Analysis, arguments: dict[str, Any], start: Size, sto
         raise _Refused(refusals.mask("attn_mask is added to the scores; only a boolean mask is understood"))
     if not equal(sizes[3], sizes_of(example_of(arguments["key"]))[2]):  # pyright: ignore[reportOptionalSubscript]
         raise _Refused(refusals.mask("attn_mask does not span the keys"))
-    if not all_true(analysis, mask, start, stop):
+    fact = known.fact if known is not None else None
+    if fact is not None and fact.dim != -1:
+        fact = Fact(fact.everywhere)
+    if not analysis.proofs.all_are(fact, True, start, stop):
         raise _Refused(refusals.mask("attn_mask is not provably True on the video keys"))
     return mask
 

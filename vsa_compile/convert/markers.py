@@ -2,7 +2,7 @@
 
 A marker vsa_compile::gate(q, gate) passes on what the query projection gave. `gate` is (B, N, H * D): one
 value for every channel of the queries, or of their video alone.
-May be imported by sites; imports layout and reasons.
+May be imported by judge; imports analysis and refusals.
 """
 
 from __future__ import annotations
@@ -15,24 +15,32 @@ from torch.fx import GraphModule, Node
 from ..analysis import Analysis, Segment, same_tokens
 from ..analysis.algebra import equal
 from ..analysis.backward_slice import nearest
-from ..analysis.graph_facts import example_of, op_name, sizes_of
+from ..analysis.graph_facts import example_of, is_call, sizes_of
+from ..analysis.optable import entry_of
 from . import refusals
 from .refusals import Reason
+
+MARKER = "vsa_compile::gate"
 
 
 def gates_of(analysis: Analysis, queries: list[Any]) -> list[Node | Reason | None]:
     """For the queries of each attention call of a graph: its gate, or why there is no telling, or None."""
-    markers = [node for node in _calls(analysis.module) if op_name(node) == "gate"]
+    markers = [node for node in _calls(analysis.module) if _is_marker(node)]
     if not markers:
         return [None] * len(queries)
-    reached = [nearest(analysis, query, ("gate",)) for query in queries]
+    reached = [nearest(analysis, query, MARKER) for query in queries]
     times = Counter(marker for found in reached for marker in found)
     return [_the_one(found, times) for found in reached]
 
 
+def _is_marker(node: Node) -> bool:
+    entry = entry_of(node)
+    return entry is not None and entry.name == MARKER
+
+
 def _calls(module: GraphModule) -> list[Node]:
     parts = (part for part in module.modules() if isinstance(part, GraphModule))
-    return [node for part in parts for node in part.graph.nodes if node.op == "call_function"]
+    return [node for part in parts for node in part.graph.nodes if is_call(node)]
 
 
 def _the_one(found: list[Node], times: Counter[Node]) -> Node | Reason | None:

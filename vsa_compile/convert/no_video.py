@@ -1,32 +1,52 @@
-"""Why queries show no video, for people, and where runs of tokens lie.
+"""Why queries show no video, for people, and whether a hint may say that they are one.
 
-May be imported by sites alone; imports errors, layout and torch_compat.
+May be imported by judge alone; imports refusals, analysis and torch_compat.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import combinations
+from math import prod
 
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, same_tokens
-from ..analysis.algebra import Axis, Size, equal, factors, find
+from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, wholes
+from ..analysis.tokens import offset, within
+from ..analysis.walk import AttentionCall
+from ..grid import Grid
 from ..torch_compat import depends_on_data, is_floor_division
 from . import refusals
 from .refusals import Reason
 
 
-def within(tokens: Axis, keys: Axis) -> Size | None:
-    """Where tokens start in a run of keys that holds them: all of it, or cut from it. None if unknown."""
-    if equal(tokens.size, 1) or same_tokens(tokens, keys):
-        return None if equal(tokens.size, 1) else 0
-    run = find(tokens).cut
-    return run[1] if run is not None and same_tokens(run[0], keys) else None
+def fills(analysis: Analysis, segment: Segment, grid: Grid) -> bool:
+    """Whether a hinted grid may say what the graph does not of a segment: nothing contradicts it.
+
+    Tokens of an order that the graph makes, looked-up ids, and axes whose order is another are no video; axes
+    that are known in part may be (frames, rows * cols).
+    """
+    if analysis.hint(segment.size) != grid.tokens or segment.order == REORDERED or segment.in_windows:
+        return False
+    atoms = wholes(segment.axis, opaque=True)
+    if len(atoms) == 1:
+        return not _is_one_axis(atoms[0], [])
+    sizes = [analysis.hint(atom.size) for atom in atoms]
+    ends = {prod(sizes[: i + 1]) for i in range(len(sizes))}
+    shown = ends <= {grid.frames, grid.frames * grid.rows, grid.tokens}
+    return shown and all(atom.whole is None for atom in atoms) and not _out_of_order(atoms)
+
+
+def _out_of_order(atoms: list[Axis]) -> bool:
+    """Whether axes of one value follow each other in another order than there."""
+    known = [dict(origins(atom)) for atom in atoms]
+    pairs = [(a[value], b[value]) for a, b in combinations(known, 2) for value in a.keys() & b.keys()]
+    return any(first > second for first, second in pairs)
 
 
 def why_no_video(
     analysis: Analysis,
-    arguments: dict[str, Any],
+    call: AttentionCall,
     segments: tuple[Segment, ...],
     keys: tuple[Segment, ...],
     shows_video: bool,
@@ -42,11 +62,13 @@ def why_no_video(
         return refusals.lengths_are_data()
     if not same and (shows_video or longest.factors > 1 or not as_long):
         return refusals.cross()
+    if longest.in_windows:
+        return refusals.windows(repr(longest.axis))
     if longest.factors == 2:
         return refusals.unknown_grid() if _split_by_stranger(longest.axis) else refusals.two_axes()
     if longest.factors > 2:
         return refusals.not_raster(repr(longest.axis))
-    known = shows_video or longest.factors == 0 or _is_one_axis(longest.axis, _batch(analysis, arguments))
+    known = shows_video or longest.factors == 0 or _is_one_axis(longest.axis, _batch(call))
     return refusals.one_axis() if known else refusals.unknown_grid()
 
 
@@ -68,10 +90,9 @@ def _split_by_stranger(tokens: Axis) -> bool:
     )
 
 
-def _batch(analysis: Analysis, arguments: dict[str, Any]) -> list[Axis]:
+def _batch(call: AttentionCall) -> list[Axis]:
     """What the queries' batch dimension is made of."""
-    layout = analysis.values[arguments["query"]]
-    return [factor for axis in layout[:-3] for factor in factors(axis)]
+    return [factor for axis in call.known["query"].axes[:-3] for factor in factors(axis)]
 
 
 def _is_one_axis(tokens: Axis, batch: list[Axis]) -> bool:
@@ -79,16 +100,9 @@ def _is_one_axis(tokens: Axis, batch: list[Axis]) -> bool:
 
     That they are one axis of an input alone says nothing: it may be (batch, 3, tokens, 2) coordinates.
     """
-    for value, _ in find(tokens).origins:
+    for value, _ in origins(tokens):
         inputs = isinstance(value, Node) and value.op in ("placeholder", "get_attr")
-        others = [at for axis in batch for origin, at in find(axis).origins if origin is value]
+        others = [at for axis in batch for origin, at in origins(axis) if origin is value]
         if not inputs or any(at > 0 for at in others):
             return True
     return False
-
-
-def offset(segments: tuple[Segment, ...], index: int) -> Size:
-    total: Size = 0
-    for segment in segments[:index]:
-        total = total + segment.size
-    return total

@@ -67,6 +67,13 @@ def not_raster(axes: str) -> Reason:
     return Reason("not-raster", f"the token order is not raster frames x rows x cols ({axes})")
 
 
+def windows(axes: str) -> Reason:
+    return Reason(
+        "windows",
+        f"the tokens are windows of a video ({axes}), each a sequence of its own; a window is not the video",
+    )
+
+
 def gate_shared() -> Reason:
     return Reason(
         "gate-shared", "a gate reaches several attention calls, or several gates reach this one", asked=True

@@ -38,6 +38,14 @@ from .inductor import (
     template_buffer,
     triton_template,
 )
+from .operators import (
+    bytes_of,
+    is_state,
+    owned_namespaces,
+    registered_name,
+    storage_of,
+    written_arguments,
+)
 from .sizes import (
     depends_on_data,
     guard_at_least,
@@ -54,6 +62,12 @@ from .sizes import (
 )
 
 __all__ = [
+    "written_arguments",
+    "storage_of",
+    "registered_name",
+    "owned_namespaces",
+    "is_state",
+    "bytes_of",
     "capturing_data_dependent",
     "ceil_div",
     "compile_with_inductor",

@@ -176,7 +176,7 @@ def _projection(
     """The one linear layer behind a call's queries that runs over its video tokens."""
     query = attention_arguments(site.call.node)["query"]
     fitting: dict[int, tuple[nn.Module, Tensor]] = {}
-    for linear in nearest(analysis, query, ("linear",)):
+    for linear in nearest(analysis, query, "linear"):
         tokens = analysis.tokens(linear)
         meant = (analysis.tokens(query), site.video.axis)
         if tokens is None or not any(axis is not None and same_tokens(tokens, axis) for axis in meant):

@@ -1,55 +1,62 @@
-"""Rules of ops that compute: pointwise, reductions, contractions, convolutions, creation."""
+"""Operators that compute: pointwise, reductions, contractions, convolutions, attention."""
 
 from __future__ import annotations
 
-from ..algebra import Axis, derived, equal, mark_origins, unify, unit
-from ..graph_facts import Call, Value, broadcast
-from .table import rule
+from typing import Any
+
+from ..algebra import Axis, derived, mark_origins, unit
+from ..sizes import equal
+from ..unify import unify
+from ..values import Known, Layout, OpCall, align, broadcast
+from . import carry
+from .table import op, own
 
 
-def pointwise(call: Call) -> Value:
+def pointwise(call: OpCall) -> Any:
     """Broadcast all tensor arguments against each other."""
-    arguments = [*call.node.args, *call.node.kwargs.values()]
-    layouts = [layout for layout in map(call.layout, arguments) if layout is not None]
-    return broadcast(layouts, call.sizes) if layouts else None
+    tensors = call.tensors()
+    return broadcast(tensors, call.sizes) if tensors else None
 
 
-for _name in (
-    "iadd", "isub", "imul", "itruediv", "truediv", "floordiv", "and_", "or_", "xor", "invert", "neg", "mod",
-    "ge", "gt", "le", "lt", "eq", "ne", "polar", "complex", "where", "masked_fill", "addcmul",
-):  # fmt: skip
-    rule(_name)(pointwise)
-
-
-@rule(
-    "to", "float", "half", "bfloat16", "double", "bool", "int", "long", "type", "type_as", "contiguous",
-    "clone", "detach", "alias", "_to_copy", "dropout", "alpha_dropout", "feature_dropout", "softmax",
-    "log_softmax", "_softmax", "layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm",
-    "normalize", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "cumsum",
-    "requires_grad", "conj", "real", "imag",
+@op(
+    "polar", "complex", "addcmul", "addcdiv", "lerp", "conj", "imag", "real", "truediv", "div", "floordiv",
+    "floor_divide", "mod", "remainder", "pow", "xor", "lshift", "rshift", "neg", "pos",
 )  # fmt: skip
-def _like_input(call: Call) -> Value:
+def _pointwise(call: OpCall) -> Any:
+    return pointwise(call)
+
+
+@op(
+    "to", "float", "half", "bfloat16", "double", "bool", "int", "long", "short", "type", "type_as", "contiguous",
+    "clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "requires_grad", "cpu", "cuda", "lift_fresh",
+    fact=carry.copied,
+)  # fmt: skip
+def _copied(call: OpCall) -> Any:
+    """The same entries in the same order."""
+    return call.input
+
+
+@op(
+    "dropout", "alpha_dropout", "feature_dropout", "softmax", "log_softmax", "_softmax", "layer_norm", "rms_norm",
+    "group_norm", "instance_norm", "normalize", "cumsum", "cumprod", "native_layer_norm",
+)  # fmt: skip
+def _like_input(call: OpCall) -> Any:
     """Same shape, same tokens, in the same order."""
     return call.input
 
 
-@rule(
-    "sum",
-    "mean",
-    "any",
-    "all",
-    "amax",
-    "amin",
-    "norm",
-    "linalg_vector_norm",
-    "var",
-    "std",
-    "prod",
-    "logsumexp",
-)
-def _reduce(call: Call) -> Value:
+@op("batch_norm", writes=((1, "running_mean"), (2, "running_var")))
+def _batch_norm(call: OpCall) -> Any:
+    return call.input
+
+
+@op(
+    "mean", "any", "all", "amax", "amin", "norm", "linalg_vector_norm", "vector_norm", "var", "std", "prod",
+    "logsumexp", "argmax", "argmin", "nansum", "median",
+)  # fmt: skip
+def reduced(call: OpCall) -> Any:
     layout = call.input
-    if layout is None:
+    if layout is None or isinstance(call.example, (tuple, list)):
         return None
     position = 2 if "norm" in call.name else 1
     dims = call.arg(position, "dim")
@@ -61,41 +68,54 @@ def _reduce(call: Call) -> Value:
     return [axis for d, axis in enumerate(layout) if d not in dims]
 
 
-@rule("linear")
-def _linear(call: Call) -> Value:
+@op("linear", layer=True)
+def _linear(call: OpCall) -> Any:
     layout = call.input
     return layout and [*layout[:-1], Axis(call.sizes[-1])]
 
 
-@rule("embedding")
-def _embedding(call: Call) -> Value:
-    """F.embedding(indices, table), aten.embedding(table, indices). Looked-up ids are text, so one axis."""
-    arguments = [call.layout(call.arg(0, "input")), call.layout(call.arg(1, "weight"))]
-    indices = [a for a in arguments if a is not None and len(a) == len(call.sizes) - 1]
-    if not indices:
+def _embedding(call: OpCall, indices: Any, table: Any) -> Any:
+    """Looked-up ids are text, so one axis; rows of what is no table are tokens in another order."""
+    ids, looked_up = call.known(indices), call.known(table)
+    if ids is None or looked_up is None or not looked_up.table or len(ids.axes) != len(call.sizes) - 1:
         return None
-    mark_origins(indices[0], call.node)
-    return [*indices[0], Axis(call.sizes[-1])]
+    mark_origins(ids.axes, call.node)
+    return Known([*ids.axes, Axis(call.sizes[-1])], None, ids.table)
 
 
-@rule("matmul", "bmm", "mm")
-def _matmul(call: Call) -> Value:
-    left, right = call.input, call.layout(call.arg(1, "other", call.arg(1, "mat2")))
-    if left is None or right is None or len(left) < 2 or len(right) < 2:
+@op("embedding", layer=True)
+def _look_up(call: OpCall) -> Any:
+    """F.embedding(indices, table); torch.embedding and aten.embedding take the table first."""
+    first, second = call.arg(0, "input"), call.arg(1, "weight")
+    if "indices" in call.node.kwargs or len((call.layout(first) or [])) == 2 and _is_float(call, first):
+        first, second = call.arg(1, "indices"), call.arg(0, "weight")
+    return _embedding(call, first, second)
+
+
+def _is_float(call: OpCall, argument: Any) -> bool:
+    from ..graph_facts import example_of
+
+    return example_of(argument).is_floating_point()
+
+
+@op("matmul", "bmm", "mm", layer=True)
+def _matmul(call: OpCall) -> Any:
+    left, right = call.known(call.self_), call.known(call.other)
+    if left is None or right is None or len(left.axes) < 2 or len(right.axes) < 2:
         return None
-    unify(left[-1], right[-2])
-    batch = broadcast([left[:-2], right[:-2]], call.sizes[:-2])
-    return [*batch, left[-2], right[-1]]
+    unify(left.axes[-1], right.axes[-2])
+    stacks = [Known(one.axes[:-2], table=one.table) for one in (left, right)]
+    return [*broadcast(stacks, call.sizes[:-2]), left.axes[-2], right.axes[-1]]
 
 
-@rule("outer", "ger")
-def _outer(call: Call) -> Value:
-    left, right = call.input, call.layout(call.arg(1, "vec2", call.arg(1, "other")))
+@op("outer", "ger", layer=True)
+def _outer(call: OpCall) -> Any:
+    left, right = call.input, call.layout(call.other)
     return [left[0], right[0]] if left and right else None
 
 
-@rule("einsum")
-def _einsum(call: Call) -> Value:
+@op("einsum", layer=True)
+def _einsum(call: OpCall) -> Any:
     equation, operands = call.node.args[0], call.node.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = operands[0]
@@ -103,21 +123,26 @@ def _einsum(call: Call) -> Value:
         return None
     inputs, output = equation.replace(" ", "").split("->")
     known: dict[str, Axis] = {}
+    carriers: dict[str, bool] = {}  # whether the axis is that of a table
     for letters, operand in zip(inputs.split(","), operands, strict=False):
-        layout = call.layout(operand)
-        if layout is None or len(layout) != len(letters):
+        value = call.known(operand)
+        if value is None or len(value.axes) != len(letters) or len(set(letters)) != len(letters):
             return None
-        for letter, axis in zip(letters, layout, strict=True):
-            unify(known.setdefault(letter, axis), axis)
-    return [known[letter] for letter in output]
+        for letter, axis in zip(letters, value.axes, strict=True):
+            if letter not in known:
+                known[letter], carriers[letter] = axis, value.table
+                continue
+            both = align(known[letter], axis)
+            known[letter] = both if carriers[letter] == value.table else axis if carriers[letter] else known[letter]
+            carriers[letter] = carriers[letter] and value.table
+    tables = [value.table for value in map(call.known, operands) if value]
+    return Known([known[letter] for letter in output], None, all(tables))
 
 
-@rule("scaled_dot_product_attention")
-def _attention(call: Call) -> Value:
-    q = call.layout(call.arg(0, "query"))
-    k = call.layout(call.arg(1, "key"))
-    v = call.layout(call.arg(2, "value"))
-    if q is None or k is None or v is None:
+@op("scaled_dot_product_attention", layer=True)
+def _attention(call: OpCall) -> Any:
+    q, k, v = (call.layout(call.arg(i, name)) for i, name in enumerate(("query", "key", "value")))
+    if q is None or k is None or v is None or len(q) < 2:
         return None
     unify(k[-2], v[-2])
     for dim in range(len(q) - 3):
@@ -126,37 +151,49 @@ def _attention(call: Call) -> Value:
     return [*q[:-1], v[-1]]
 
 
-@rule(
-    "conv1d", "conv2d", "conv3d", "avg_pool2d", "avg_pool3d", "max_pool2d", "max_pool3d", "interpolate",
-    "conv_transpose2d", "conv_transpose3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+@own("higher_order::flex_attention", layer=True)
+def _flex_attention(call: OpCall) -> Any:
+    """(output, lse, maximal scores), the queries' tokens."""
+    q, v = call.layout(call.arg(0, "query")), call.layout(call.arg(2, "value"))
+    if q is None or v is None or not isinstance(call.example, (tuple, list)):
+        return None
+    return ([*q[:-1], v[-1]], *(list(q[:-1]) for _ in call.example[1:]))
+
+
+@op(
+    "conv1d", "conv2d", "conv3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d",
+    "max_pool3d", "interpolate", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", layer=True,
 )  # fmt: skip
-def _spatial(call: Call) -> Value:
+def _spatial(call: OpCall) -> Any:
     """Pixel axes at another resolution still run in the same order: derive them.
 
-    The axes of a result with three of them are also marked as axes of one value, for an input whose
-    own axes were cut together from pieces.
+    The three axes of a volume of several channels are axes of one value: a video's, where a single channel
+    may as well be a picture whose channels were put where frames are.
     """
     layout = call.input
     if layout is None or len(layout) != len(call.sizes) or len(layout) < 3:
         return None
     spatial = [derived(axis, size) for axis, size in zip(layout[2:], call.sizes[2:], strict=True)]
-    if len(spatial) == 3:
+    if len(spatial) == 3 and not equal(layout[1].size, 1):
+        mark_origins(layout[2:], (call.node, "before"))
         mark_origins(spatial, call.node)
     channels = layout[1] if equal(layout[1].size, call.sizes[1]) and "conv" not in call.name else None
     return [layout[0], channels or Axis(call.sizes[1]), *spatial]
 
 
-@rule("meshgrid")
-def _meshgrid(call: Call) -> Value:
+@op("meshgrid")
+def _meshgrid(call: OpCall) -> Any:
     """Every output runs over all operands; the operands are axes of one grid, in their order."""
     operands = call.node.args
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])
-    layouts = [call.layout(operand) for operand in operands]
-    if not all(layouts) or not isinstance(call.example, (tuple, list)):
+    known = [call.known(operand) for operand in operands]
+    if not all(one and len(one.axes) <= 1 for one in known) or not isinstance(call.example, (tuple, list)):
         return None
-    axes = [layout[0] for layout in layouts if layout]
+    axes: Layout = [one.axes[0] if one and one.axes else unit() for one in known]
     mark_origins(axes, call.node)
     if call.node.kwargs.get("indexing", "ij") == "xy":
         axes[:2] = axes[1::-1]
-    return tuple(list(axes) for _ in call.example)
+    table = all(one.table for one in known if one)
+    return tuple(Known(list(axes), None, table) for _ in call.example)

@@ -1,32 +1,144 @@
-"""The table of layout rules: op name -> function(call) -> axes of the result.
+"""The table of operators: what is called -> what its result is, what a mask says, what it writes.
 
-A rule returns one axis per output dimension (a tuple of such lists for several outputs), or None to
-say that it does not know. The walk checks every axis against the size of the real output.
+An entry is keyed by the object that is called: a torch function, a torch.Tensor method, an operator of
+Python, or an operator registered with torch under its full name (`aten::view`, `vsa_compile::gate`). A name is
+no key: a user's own function called `flatten` is not ours, and not in the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.fx import Node
 
-from ..graph_facts import Call, Value
+from ...torch_compat import owned_namespaces, registered_name, written_arguments
+from ..facts import Fact
+from ..graph_facts import argument, example_of
+from ..values import Known, OpCall, Value
 
-Rule = Callable[[Call], Value]
+LayoutRule = Callable[[OpCall], Any]  # -> axes of the result, a tuple of such for several, or None
+FactRule = Callable[[OpCall, Any], "Fact | None"]  # (call, its layout)
+WriteRule = Callable[[OpCall], "Known | None"]  # -> what the first argument becomes
 
-RULES: dict[str, Rule] = {}
+
+@dataclass(frozen=True)
+class Entry:
+    """One operator.
+
+    `layout`: the axes of its result. `fact`: what its entries are. `becomes`: for an operator that writes
+    into its first argument by nature, what that holds afterwards; None there makes it unknown. `layer`: its
+    result's features are not those of its input, a linear layer's say. `writes`: further arguments that it
+    writes to, by position and name. `in_place`: the spelling that writes its result into its first argument.
+    """
+
+    name: str
+    layout: LayoutRule
+    fact: FactRule | None = None
+    becomes: WriteRule | None = None
+    layer: bool = False
+    table: bool | None = None
+    writes: tuple[tuple[int, str], ...] = field(default=())
+    in_place: bool = False
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of every op called one of `names`."""
+_ENTRIES: dict[Any, Entry] = {}
 
-    def register(function: Rule) -> Rule:
+# Python's operators that reach graphs, and the augmented assignments that write what they give.
+_PYTHON = {
+    "add": "iadd", "sub": "isub", "mul": "imul", "truediv": "itruediv", "floordiv": "ifloordiv", "mod": "imod",
+    "pow": "ipow", "and_": "iand", "or_": "ior", "xor": "ixor", "matmul": "imatmul", "lshift": "ilshift",
+    "rshift": "irshift", "neg": "", "pos": "", "invert": "", "eq": "", "ne": "", "lt": "", "le": "", "gt": "",
+    "ge": "", "getitem": "", "setitem": "",
+}  # fmt: skip
+NAMESPACES = (torch.Tensor, torch, F, *owned_namespaces())
+
+
+def op(*names: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
+    """Register a function as the layout rule of operators of these names, wherever torch has them, and of
+    the spellings that write their result into the first argument. `what`: further fields of the entry."""
+
+    def register(rule: LayoutRule) -> LayoutRule:
         for name in names:
-            RULES[name] = function
-        return function
+            entry = Entry(name, rule, **what)
+            for called in _objects(name):
+                _ENTRIES[called] = entry
+            for called in _objects(name + "_", augmented=_PYTHON.get(name, "")):
+                _ENTRIES.setdefault(called, Entry(name, rule, in_place=True, **what))
+        return rule
 
     return register
+
+
+def own(name: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
+    """Register the rule of the operator whose full name is `name`, and of nothing else."""
+
+    def register(rule: LayoutRule) -> LayoutRule:
+        _ENTRIES[name] = Entry(name, rule, **what)
+        return rule
+
+    return register
+
+
+def python(called: Any, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
+    """Register the rule of one Python function."""
+
+    def register(rule: LayoutRule) -> LayoutRule:
+        _ENTRIES[called] = Entry(getattr(called, "__name__", ""), rule, **what)
+        return rule
+
+    return register
+
+
+def _objects(name: str, augmented: str = "") -> Iterator[Any]:
+    yield f"aten::{name}"
+    if name in _PYTHON:
+        yield getattr(operator, name)
+    if augmented:
+        yield getattr(operator, augmented)
+    for space in NAMESPACES:
+        found = getattr(space, name, None)
+        if callable(found):
+            yield found
+
+
+def entry_of(node: Node) -> Entry | None:
+    """The entry of what a node calls; None where that is nothing of torch's or ours."""
+    called = node.target
+    if node.op == "call_method":
+        owner = example_of(node.args[0]) if node.args else None
+        called = getattr(torch.Tensor, str(called), None) if isinstance(owner, torch.Tensor) else None
+    return None if called is None else _entry(called)
+
+
+@cache
+def _entry(called: Any) -> Entry | None:
+    name = registered_name(called)
+    found = _ENTRIES.get(name or called)
+    if found is not None:
+        return found
+    if name is not None:
+        space, _, short = name.partition("::")
+        return _plain(short) if space == "aten" else None
+    short = getattr(called, "__name__", "")
+    if any(getattr(space, short, None) is called for space in NAMESPACES):
+        return _plain(short)
+    return None
+
+
+def _plain(name: str) -> Entry:
+    """The entry of a torch operator that has none of its own: pointwise if aten says so, else any result."""
+    from .compute import pointwise
+
+    base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    rule = pointwise if is_pointwise(base) else lambda call: None
+    return Entry(base, rule, in_place=base != name)
 
 
 @cache
@@ -36,3 +148,63 @@ def is_pointwise(name: str) -> bool:
     if packet is None:
         return False
     return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())
+
+
+def written_by(node: Node, entry: Entry | None) -> list[Any]:
+    """The arguments that a call may write to. A call of something unknown may write all that it is given."""
+    by_schema = written_arguments(node)
+    if by_schema is not None:
+        return by_schema
+    if entry is None:
+        return list(node.all_input_nodes)
+    written = [node.kwargs["out"]] if node.kwargs.get("out") is not None else []
+    written += [argument(node, position, name) for position, name in entry.writes]
+    if entry.in_place or entry.becomes is not None or _asked_in_place(node):
+        written.append(first_argument(node))
+    return [one for one in _flat(written) if isinstance(one, Node)]
+
+
+def first_argument(node: Node) -> Any:
+    if node.args:
+        return node.args[0]
+    return next((node.kwargs[name] for name in ("input", "self", "x", "tensor") if name in node.kwargs), None)
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _asked_in_place(node: Node) -> bool:
+    """F.relu(x, inplace=True), by name or by position."""
+    position = None if node.op == "call_method" else _position_of_inplace(node.target)
+    return position is not None and bool(argument(node, position, "inplace", False))
+
+
+@cache
+def _position_of_inplace(function: Any) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+def value_of(entry: Entry, call: OpCall) -> Value:
+    """What is known of a call's result."""
+    layout = entry.layout(call)
+    if isinstance(layout, tuple):
+        return tuple(_known(entry, call, one, i) for i, one in enumerate(layout))
+    return _known(entry, call, layout, None)
+
+
+def _known(entry: Entry, call: OpCall, layout: Any, index: int | None) -> Value:
+    if not isinstance(layout, list):
+        return layout  # a Known already, or nothing
+    fact = entry.fact(call, layout if index is None else (layout, index)) if entry.fact else None
+    tensors = call.tensors()
+    table = entry.table if entry.table is not None else all(known.table for known in tensors)
+    return Known(layout, fact, table)

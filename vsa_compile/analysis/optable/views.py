@@ -1,114 +1,102 @@
-"""Rules of ops that rearrange dimensions and move no data, or only copy it."""
+"""Operators that rearrange dimensions and move no data, or only copy it."""
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
-import sympy
-
 from ..algebra import (
+    UNKNOWN,
     Axis,
     concatenate,
-    equal,
     factors,
-    find,
     mark_origins,
     multiply,
+    origins,
+    rigid,
     run,
     segments,
-    unify,
     unit,
     wholes,
 )
-from ..graph_facts import Call, Layout, Value, sizes_of
+from ..facts import Fact, constant
+from ..graph_facts import sizes_of
 from ..regroup import regroup
-from .table import rule
+from ..sizes import at_most, equal
+from ..values import Known, Layout, OpCall, broadcast
+from . import carry
+from .table import op, python
 
 
-@rule(
-    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "_unsafe_view"
-)
-def _reshape(call: Call) -> Value:
+@op(
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as",
+    "_unsafe_view", "_reshape_alias", fact=carry.moved,
+)  # fmt: skip
+def _reshape(call: OpCall) -> Any:
     """Any regrouping of the same elements in the same order: the output sizes say it all."""
+    if call.name == "view" and isinstance(call.arg(1, "dtype"), type(call.example.dtype)):
+        return None  # the same bits as another dtype
+    return regroup(call.input, call.sizes) if call.input is not None else None
+
+
+def _show_video(layout: Layout) -> None:
+    """Bare tokens that were split into three dimensions are a video where channels were put in front of them.
+
+    (B, N, c p q) -> (B, T, H, W, c, p, q) -> (B, c, T, H, p, W, q) is an unpatchify: it makes a picture of
+    channels over three axes. That a dimension is split into three alone says nothing: audio is pooled so.
+    """
+    pieces = [(position, axis) for position, axis in enumerate(layout) if axis.whole and not origins(axis)]
+    for three in combinations(pieces, 3):
+        first = three[0][0]
+        if first < 2 or equal(layout[first - 1].size, 1) or any(axis is layout[first - 1] for _, axis in three):
+            continue
+        axes = [axis for _, axis in three]
+        whole = wholes(multiply(axes), opaque=True)
+        if len(whole) == 1 and len(factors(whole[0])) == 3 and not rigid(whole[0]):
+            mark_origins(axes, ("unpatchify", whole[0]))
+
+
+@op("permute", fact=carry.moved)
+def _permute(call: OpCall) -> Any:
     layout = call.input
     if layout is None:
         return None
-    opaque = [dim for dim in layout if _is_opaque(dim)]
-    result = regroup(layout, call.sizes)
-    for position, axis in enumerate(opaque):
-        # A whole axis that is split into three dimensions at once is a grid (an unpatchify, say).
-        pieces = [find(factor) for factor in factors(axis)]
-        if len(pieces) == 3 and all(any(find(dim) is piece for dim in result) for piece in pieces):
-            mark_origins(pieces, (call.node, position))
+    result = [layout[dim] for dim in call.rest(1, "dims")]
+    _show_video(result)
     return result
 
 
-def _is_opaque(axis: Axis) -> bool:
-    """Whether an axis is one atom, however it was split before, of which nothing but its size is known."""
-    known = any(find(factor).origins for factor in factors(axis))
-    return not known and len(wholes(axis, opaque=True)) == 1
-
-
-@rule("hint")
-def _hint(call: Call) -> Value:
-    """vsa_compile::hint: the tokens (last dimension but one), from `start` on, are raster video of a grid.
-
-    Without a start they all are. That frames * rows * cols is their number is known to be so then, but not by
-    algebra: cols is spelled as the rest.
-    """
-    layout, grid = call.input, [call.literal(size) for size in call.arg(1, "grid")]
-    if layout is None:
-        return None
-    tokens, start = call.sizes[-2], call.literal(call.arg(2, "start"))
-    frames, rows, cols = (Axis(size) for size in grid)
-    if start is None and not equal(multiply([frames, rows, cols]).size, tokens):
-        cols.size = sympy.sympify(tokens) / (frames.size * rows.size)
-    mark_origins([frames, rows, cols], call.node)
-    video = multiply([frames, rows, cols])
-    if start is not None:
-        video = concatenate([Axis(start), video, Axis(tokens - start - video.size)])
-    unify(layout[-2], video)
-    return [*layout[:-2], video, layout[-1]]
-
-
-@rule("gate")
-def _gate(call: Call) -> Value:
-    """vsa_compile::gate: the first argument as it is."""
-    return call.input
-
-
-@rule("permute")
-def _permute(call: Call) -> Value:
-    layout = call.input
-    order = call.rest(1, "dims")
-    return layout and [layout[dim] for dim in order]
-
-
-@rule("transpose", "swapaxes", "swapdims")
-def _transpose(call: Call) -> Value:
+@op("transpose", "swapaxes", "swapdims", fact=carry.turned)
+def _transpose(call: OpCall) -> Any:
     layout = call.input
     if layout is None:
         return None
-    a, b = call.arg(1, "dim0"), call.arg(2, "dim1")
+    a, b = (call.arg(i, f"dim{i - 1}", call.arg(i, f"axis{i - 1}")) for i in (1, 2))
     result = list(layout)
     result[a], result[b] = result[b], result[a]
+    _show_video(result)
     return result
 
 
-@rule("t", "mT")
-def _matrix_transpose(call: Call) -> Value:
+@op("t", fact=carry.turned)
+def _matrix_transpose(call: OpCall) -> Any:
     layout = call.input
     return layout and [*layout[:-2], *layout[-2:][::-1]]
 
 
-@rule("getattr")
-def _attribute(call: Call) -> Value:
-    """x.mT; nothing else that changes a tensor is an attribute in graphs."""
-    return _matrix_transpose(call) if call.node.args[1] == "mT" else None
+@python(getattr, fact=carry.turned)
+def _attribute(call: OpCall) -> Any:
+    """x.mT and what else of a tensor's attributes is a tensor; sizes and dtypes are none."""
+    layout, name = call.input, call.node.args[1]
+    if layout is None or name not in ("mT", "mH", "T", "H", "real", "data"):
+        return None
+    if name in ("real", "data"):
+        return layout
+    return layout[::-1] if name in ("T", "H") else _matrix_transpose(call)
 
 
-@rule("movedim", "moveaxis")
-def _movedim(call: Call) -> Value:
+@op("movedim", "moveaxis", fact=carry.moved)
+def _movedim(call: OpCall) -> Any:
     layout = call.input
     if layout is None:
         return None
@@ -118,11 +106,13 @@ def _movedim(call: Call) -> Value:
     )
     rest = iter([axis for dim, axis in enumerate(layout) if dim not in source])
     moved = dict(zip(destination, source, strict=True))
-    return [layout[moved[dim]] if dim in moved else next(rest) for dim in range(len(layout))]
+    result = [layout[moved[dim]] if dim in moved else next(rest) for dim in range(len(layout))]
+    _show_video(result)
+    return result
 
 
-@rule("expand", "expand_as", "broadcast_to")
-def _expand(call: Call) -> Value:
+@op("expand", "expand_as", "broadcast_to", fact=carry.stretched)
+def _expand(call: OpCall) -> Any:
     """A stretched dimension is a new axis: its positions are copies, not the tokens of another value."""
     layout = call.input
     if layout is None:
@@ -133,20 +123,21 @@ def _expand(call: Call) -> Value:
     ]
 
 
-@rule("repeat", "tile")
-def _repeat(call: Call) -> Value:
+@op("repeat", "tile", fact=carry.stretched)
+def _repeat(call: OpCall) -> Any:
     layout = call.input
     if layout is None:
         return None
-    times = [call.literal(t) for t in call.rest(1, "repeats")]
+    times = [call.literal(t) for t in call.rest(1, "dims" if "dims" in call.node.kwargs else "repeats")]
+    times = [1] * (len(layout) - len(times)) + times
     aligned = [unit()] * (len(times) - len(layout)) + layout
     return [
         axis if equal(t, 1) else multiply([Axis(t), axis]) for axis, t in zip(aligned, times, strict=True)
-    ] if len(aligned) == len(times) else None  # fmt: skip
+    ]
 
 
-@rule("repeat_interleave")
-def _repeat_interleave(call: Call) -> Value:
+@op("repeat_interleave", fact=carry.stretched)
+def _repeat_interleave(call: OpCall) -> Any:
     layout, times, dim = call.input, call.literal(call.arg(1, "repeats")), call.arg(2, "dim")
     if layout is None or not isinstance(times, int) or dim is None:
         return None
@@ -155,71 +146,97 @@ def _repeat_interleave(call: Call) -> Value:
     return result
 
 
-@rule("cat", "concat", "concatenate")
-def _cat(call: Call) -> Value:
-    tensors = [layout for layout in map(call.layout, call.arg(0, "tensors")) if layout is not None]
-    dim = call.arg(1, "dim", 0)
-    tensors = [layout for layout in tensors if len(layout) == len(call.sizes)]
-    if not tensors:
-        return None
-    dim %= len(call.sizes)
-    result = [_joined(tensors, d) if d != dim else None for d in range(len(call.sizes))]
-    return [axis or concatenate([layout[dim] for layout in tensors]) for axis in result]
+def _pieces_of(call: OpCall) -> list[Known]:
+    return [known for known in map(call.known, call.arg(0, "tensors", ())) if known is not None]
 
 
-@rule("stack")
-def _stack(call: Call) -> Value:
-    tensors = [layout for layout in map(call.layout, call.arg(0, "tensors")) if layout is not None]
+def _concatenated(call: OpCall, layout: Layout) -> Fact | None:
+    dim = call.arg(1, "dim", 0) % len(layout) - len(layout)
+    tensors = call.arg(0, "tensors", ())
+    sizes = [(call.layout(one) or layout)[dim].size for one in tensors]
+    return carry.concatenated([call.fact(one) for one in tensors], dim, sizes, call.proofs)
+
+
+@op("cat", "concat", "concatenate", fact=_concatenated)
+def _cat(call: OpCall) -> Any:
+    tensors = [known for known in _pieces_of(call) if len(known.axes) == len(call.sizes)]
     if not tensors:
         return None
-    result: Layout = [_joined(tensors, d) for d in range(len(tensors[0]))]
-    dim = call.arg(1, "dim", 0) % (len(result) + 1)
+    dim = call.arg(1, "dim", 0) % len(call.sizes)
+    sizes = [1 if d == dim else size for d, size in enumerate(call.sizes)]
+    others = [Known([*one.axes[:dim], unit(), *one.axes[dim + 1 :]], table=one.table) for one in tensors]
+    result = broadcast(others, sizes)
+    result[dim] = concatenate([one.axes[dim] for one in tensors])
+    return result
+
+
+@op("stack")
+def _stack(call: OpCall) -> Any:
+    tensors = _pieces_of(call)
+    if not tensors:
+        return None
+    dim = call.arg(1, "dim", 0) % len(call.sizes)
+    result = broadcast(tensors, [*call.sizes[:dim], *call.sizes[dim + 1 :]])
     result.insert(dim, Axis(call.sizes[dim]))
     return result
 
 
-def _joined(tensors: list[Layout], dim: int) -> Axis:
-    for layout in tensors[1:]:
-        unify(tensors[0][dim], layout[dim])
-    return tensors[0][dim]
-
-
-@rule("split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk")
-def _split(call: Call) -> Value:
-    layout, dim = call.input, call.arg(2, "dim", 0)
-    if layout is None or not isinstance(call.example, (tuple, list)):
+@op("split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
+def _split(call: OpCall) -> Any:
+    known, dim = call.known(call.self_), call.arg(2, "dim", 0)
+    if known is None or not isinstance(call.example, (tuple, list)):
         return None
+    layout, start = known.axes, 0
     dim %= len(layout)
-    pieces, start = [], 0
+    pieces = []
     for example in call.example:
-        size = (sizes_of(example) or [])[dim]
-        pieces.append([*layout[:dim], cut(layout[dim], start, start + size), *layout[dim + 1 :]])
-        start = start + size
+        stop = start + (sizes_of(example) or [])[dim]
+        axes = [*layout[:dim], cut(layout[dim], start, stop), *layout[dim + 1 :]]
+        fact = carry.cut(call.fact(call.self_), dim - len(layout), start, stop, call.proofs)
+        pieces.append(Known(axes, fact, known.table))
+        start = stop
     return tuple(pieces)
 
 
-@rule("unbind")
-def _unbind(call: Call) -> Value:
-    layout, dim = call.input, call.arg(1, "dim", 0)
-    if layout is None or not isinstance(call.example, (tuple, list)):
+@op("unbind")
+def _unbind(call: OpCall) -> Any:
+    known, dim = call.known(call.self_), call.arg(1, "dim", 0)
+    if known is None or not isinstance(call.example, (tuple, list)):
         return None
-    dim %= len(layout)
-    return tuple([*layout[:dim], *layout[dim + 1 :]] for _ in call.example)
+    axes = _without(known.axes, dim)
+    return tuple(Known(list(axes), _without_dim(call, dim), known.table) for _ in call.example)
 
 
-@rule("narrow")
-def _narrow(call: Call) -> Value:
+def _without_dim(call: OpCall, dim: int) -> Fact | None:
+    """The fact of x.select(dim, any position)."""
+    layout, fact = call.input or [], call.fact(call.self_)
+    if fact is None:
+        return None
+    gone = dim % len(layout) - len(layout)
+    if fact.dim == gone:
+        return Fact(fact.everywhere)
+    return Fact(fact.claims, fact.dim + (fact.dim < gone))
+
+
+def _narrowed(call: OpCall, layout: Layout) -> Fact | None:
+    dim = call.arg(1, "dim") % len(layout) - len(layout)
+    start, length = call.literal(call.arg(2, "start")), call.literal(call.arg(3, "length"))
+    return carry.cut(call.fact(call.self_), dim, start, start + length, call.proofs)
+
+
+@op("narrow", fact=_narrowed)
+def _narrow(call: OpCall) -> Any:
     layout, dim = call.input, call.arg(1, "dim")
     start, length = call.literal(call.arg(2, "start")), call.literal(call.arg(3, "length"))
-    if layout is None or start is None or length is None:
+    if layout is None or start is None or length is None or _may_be_negative(start):
         return None
     result = list(layout)
     result[dim] = cut(layout[dim], start, start + length)
     return result
 
 
-@rule("select")
-def _select(call: Call) -> Value:
+@op("select", fact=lambda call, layout: _without_dim(call, call.arg(1, "dim")))
+def _select(call: OpCall) -> Any:
     layout = call.input
     return layout and _without(layout, call.arg(1, "dim"))
 
@@ -231,43 +248,72 @@ def _without(layout: Layout, dim: int) -> Layout:
 
 def cut(axis: Axis, start: Any, stop: Any) -> Axis:
     """axis[start:stop]: whole segments of a concatenation, the axis itself, or a run of it."""
-    size = find(axis).size
-    if equal(start, 0) and equal(stop, size):
+    if equal(start, 0) and equal(stop, axis.size):
         return axis
     begin: Any = 0
     taken: list[Axis] = []
     inside = False
     for segment in segments(axis):
+        end = begin + segment.size
+        if segment is not axis and at_most(begin, start) and at_most(stop, end):
+            return cut(segment, start - begin, stop - begin)
         inside = inside or equal(begin, start)
         if inside:
             taken.append(segment)
-        begin = begin + segment.size
+        begin = end
         if inside and equal(begin, stop):
             return concatenate(taken)
     return run(axis, start, stop)
 
 
-@rule("view_as_real")
-def _view_as_real(call: Call) -> Value:
+@op("view_as_real")
+def _view_as_real(call: OpCall) -> Any:
     layout = call.input
     return layout and [*layout, Axis(2)]
 
 
-@rule("view_as_complex")
-def _view_as_complex(call: Call) -> Value:
+@op("view_as_complex")
+def _view_as_complex(call: OpCall) -> Any:
     layout = call.input
     return layout and layout[:-1]
 
 
-@rule("pad")
-def _pad(call: Call) -> Value:
+def _may_be_negative(size: Any) -> bool:
+    """Whether a size could be below 0 for some values of its symbols."""
+    return size < 0 if isinstance(size, int) else not size.is_nonnegative
+
+
+def _paddings(call: OpCall) -> list[tuple[Any, Any]]:
+    """(before, after) of each padded dimension, the last first."""
+    amounts = [call.literal(amount) for amount in call.rest(1, "pad")]
+    return list(zip(amounts[::2], amounts[1::2], strict=True))
+
+
+def _padded(call: OpCall, layout: Layout) -> Fact | None:
+    """The fact of constant padding: pieces of the filling around what was there."""
+    if call.arg(2, "mode", "constant") != "constant" or not layout:
+        return None
+    filling, fact = constant(call.literal(call.arg(3, "value")) or 0), call.fact(call.self_)
+    for back, (before, after) in enumerate(_paddings(call), start=1):
+        if equal(before, 0) and equal(after, 0):
+            continue
+        inner = layout[-back].size - before - after
+        parts = [filling, fact or Fact(dim=-back), filling]
+        fact = carry.concatenated(parts, -back, [before, inner, after], call.proofs)
+    return carry.fitting(fact, call.example.dtype)
+
+
+@op("pad", fact=_padded)
+def _pad(call: OpCall) -> Any:
     """Padding makes a concatenation; on pixel axes a convolution then derives its axis from it."""
-    layout, amounts = call.input, call.rest(1, "pad")
+    layout = call.input
     if layout is None:
         return None
     result = list(layout)
-    for pair in range(len(amounts) // 2):
-        before, after = (call.literal(a) for a in amounts[2 * pair : 2 * pair + 2])
-        if not (equal(before, 0) and equal(after, 0)):
-            result[-1 - pair] = concatenate([Axis(before), result[-1 - pair], Axis(after)])
+    for pair, (before, after) in enumerate(_paddings(call)):
+        axis = result[-1 - pair]
+        if _may_be_negative(before) or _may_be_negative(after):
+            result[-1 - pair] = Axis(axis.size + before + after, rigid=UNKNOWN)
+        elif not (equal(before, 0) and equal(after, 0)):
+            result[-1 - pair] = concatenate([Axis(before), axis, Axis(after)])
     return result

@@ -1,0 +1,199 @@
+"""What is known of the values of a mask, or of the integers that masks are made from. Never looks at data.
+
+A `Fact` holds claims about runs of one dimension, the keys say, whatever the position in the others:
+`is` (every entry is this constant), `position` (entry i is i + value), `at least` (every entry is no less).
+A claim's run ends at the dimension's end where `stop` is None. Claims are kept as they are proved; what no
+claim covers is unknown. `rows` names what a mask between tokens was made from: see `Rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import sympy
+import torch
+
+from .sizes import Size, equal
+
+Kind = Literal["is", "position", "at least"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    kind: Kind
+    value: Any
+    start: Size = 0
+    stop: Size | None = None
+
+    @property
+    def everywhere(self) -> bool:
+        return self.stop is None and equal(self.start, 0)
+
+    def __str__(self) -> str:
+        where = "" if self.everywhere else f" on [{self.start}, {'' if self.stop is None else self.stop})"
+        return f"{self.kind} {self.value}{where}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A 4-D mask that repeats the rows of a key padding (B or 1, 1, 1, N), has them as columns, or both.
+
+    `content` is the padding as it was then: its node, and how often its memory had been written to.
+    """
+
+    how: Literal["rows", "columns", "both"]
+    content: tuple[Any, int]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Claims along dimension `dim`, counted from the right: -1 is the last."""
+
+    claims: tuple[Claim, ...] = ()
+    dim: int = -1
+    rows: Rows | None = None
+
+    @property
+    def everywhere(self) -> tuple[Claim, ...]:
+        return tuple(claim for claim in self.claims if claim.everywhere)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.claims)) + (f" of {self.rows.how}" if self.rows else "")
+
+
+def constant(value: Any) -> Fact:
+    """Every entry is `value`."""
+    return Fact((Claim("is", value),))
+
+
+class Proofs:
+    """Comparisons of sizes by algebra, and by what the graph guards already; adds no guard."""
+
+    def __init__(self, known_at_least: Callable[[Size, Size], bool], respelled: Callable[[Size], Size]) -> None:
+        self._known, self.respelled = known_at_least, respelled
+
+    def at_least(self, a: Size, b: Size) -> bool:
+        """a >= b for all values of the symbols that the graph is for."""
+        difference = a - b
+        if isinstance(difference, (bool, int, float)):
+            return difference >= 0
+        return bool(difference.is_nonnegative) or equal(a, b) or self._known(a, b)
+
+    def all_are(self, fact: Fact | None, value: Any, start: Size, stop: Size) -> bool:
+        """Whether every entry of [start, stop) is `value`, by claims that follow each other."""
+        left = [claim for claim in fact.claims if claim.kind == "is" and claim.value == value] if fact else []
+        reached = start
+        while not self.at_least(reached, stop):
+            step = next((claim for claim in left if self.at_least(reached, claim.start)), None)
+            if step is None:
+                return False
+            left.remove(step)
+            if step.stop is None:
+                return True
+            if self.at_least(step.stop, reached):
+                reached = step.stop
+        return True
+
+    def lower_bound(self, fact: Fact | None) -> Size | None:
+        """A size that every entry is at least."""
+        for claim in fact.everywhere if fact else ():
+            if claim.kind == "position":
+                return claim.value
+            if not isinstance(claim.value, (bool, float)):
+                return claim.value
+        return None
+
+    def overlap(self, a: Claim, b: Claim) -> tuple[Size, Size | None] | None:
+        """The run that two claims share, if the order of their ends is known."""
+        start = self._one(a.start, b.start, highest=True)
+        ends = [claim.stop for claim in (a, b) if claim.stop is not None]
+        stop = None if not ends else ends[0] if len(ends) == 1 else self._one(ends[0], ends[1], highest=False)
+        if start is None or (ends and stop is None):
+            return None
+        return start, stop
+
+    def _one(self, a: Size, b: Size, *, highest: bool) -> Size | None:
+        if self.at_least(a, b):
+            return a if highest else b
+        if self.at_least(b, a):
+            return b if highest else a
+        return None
+
+    def pairwise(
+        self, facts: Sequence[Fact], result: Callable[[Claim, Claim], tuple[Kind, Any] | None]
+    ) -> Iterable[Claim]:
+        """What holds where a claim of the first fact and one of the second hold together."""
+        for a in facts[0].claims:
+            for b in facts[1].claims:
+                made = result(a, b)
+                if made is not None and (run := self.overlap(a, b)) is not None:
+                    yield Claim(*made, *run)
+
+
+def fitting(fact: Fact | None, dtype: torch.dtype) -> Fact | None:
+    """The claims that hold for a value of this dtype too: bounds and positions in integers that do not wrap
+    at such sizes, constants that the dtype can hold."""
+    if fact is None:
+        return None
+    claims = []
+    for claim in fact.claims:
+        if claim.kind == "is":
+            cast = _cast(claim.value, dtype)
+            claims += [] if cast is None else [replace(claim, value=cast)]
+        elif dtype in (torch.int32, torch.int64):
+            claims.append(claim)
+        elif dtype == torch.bool and claim.kind == "at least" and _positive(claim.value):
+            claims.append(replace(claim, kind="is", value=True))
+    return replace(fact, claims=tuple(claims)) if claims or fact.rows else None
+
+
+def _positive(value: Any) -> bool:
+    return value > 0 if isinstance(value, (int, float)) else bool(value.is_positive)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, sympy.Basic):
+        return value if dtype in (torch.int32, torch.int64) else None
+    if dtype == torch.bool:
+        return bool(value)
+    if dtype.is_floating_point:
+        return float(value)
+    if dtype.is_complex or value != value or abs(value) > torch.iinfo(dtype).max:
+        return None
+    return int(value)
+
+
+def shifted(fact: Fact | None, before: Size, size: Size, proofs: Proofs) -> list[Claim]:
+    """A piece's claims, as claims of the concatenation in which `before` entries stand in front of it."""
+    claims = []
+    for claim in fact.claims if fact else ():
+        run = proofs.overlap(claim, Claim("is", None, 0, size))
+        if run is not None and run[1] is not None:
+            value = claim.value - before if claim.kind == "position" else claim.value
+            claims.append(Claim(claim.kind, value, before + run[0], before + run[1]))
+    return claims
+
+
+def cut_out(fact: Fact, start: Size, stop: Size, proofs: Proofs) -> Fact:
+    """The fact of x[start:stop]."""
+    claims = []
+    for claim in fact.claims:
+        overlap = proofs.overlap(claim, Claim(claim.kind, claim.value, start, stop))
+        if overlap is None:
+            continue
+        first, last = overlap
+        value = claim.value + start if claim.kind == "position" else claim.value
+        to_the_end = last is not None and equal(last, stop)
+        claims.append(Claim(claim.kind, value, first - start, None if to_the_end or last is None else last - start))
+    return Fact(tuple(claims), fact.dim)
+
+
+def both(a: Fact | None, b: Fact | None, proofs: Proofs) -> Fact | None:
+    """What holds of a value that is one or the other, entry by entry."""
+    if a is None or b is None or (a.dim != b.dim and not (a.everywhere and b.everywhere)):
+        return None
+    facts = [a, b] if a.dim == b.dim else [Fact(a.everywhere), Fact(b.everywhere)]
+    claims = proofs.pairwise(facts, lambda x, y: (x.kind, x.value) if (x.kind, x.value) == (y.kind, y.value) else None)
+    return Fact(tuple(claims), facts[0].dim)

@@ -1,0 +1,54 @@
+"""Our own operators that mark a graph: a hinted grid, a gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+
+from ..algebra import REORDERED, Axis, concatenate, factors, is_atom, mark_origins, multiply, rigid, same, segments, wholes
+from ..sizes import equal
+from ..tokens import is_raster
+from ..unify import unify
+from ..values import Known, OpCall
+from .table import own
+
+
+@own("vsa_compile::hint")
+def _hint(call: OpCall) -> Any:
+    """The tokens (last dimension but one), from `start` on, are raster video of a grid.
+
+    Without a start they all are. That frames * rows * cols is their number is known to be so then, but not by
+    algebra: cols is spelled as the rest. A hint fills what is unknown: where the graph shows how the tokens
+    are arranged, that stands.
+    """
+    known, grid = call.known(call.self_), [call.literal(size) for size in call.arg(1, "grid")]
+    if known is None:
+        return None
+    layout = known.axes
+    tokens, start = call.sizes[-2], call.literal(call.arg(2, "start"))
+    frames, rows, cols = (Axis(size) for size in grid)
+    if start is None and not equal(multiply([frames, rows, cols]).size, tokens):
+        cols.size = sympy.sympify(tokens) / (frames.size * rows.size)
+    mark_origins([frames, rows, cols], call.node)
+    video = multiply([frames, rows, cols])
+    if start is not None:
+        video = concatenate([Axis(start), video, Axis(tokens - start - video.size)])
+    hinted = _hinted(layout[-2], video)
+    return Known([*layout[:-2], hinted, layout[-1]], None, known.table)
+
+
+def _hinted(axis: Axis, video: Axis) -> Axis:
+    """The axis of hinted tokens: its own, which learns from the hint, or a new one where nothing was known."""
+    if rigid(axis) == REORDERED:
+        return axis
+    if rigid(axis):
+        return video if len(segments(axis)) == 1 else axis
+    unify(axis, video)
+    return axis
+
+
+@own("vsa_compile::gate")
+def _gate(call: OpCall) -> Any:
+    """The first argument as it is."""
+    return call.input

@@ -1,0 +1,306 @@
+"""Operators that masks are made of: factories, comparisons, logic, integer sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..algebra import Axis, unit
+from ..facts import Claim, Fact, Kind, Rows, constant, fitting
+from ..graph_facts import example_of
+from ..sizes import equal
+from ..values import OpCall
+from . import carry
+from .compute import pointwise, reduced
+from .table import op
+
+Pair = tuple[Kind, Any] | None
+
+
+# --- Factories: what they give is nobody's tokens -------------------------------------------------
+
+
+def _new(call: OpCall) -> list[Axis]:
+    return [unit() if equal(size, 1) else Axis(size) for size in call.sizes]
+
+
+def _filled(value: Any) -> Callable[[OpCall, Any], Fact | None]:
+    return lambda call, _: fitting(constant(value), call.example.dtype)
+
+
+def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]:
+    def rule(call: OpCall, _: Any) -> Fact | None:
+        fact = call.fact(call.arg(position, name))
+        return fact and fitting(Fact(fact.everywhere), call.example.dtype)
+
+    return rule
+
+
+for _name, _value in (("ones", True), ("new_ones", True), ("zeros", False), ("new_zeros", False)):
+    op(_name, fact=_filled(_value), table=True)(_new)
+op("empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye", "linspace", "logspace",
+   "new_empty_strided", "tril_indices", "triu_indices", table=True)(_new)  # fmt: skip
+op("full", fact=_filled_by(1, "fill_value"), table=True)(_new)
+op("new_full", fact=_filled_by(2, "fill_value"), table=True)(_new)
+op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(_new)
+
+
+@op("arange", fact=lambda call, _: _positions(call), table=True)
+def _arange(call: OpCall) -> Any:
+    return _new(call)
+
+
+def _positions(call: OpCall) -> Fact | None:
+    """arange(stop), arange(start, stop), of step 1 and integers."""
+    args, kwargs = call.node.args, call.node.kwargs
+    start = call.literal(kwargs.get("start", args[0] if len(args) > 1 else 0))
+    step = call.literal(kwargs.get("step", args[2] if len(args) > 2 else 1))
+    if step != 1 or isinstance(start, float) or call.example.dtype not in (torch.int32, torch.int64):
+        return None
+    return Fact((Claim("position", start),))
+
+
+def _like(call: OpCall) -> Any:
+    """The size of another value and none of its content."""
+    return call.input
+
+
+op("ones_like", fact=_filled(True), table=True)(_like)
+op("zeros_like", fact=_filled(False), table=True)(_like)
+op("full_like", fact=_filled_by(1, "fill_value"), table=True)(_like)
+op("empty_like", "rand_like", "randn_like", "randint_like", table=True)(_like)
+
+
+# --- Entry by entry -------------------------------------------------------------------------------
+
+
+def _operands(call: OpCall, *arguments: Any) -> list[Fact] | None:
+    """The facts of two operands along one dimension; None where they run along different ones."""
+    facts = [call.fact(argument) or Fact() for argument in arguments]
+    dims = {fact.dim for fact in facts if fact.claims != fact.everywhere}
+    if len(dims) > 1:
+        return None
+    return [replace(fact, dim=next(iter(dims), -1)) for fact in facts]
+
+
+def _entrywise(made: Callable[[Claim, Claim], Pair]) -> Callable[[OpCall, Any], Fact | None]:
+    def rule(call: OpCall, _: Any) -> Fact | None:
+        facts = _operands(call, call.self_, call.other)
+        if facts is None or call.node.kwargs.get("alpha", 1) != 1:
+            return None
+        claims = tuple(call.proofs.pairwise(facts, made))
+        return fitting(Fact(claims, facts[0].dim), call.example.dtype)
+
+    return rule
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, float)
+
+
+def _sum(a: Claim, b: Claim) -> Pair:
+    if a.kind == b.kind == "is":
+        return "is", a.value + b.value
+    if "position" in (a.kind, b.kind) and "is" in (a.kind, b.kind) and _is_number(a.value) and _is_number(b.value):
+        return "position", a.value + b.value
+    if a.kind == b.kind == "position":
+        return None
+    return ("at least", a.value + b.value) if _is_number(a.value) and _is_number(b.value) else None
+
+
+def _difference(a: Claim, b: Claim) -> Pair:
+    if b.kind != "is" or not (_is_number(a.value) and _is_number(b.value)):
+        return None
+    return a.kind, a.value - b.value
+
+
+def _product(a: Claim, b: Claim) -> Pair:
+    if a.kind == b.kind == "is":
+        return "is", a.value * b.value
+    return None
+
+
+op("add", fact=_entrywise(_sum))(pointwise)
+op("sub", "subtract", fact=_entrywise(_difference))(pointwise)
+op("mul", "multiply", fact=_entrywise(_product))(pointwise)
+
+
+def _negated(call: OpCall, _: Any) -> Fact | None:
+    fact = call.fact(call.self_)
+    if fact is None or call.example.dtype != torch.bool:
+        return None
+    source = example_of(call.self_)
+    if isinstance(source, torch.Tensor) and source.dtype != torch.bool and call.name != "logical_not":
+        return None
+    claims = [replace(claim, value=not claim.value) for claim in fact.claims if claim.kind == "is"]
+    return Fact(tuple(claims), fact.dim)
+
+
+op("logical_not", "bitwise_not", "invert", fact=_negated)(pointwise)
+
+
+def _logic(absorbing: bool) -> Callable[[OpCall, Any], Fact | None]:
+    """`and` is False where either is, True where both are; `or` the other way round."""
+
+    def rule(call: OpCall, _: Any) -> Fact | None:
+        if call.example.dtype != torch.bool:
+            return None
+        facts = [fitting(call.fact(argument), torch.bool) or Fact() for argument in (call.self_, call.other)]
+        dims = {fact.dim for fact in facts if fact.claims != fact.everywhere}
+        dim = next(iter(dims), -1)
+        absorbed = [claim for fact in facts for claim in fact.claims
+                    if claim.value is absorbing and (claim.everywhere or fact.dim == dim)]  # fmt: skip
+        shared = [] if len(dims) > 1 else call.proofs.pairwise(facts, lambda a, b: _kept(a, b, not absorbing))
+        rows = _both_ways(call) if not absorbing else None
+        return Fact((*absorbed, *shared), dim, rows)
+
+    return rule
+
+
+def _kept(a: Claim, b: Claim, value: bool) -> Pair:
+    return ("is", value) if a.value is value and b.value is value else None
+
+
+def _both_ways(call: OpCall) -> Rows | None:
+    """Padding that neither sees nor is seen: p & p.transpose(2, 3)."""
+    rows = [carry.rows_of(call, argument) for argument in (call.self_, call.other)]
+    if not all(rows) or {one.how for one in rows if one} != {"rows", "columns"}:
+        return None
+    contents = {one.content for one in rows if one}
+    return Rows("both", contents.pop()) if len(contents) == 1 else None
+
+
+op("logical_and", "bitwise_and", "and_", fact=_logic(absorbing=False))(pointwise)
+op("logical_or", "bitwise_or", "or_", fact=_logic(absorbing=True))(pointwise)
+# `absorbing` is the value that decides alone: False for `and`, True for `or`.
+
+
+def _compared(lower: bool, equal_too: bool) -> Callable[[OpCall, Any], Fact | None]:
+    """left < right (`lower`), or >: of a position and a bound, in either order, or of constants."""
+
+    def rule(call: OpCall, _: Any) -> Fact | None:
+        facts = _operands(call, call.self_, call.other)
+        if facts is None:
+            return None
+        if lower:
+            claims = _below(call, facts[0], facts[1], equal_too) + [
+                replace(claim, value=not claim.value) for claim in _below(call, facts[1], facts[0], not equal_too)
+            ]
+        else:
+            claims = _below(call, facts[1], facts[0], equal_too) + [
+                replace(claim, value=not claim.value) for claim in _below(call, facts[0], facts[1], not equal_too)
+            ]
+        return Fact(tuple(claims), facts[0].dim)
+
+    return rule
+
+
+def _below(call: OpCall, small: Fact, large: Fact, equal_too: bool) -> list[Claim]:
+    """Where entries of one value are surely below (or equal to) those of another, as claims of True.
+
+    Also where they are surely not, if both are known exactly.
+    """
+    found: list[Claim] = []
+    for a in small.claims:
+        for b in large.everywhere:
+            if a.kind == "position" and b.kind in ("is", "at least") and _is_number(b.value) and a.everywhere:
+                stop = b.value - a.value + (1 if equal_too else 0)  # i + a < b up to here
+                found.append(Claim("is", True, 0, stop))
+            elif a.kind == "is" and b.kind in ("is", "at least"):
+                enough = call.proofs.at_least(b.value, a.value + (0 if equal_too else 1)) if _exact(a, b) else False
+                found += [Claim("is", True, a.start, a.stop)] if enough else []
+    return found
+
+
+def _exact(a: Claim, b: Claim) -> bool:
+    return _is_number(a.value) and _is_number(b.value)
+
+
+op("lt", "less", fact=_compared(lower=True, equal_too=False))(pointwise)
+op("le", "less_equal", fact=_compared(lower=True, equal_too=True))(pointwise)
+op("gt", "greater", fact=_compared(lower=False, equal_too=False))(pointwise)
+op("ge", "greater_equal", fact=_compared(lower=False, equal_too=True))(pointwise)
+
+
+def _equality(value: bool) -> Callable[[OpCall, Any], Fact | None]:
+    def made(a: Claim, b: Claim) -> Pair:
+        known = a.kind == b.kind == "is" and not hasattr(a.value, "free_symbols") and not hasattr(b.value, "free_symbols")
+        return ("is", (a.value == b.value) is value) if known else None
+
+    return _entrywise(made)
+
+
+op("eq", fact=_equality(True))(pointwise)
+op("ne", "not_equal", fact=_equality(False))(pointwise)
+
+
+# --- Choices --------------------------------------------------------------------------------------
+
+
+def _chosen(call: OpCall, condition: Any, yes: Fact | None, no: Fact | None) -> Fact | None:
+    """`yes` where the condition is True, `no` where it is False, and where they are the same, that."""
+    asked = call.fact(condition) or Fact()
+    known = [fact for fact in (asked, yes, no) if fact is not None]
+    dims = {fact.dim for fact in known if fact.claims != fact.everywhere}
+    if len(dims) > 1:
+        return None
+    claims: list[Claim] = []
+    for taken, value in ((yes, True), (no, False)):
+        if taken is not None:
+            claims += call.proofs.pairwise(
+                [asked, taken], lambda a, b, value=value: (b.kind, b.value) if a.kind == "is" and a.value is value else None
+            )
+    if yes is not None and no is not None:
+        claims += call.proofs.pairwise([yes, no], lambda a, b: (a.kind, a.value) if _alike(a, b) else None)
+    return fitting(Fact(tuple(claims), next(iter(dims), -1)), call.example.dtype)
+
+
+def _alike(a: Claim, b: Claim) -> bool:
+    return a.kind == b.kind and bool(a.value == b.value)
+
+
+op("masked_fill", fact=lambda call, _: _chosen(
+    call, call.arg(1, "mask"), call.fact(call.arg(2, "value")), call.fact(call.self_)
+))(pointwise)  # fmt: skip
+op("where", fact=lambda call, _: _chosen(
+    call, call.arg(0, "condition"), call.fact(call.arg(1, "input", call.arg(1, "self"))), call.fact(call.arg(2, "other"))
+))(pointwise)  # fmt: skip
+
+
+# --- Bounds ---------------------------------------------------------------------------------------
+
+
+def _counted(call: OpCall, _: Any) -> Fact | None:
+    """A sum of what is never negative is not: it counts a mask.
+
+    Of an input of the graph that is added up in integers this is taken for granted, the one thing that is:
+    a text mask (HunyuanVideo's is float, and added up with dtype=torch.int) holds zeros and ones.
+    """
+    known, source = call.known(call.self_), example_of(call.self_)
+    if known is None or not isinstance(source, torch.Tensor) or call.example.dtype not in (torch.int32, torch.int64):
+        return None
+    least = call.proofs.lower_bound(known.fact)
+    nonnegative = least is not None and call.proofs.at_least(least, 0)
+    if known.given or source.dtype == torch.bool or nonnegative:
+        return Fact((Claim("at least", 0),))
+    return None
+
+
+op("sum", "count_nonzero", fact=_counted)(reduced)
+
+
+def _at_least(name: str) -> Callable[[OpCall, Any], Fact | None]:
+    def rule(call: OpCall, _: Any) -> Fact | None:
+        """What is clamped from below; from above, nothing is known of the rest."""
+        bound = call.literal(call.arg(1, name))
+        if call.arg(2, "max") is not None or bound is None or isinstance(bound, float):
+            return None
+        return fitting(Fact((Claim("at least", bound),)), call.example.dtype)
+
+    return rule
+
+
+op("clamp", "clip", "clamp_min", fact=_at_least("min"))(pointwise)

@@ -1,0 +1,281 @@
+"""Operators that write into their first argument: what it holds afterwards.
+
+A rule gives what the first argument becomes, or None where nothing is known of it any more; the walk makes the
+same known of whatever shares its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..algebra import REORDERED, UNKNOWN, Axis, concatenate, includes, multiply, rigid, run, same, segments, unit, wholes
+from ..facts import Claim, Fact, Proofs, both, constant, fitting
+from ..graph_facts import example_of
+from ..sizes import Size, equal
+from ..unify import join, meet
+from ..values import Known, Layout, OpCall
+from .indexing import indexed, is_tensor, items_of, run_of
+from .table import op
+
+
+def replaced(axis: Axis, old: Axis, new: Axis) -> Axis | None:
+    """`axis` with `new` in the place of `old`: all of it, a segment, a factor, or a run; None if it has none."""
+    if axis is old or same(axis, old):
+        return new
+    for taken, assembled in ((segments, concatenate), (_nodes, multiply)):
+        pieces = taken(axis)
+        if len(pieces) > 1:
+            found = [replaced(piece, old, new) for piece in pieces]
+            if any(found):
+                return assembled([one or piece for one, piece in zip(found, pieces, strict=True)])
+    if old.cut is not None and same(old.cut[0], axis):
+        _, start, stop = old.cut
+        pieces = [run(axis, 0, start), new, run(axis, stop, axis.size)]
+        return concatenate([piece for piece in pieces if not equal(piece.size, 0)])
+    return None
+
+
+def _nodes(axis: Axis) -> list[Axis]:
+    return wholes(axis, opaque=True)
+
+
+def overwritten(old: Axis, new: Axis, *, blank: bool, tokens: bool, everywhere: bool, all_of_it: bool) -> Axis:
+    """The axis of what held `old` and holds `new` in some entries now.
+
+    `blank`: it held nobody's tokens. `tokens`: what is written is somebody's. `everywhere`: positions of this
+    dimension were written from end to end; `all_of_it`: in all other dimensions, too.
+    """
+    if old is new or same(old, new) or not tokens or equal(new.size, 1):
+        return old
+    if blank or rigid(new):
+        return new
+    if includes(new, old):  # something was added
+        return new if everywhere else old
+    return new if all_of_it else join([old, new])
+
+
+# --- x[index] = value -----------------------------------------------------------------------------
+
+
+def assigned(call: OpCall, target: Any, index: Any, value: Any) -> Known | None:
+    """What `target` becomes by target[index] = value."""
+    known, written = call.known(target), call.known(value)
+    if known is None:
+        return None
+    fact = _assigned_fact(call, known, target, index, value)
+    items = items_of(index, len(known.axes))
+    if any(isinstance(call.literal(item), bool) for item in items):
+        return None
+    if any(is_tensor(item) for item in items):
+        return _scattered(call, known, items, written, fact)
+    region = indexed(call, known.axes, index)
+    if region is None:
+        return None
+    if written is None:  # a number
+        return replace(known, fact=fact, given=False)
+    values = [unit()] * (len(region) - len(written.axes)) + written.axes[-len(region) or len(written.axes) :]
+    in_order = meet(region, values)
+    axes = list(known.axes)
+    kept = _dims_kept(items)
+    whole = [position is None or _is_all(call, item, axes[position].size) for position, item in kept]
+    no_number = all(item is None or isinstance(item, slice) for item in items)
+    for i, ((position, _), old, new) in enumerate(zip(kept, region, values, strict=True)):
+        if position is None:
+            continue
+        others = no_number and all(whole[:i] + whole[i + 1 :])
+        held = overwritten(
+            old, new, blank=known.table, tokens=not written.table, everywhere=whole[i], all_of_it=others
+        )
+        if not in_order and held is not old and not known.table:
+            held = Axis(old.size, rigid=UNKNOWN)
+        if held is not old:
+            axes[position] = replaced(axes[position], old, held) or Axis(
+                axes[position].size, rigid=REORDERED if rigid(held) == REORDERED else UNKNOWN
+            )
+    return Known(axes, fact, known.table and written.table)
+
+
+def _dims_kept(items: Sequence[Any]) -> list[tuple[int | None, Any]]:
+    """(dimension of the target, its item) for each dimension of the region; None for a new one."""
+    kept: list[tuple[int | None, Any]] = []
+    position = 0
+    for item in items:
+        if item is None:
+            kept.append((None, None))
+            continue
+        if isinstance(item, slice):
+            kept.append((position, item))
+        position += 1
+    return kept
+
+
+def _scattered(
+    call: OpCall, known: Known, items: Sequence[Any], written: Known | None, fact: Fact | None
+) -> Known:
+    """Entries are written where an index says: a number leaves the tokens theirs, others are put in order."""
+    if written is None or written.table:
+        return replace(known, fact=fact, given=False)
+    axes, position = list(known.axes), 0
+    for item in items:
+        consumed = 1
+        if item is None:
+            continue
+        if is_tensor(item):
+            mask = example_of(item)
+            is_mask = isinstance(mask, torch.Tensor) and mask.dtype in (torch.bool, torch.uint8)
+            consumed = mask.dim() if is_mask else 1
+            for at in range(position, position + consumed):
+                axes[at] = _placed(axes[at], written)
+        position += consumed
+    return Known(axes, fact, table=False)
+
+
+def _placed(axis: Axis, written: Known) -> Axis:
+    """The axis along which tokens were put where an index says.
+
+    As many as there are places, they were put in another order; tokens among more places may be in theirs.
+    """
+    permuted = any(equal(one.size, axis.size) for one in written.axes if not equal(one.size, 1))
+    return Axis(axis.size, rigid=REORDERED if permuted else UNKNOWN)
+
+
+def _is_all(call: OpCall, item: Any, size: Size) -> bool:
+    run = run_of(call, size, item) if isinstance(item, slice) else None
+    return run is not None and equal(run[0], 0) and equal(run[1], size)
+
+
+def _assigned_fact(call: OpCall, known: Known, target: Any, index: Any, value: Any) -> Fact | None:
+    """A mask after m[index] = value."""
+    before, dtype = call.fact(target), example_of(target).dtype
+    written = fitting(call.fact(value), dtype)
+    everywhere = Fact(written.everywhere) if written else None
+    items = items_of(index, len(known.axes))
+    either = both(before, everywhere, call.proofs)
+    if any(is_tensor(item) or isinstance(call.literal(item), bool) for item in items) or not items:
+        return either
+    positions = [item for item in items if item is not None]
+    *front, last = positions
+    size = known.axes[-1].size
+    all_rows = all(_is_all(call, item, axis.size) for item, axis in zip(front, known.axes, strict=False))
+    run = run_of(call, size, last) if isinstance(last, slice) else _one(call, last, size)
+    if run is None or (before is not None and before.dim != -1 and before.claims != before.everywhere):
+        return either
+    inside = written
+    if not isinstance(last, slice) or items[-1] is None or (written and written.dim != -1):
+        inside = everywhere
+    return _patched(before, inside, run, size, all_rows, call.proofs)
+
+
+def _one(call: OpCall, item: Any, size: Size) -> tuple[Any, Any] | None:
+    at = call.literal(item)
+    if not isinstance(at, int):
+        return None
+    at = size + at if at < 0 else at
+    return at, at + 1
+
+
+def _patched(
+    before: Fact | None, inside: Fact | None, run: tuple[Any, Any], size: Size, all_rows: bool, proofs: Proofs
+) -> Fact | None:
+    """Claims outside of the run as they were, inside as written; what not every row got is one or the other."""
+    start, stop = run
+    claims: list[Claim] = []
+    for claim in before.claims if before else ():
+        for first, last in ((0, start), (stop, None)):
+            overlap = proofs.overlap(claim, Claim("is", None, first, last))
+            if overlap is not None:
+                claims.append(Claim(claim.kind, claim.value, *overlap))
+    new = [
+        Claim(claim.kind, claim.value - start if claim.kind == "position" else claim.value, start + claim.start,
+              stop if claim.stop is None else start + claim.stop)
+        for claim in (inside.claims if inside else ())
+    ]  # fmt: skip
+    if not all_rows:
+        alike = proofs.pairwise(
+            [before or Fact(), Fact(tuple(new))],
+            lambda a, b: (b.kind, b.value) if (a.kind, a.value) == (b.kind, b.value) else None,
+        )
+        new = list(alike)
+    return Fact((*claims, *(claim for claim in new if proofs.overlap(claim, Claim("is", None, start, stop)))))
+
+
+@op("setitem", "__setitem__", becomes=lambda call: assigned(call, *call.node.args[:3]))
+def _setitem(call: OpCall) -> Any:
+    return None
+
+
+# --- Others ---------------------------------------------------------------------------------------
+
+
+def _copied_from(call: OpCall) -> Known | None:
+    """x.copy_(y): all of x is y now, tokens included."""
+    target, source = call.known(call.self_), call.known(call.arg(1, "src", call.arg(1, "other")))
+    if target is None or source is None:
+        return None
+    aligned = [unit()] * (len(target.axes) - len(source.axes)) + source.axes
+    meet(target.axes, aligned)
+    axes = [old if equal(new.size, 1) or source.table else new for old, new in zip(target.axes, aligned, strict=True)]
+    fact = call.fact(call.arg(1, "src", call.arg(1, "other")))
+    return Known(axes, fitting(fact, example_of(call.self_).dtype), source.table)
+
+
+def _now(call: OpCall) -> Layout | None:
+    """The axes of the first argument after its write."""
+    return None
+
+
+op("copy_", becomes=_copied_from)(_now)
+
+
+def _constant_now(value: Any) -> Any:
+    def rule(call: OpCall) -> Known | None:
+        known = call.known(call.self_)
+        number = call.literal(call.arg(1, "value")) if value is None else value
+        if known is None:
+            return None
+        fact = fitting(constant(number), example_of(call.self_).dtype) if isinstance(number, (bool, int, float)) else None
+        return Known(list(known.axes), fact, table=True)
+
+    return rule
+
+
+op("fill_", becomes=_constant_now(None))(_now)
+op("zero_", becomes=_constant_now(0))(_now)
+
+
+def _by_index(call: OpCall) -> Known | None:
+    """x with tokens put along one dimension where an index says."""
+    known, dim = call.known(call.self_), call.literal(call.arg(1, "dim"))
+    source = call.known(call.arg(3, "source", call.arg(3, "src", call.arg(3, "value"))))
+    if known is None or not isinstance(dim, int):
+        return None
+    axes = list(known.axes)
+    number = None if source else call.fact(call.arg(3, "value", call.arg(3, "src")))
+    if source is not None and not source.table:
+        axes[dim] = _placed(axes[dim], source)
+    fact = both(known.fact, number or (source.fact if source else None), call.proofs)
+    return Known(axes, fact and Fact(fact.everywhere), known.table and (source is None or source.table))
+
+
+for _name in ("index_copy", "index_add", "index_fill", "scatter", "scatter_add", "scatter_reduce", "index_reduce"):
+    op(_name)(_by_index)
+
+
+def _put_by(call: OpCall) -> Known | None:
+    """x.index_put(indices, values), x.masked_scatter(mask, source): every dimension that an index names."""
+    known = call.known(call.self_)
+    source = call.known(call.arg(2, "values", call.arg(2, "source")))
+    if known is None or source is None:
+        return None
+    axes = list(known.axes) if source.table else [
+        axis if equal(axis.size, 1) else Axis(axis.size, rigid=REORDERED) for axis in known.axes
+    ]  # fmt: skip
+    fact = both(known.fact, source.fact, call.proofs)
+    return Known(axes, fact and Fact(fact.everywhere), known.table and source.table)
+
+
+op("index_put", "masked_scatter", "put", "select_scatter", "slice_scatter", "diagonal_scatter")(_put_by)

@@ -1,0 +1,189 @@
+"""What is known of a value (`Known`), and what an entry of the op table sees of a call (`OpCall`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..torch_compat import size_expression
+from .algebra import UNKNOWN, Axis, rigid, unit
+from .facts import Claim, Fact, Proofs, constant
+from .graph_facts import argument, example_of, sizes_of
+from .sizes import Size, equal
+from .unify import contradiction, join, meet, unify
+
+Layout = list[Axis]  # one axis per dimension of a tensor
+
+
+@dataclass
+class Known:
+    """What is known of one tensor.
+
+    `axes`: one per dimension. `fact`: of its entries, if it is a mask or what masks are made of. `table`: it
+    was computed from constants, parameters and positions alone, so that its tokens are nobody's. `given`: it
+    is an input of the graph, or a cast or view of one.
+    """
+
+    axes: Layout
+    fact: Fact | None = None
+    table: bool = False
+    given: bool = False
+
+    def __str__(self) -> str:
+        marks = ("table " if self.table else "") + (str(self.fact) if self.fact else "")
+        return f"{self.axes} {marks}".rstrip()
+
+
+Value = Any  # Known for a tensor, a tuple of Values for a tuple or list, else None
+
+
+def unknown(example: Any, rigid: str = UNKNOWN) -> Value:
+    """The value about which nothing but its sizes is known."""
+    sizes = sizes_of(example)
+    if sizes is not None:
+        return Known([unit() if equal(size, 1) else Axis(size, rigid=rigid) for size in sizes])
+    if isinstance(example, (tuple, list)):
+        return tuple(unknown(item, rigid) for item in example)
+    return None
+
+
+@dataclass
+class OpCall:
+    """One call under analysis. Arguments are found by name or position, whichever was used.
+
+    `read` gives what is known of an argument, `stamp` how often its memory was written to, `proofs` compares
+    sizes. `in_place`: the entry's own name was spelled with an underscore or an augmented assignment.
+    """
+
+    node: Node
+    name: str
+    read: Callable[[Any], Value]
+    stamp: Callable[[Any], int]
+    proofs: Proofs
+    in_place: bool = False
+    example: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.example = example_of(self.node)
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """The raw argument: a Node, a literal, or `default`."""
+        return argument(self.node, position, name, default)
+
+    def rest(self, position: int, name: str) -> Sequence[Any]:
+        """Varargs that may also come as one sequence: x.view(2, 3) and x.view((2, 3))."""
+        value = self.arg(position, name, ())
+        return value if isinstance(value, (tuple, list)) else self.node.args[position:]
+
+    def known(self, argument: Any) -> Known | None:
+        """What is known of a tensor argument."""
+        value = self.read(argument)
+        return value if isinstance(value, Known) else None
+
+    def layout(self, argument: Any) -> Layout | None:
+        known = self.known(argument)
+        return known.axes if known else None
+
+    @property
+    def self_(self) -> Any:
+        """The first argument, under whatever name."""
+        for name in ("self", "input", "x", "tensor"):
+            if name in self.node.kwargs:
+                return self.node.kwargs[name]
+        return self.node.args[0] if self.node.args else None
+
+    @property
+    def other(self) -> Any:
+        """The second argument of a binary operation, under whatever name."""
+        for name in ("other", "exponent", "value", "mat2", "vec2"):
+            if name in self.node.kwargs:
+                return self.node.kwargs[name]
+        return self.node.args[1] if len(self.node.args) > 1 else None
+
+    @property
+    def input(self) -> Layout | None:
+        return self.layout(self.self_)
+
+    @property
+    def sizes(self) -> list[Size]:
+        return sizes_of(self.example) or []
+
+    def literal(self, argument: Any) -> Any:
+        """An int or sympy size of an argument that is a literal, a SymInt or a node that holds one."""
+        value = example_of(argument)
+        return size_expression(value) if isinstance(value, (int, torch.SymInt)) else value
+
+    def fact(self, argument: Any) -> Fact | None:
+        """What is known of the entries of a tensor or a number, as positions from the right."""
+        known = self.known(argument)
+        if known is not None:
+            return _uniform_if_one(known)
+        value = self.literal(argument)
+        if isinstance(value, (bool, int, float)):
+            return constant(value)
+        size = self.proofs.respelled(value) if hasattr(value, "free_symbols") else None
+        return None if size is None else constant(size)
+
+    def tensors(self) -> list[Known]:
+        """What is known of all tensor arguments, but for `out`."""
+        values = (*self.node.args, *(value for name, value in self.node.kwargs.items() if name != "out"))
+        return list(_tensors(self.read(values)))
+
+
+def _tensors(value: Value) -> Iterator[Known]:
+    if isinstance(value, Known):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _uniform_if_one(known: Known) -> Fact | None:
+    """A claim of position 0 of a dimension of size 1 is one of every entry."""
+    fact = known.fact
+    if fact is None or len(known.axes) < -fact.dim or not equal(known.axes[fact.dim].size, 1):
+        return fact
+    claims = [Claim("is" if claim.kind == "position" else claim.kind, claim.value) for claim in fact.claims
+              if equal(claim.start, 0)]  # fmt: skip
+    return Fact(tuple(claims), -1, fact.rows)
+
+
+def broadcast(operands: Sequence[Known], sizes: Sequence[Size]) -> Layout:
+    """Axes of an elementwise result of `sizes`: what is aligned learns from each other, from the right.
+
+    The result has the tokens of its operands together, those of tables only if all are tables: what a table
+    of positions is added to keeps its own, and two values that share one stay two.
+    """
+    rows = [(one, [unit()] * (len(sizes) - len(one.axes)) + one.axes) for one in operands]
+    rows = [(one, axes) for one, axes in rows if len(axes) == len(sizes)]
+    agree = [all([meet(axes, others) for _, others in rows[:i]]) for i, (_, axes) in enumerate(rows)]
+    carriers = [i for i, (one, _) in enumerate(rows) if not one.table] or list(range(len(rows)))
+    result: Layout = []
+    for dim, size in enumerate(sizes):
+        axes = [rows[i][1][dim] for i in carriers]
+        own = [axis for axis in axes if equal(axis.size, size)]
+        if not own:  # stretched by a table
+            own = [axes[dim] for _, axes in rows if equal(axes[dim].size, size)]
+        if equal(size, 1) or not own:
+            result.append(unit() if equal(size, 1) else Axis(size))
+        elif all(agree[i] for i in carriers) or all(axis is own[0] for axis in own):
+            result.append(join(own))
+        else:
+            result.append(_undisputed(own))
+    return result
+
+
+def _undisputed(axes: Sequence[Axis]) -> Axis:
+    """The one axis that is not rigid, or nothing."""
+    sure = list(dict.fromkeys(axis for axis in axes if not rigid(axis)))
+    return sure[0] if len(sure) == 1 else contradiction(axes[0])
+
+
+def align(a: Axis, b: Axis) -> Axis:
+    """The axis of two dimensions that an operation pairs, position by position."""
+    unify(a, b)
+    return join([a, b])

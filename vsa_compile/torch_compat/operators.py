@@ -1,0 +1,81 @@
+"""Operators: what is called, by identity, what it writes, and which tensors share memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+
+def owned_namespaces() -> tuple[Any, ...]:
+    """Where torch keeps the functions that graphs call, beside torch, torch.Tensor and torch.nn.functional.
+
+    Checked on torch 2.13.
+    """
+    return (
+        torch._C._nn, torch._C._linalg, torch._C._special, torch._C._fft, torch.functional, torch._C._VariableFunctions,
+    )  # fmt: skip
+
+
+def registered_name(called: Any) -> str | None:
+    """The full name under which an operator is registered with torch: "aten::view", "vsa_compile::gate",
+    "higher_order::wrap"; None for anything else. A namespace's name means one operator in a process.
+    Checked on torch 2.13."""
+    if isinstance(called, torch._ops.OpOverload):
+        return called._schema.name
+    if isinstance(called, torch._ops.OpOverloadPacket):
+        return called._qualified_op_name
+    if isinstance(called, torch._ops.HigherOrderOperator):
+        return f"higher_order::{called.name()}"
+    return None
+
+
+def written_arguments(node: Node) -> list[Any] | None:
+    """The nodes that a registered operator's schema says it writes to; None where there is no schema.
+
+    Checked on torch 2.13.
+    """
+    called: Any = node.target
+    if isinstance(called, torch._ops.OpOverloadPacket):
+        overloads = [getattr(called, name) for name in called.overloads()]
+    elif isinstance(called, torch._ops.OpOverload):
+        overloads = [called]
+    else:
+        return None
+    written: list[Any] = []
+    for overload in overloads:
+        for position, one in enumerate(overload._schema.arguments):
+            if one.alias_info is not None and one.alias_info.is_write:
+                value = node.kwargs.get(one.name, node.args[position] if position < len(node.args) else None)
+                written += value if isinstance(value, (tuple, list)) else [value]
+    return [value for value in dict.fromkeys(written) if isinstance(value, Node)]
+
+
+def storage_of(tensor: torch.Tensor) -> Hashable | None:
+    """What two tensors share that are views of one memory, fakes included. Checked on torch 2.13."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a subclass without memory of its own
+        return None
+
+
+def bytes_of(tensor: torch.Tensor) -> tuple[int | torch.SymInt, int | torch.SymInt]:
+    """(bytes of a tensor's elements, bytes of the memory that they lie in)."""
+    return tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+
+
+def is_state(node: Node) -> bool:
+    """Whether a graph's input is a parameter, a buffer or another tensor that a module holds.
+
+    Checked on torch 2.13; where Dynamo names no source, a parameter alone is told.
+    """
+    if isinstance(node.meta.get("example_value", node.meta.get("val")), torch.nn.Parameter):
+        return True
+    source = getattr(node.meta.get("grapharg"), "source", None) or getattr(node, "_dynamo_source", None)
+    while source is not None:
+        if "NNModuleSource" in type(source).__name__ or "ParamBufferSource" in type(source).__name__:
+            return True
+        source = getattr(source, "base", None)
+    return False
