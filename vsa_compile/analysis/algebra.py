@@ -208,7 +208,8 @@ def pieces(axis: Axis) -> tuple[Axis, ...]:
             axis.pieces = tuple(join(group) for group in zip(*made, strict=True))
         else:
             axis.pieces = tuple(Axis(kid.size, form=kid) for kid in kids)
-            _fit_last(axis, form.parts is not None)
+            if not equal(axis.size, form.size):
+                _fit_last(axis, form.parts is not None)
         for piece in axis.pieces:
             piece.whole = piece.whole or (axis if form.parts is not None else None)
     return axis.pieces
