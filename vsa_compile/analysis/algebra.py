@@ -56,7 +56,7 @@ class Form:
 
 
 class Axis:
-    """The tokens along one dimension: a node with a form, a product (`parts`) or a concatenation (`segments`).
+    """The tokens of one dimension: a node with a form, a product (`parts`) or a concatenation (`segments`).
 
     `whole` is the axis that a piece was split from; `cut` the one that a run was cut from. `members` are the
     axes whose tokens a node has elementwise together (the sum of two videos has those of both). `shown` is
@@ -68,7 +68,9 @@ class Axis:
         "serial", "shown", "size", "whole",
     )  # fmt: skip
 
-    def __init__(self, size: Size, origins: Iterable[Origin] = (), *, rigid: str = "", form: Form | None = None):
+    def __init__(
+        self, size: Size, origins: Iterable[Origin] = (), *, rigid: str = "", form: Form | None = None
+    ):
         self.size = size
         self.shown: Size = size
         self.form: Form | None = form or Form(size, origins, rigid)
@@ -102,7 +104,9 @@ def unit() -> Axis:
 
 def is_atom(axis: Axis) -> bool:
     """Whether nothing is known of what an axis is made of."""
-    return axis.form is not None and axis.parts is None and axis.segments is None and axis.form.found().is_atom
+    return (
+        axis.form is not None and axis.parts is None and axis.segments is None and axis.form.found().is_atom
+    )
 
 
 def form_of(axis: Axis) -> Form:
@@ -195,7 +199,7 @@ def _adjoin(left: Axis, right: Axis) -> Axis | None:
 
 
 def pieces(axis: Axis) -> tuple[Axis, ...]:
-    """The axes that a node's form says it is made of. Those of a join are the joins of its members' pieces."""
+    """What a node's form says that it is made of. The pieces of a join are joins of its members' pieces."""
     if axis.parts is not None or axis.segments is not None:
         return axis.parts or axis.segments or ()
     if axis.pieces is None:
@@ -217,15 +221,13 @@ def pieces(axis: Axis) -> tuple[Axis, ...]:
 
 def _fit_last(axis: Axis, is_product: bool) -> None:
     """Where the pieces' sizes are spelled otherwise than the whole's, the last is what is left of that."""
-    *before, last = axis.pieces or ()
-    if is_product:
-        rest = product(piece.size for piece in before)
-        if not equal(rest * last.size, axis.size):
-            last.size = sympy.sympify(axis.size) / rest
-    else:
-        rest = sum((piece.size for piece in before), 0)
-        if not equal(rest + last.size, axis.size):
-            last.size = axis.size - rest
+    made = list(axis.pieces or ())
+    rest: Size = 1 if is_product else 0
+    for piece in made[:-1]:
+        rest = rest * piece.size if is_product else rest + piece.size
+    left = sympy.sympify(axis.size) / rest if is_product else axis.size - rest
+    if made and not equal(made[-1].size, left):
+        made[-1].size = left
 
 
 def factors(axis: Axis) -> list[Axis]:

@@ -1,6 +1,7 @@
 """Memory: which values share it, and what a write to one makes of the others.
 
-Values that share memory are told by their example values' storages, through views and into checkpointed bodies.
+Values that share memory are told by their example values' storages, through views and into checkpointed
+bodies.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ class Memory:
 
     def keys(self, node: Any) -> set[Hashable]:
         """The memories that a node's tensors lie in."""
-        keys = {storage_of(tensor) for tensor in tensors_in(example_of(node))} if isinstance(node, Node) else set()
+        keys = (
+            {storage_of(tensor) for tensor in tensors_in(example_of(node))}
+            if isinstance(node, Node)
+            else set()
+        )
         return keys - {None}
 
     def stamp(self, node: Any) -> int:

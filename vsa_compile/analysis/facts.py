@@ -71,7 +71,9 @@ def constant(value: Any) -> Fact:
 class Proofs:
     """Comparisons of sizes by algebra, and by what the graph guards already; adds no guard."""
 
-    def __init__(self, known_at_least: Callable[[Size, Size], bool], respelled: Callable[[Size], Size]) -> None:
+    def __init__(
+        self, known_at_least: Callable[[Size, Size], bool], respelled: Callable[[Size], Size]
+    ) -> None:
         self._known, self.respelled = known_at_least, respelled
 
     def at_least(self, a: Size, b: Size) -> bool:
@@ -186,7 +188,9 @@ def cut_out(fact: Fact, start: Size, stop: Size, proofs: Proofs) -> Fact:
         first, last = overlap
         value = claim.value + start if claim.kind == "position" else claim.value
         to_the_end = last is not None and equal(last, stop)
-        claims.append(Claim(claim.kind, value, first - start, None if to_the_end or last is None else last - start))
+        claims.append(
+            Claim(claim.kind, value, first - start, None if to_the_end or last is None else last - start)
+        )
     return Fact(tuple(claims), fact.dim)
 
 
@@ -195,5 +199,7 @@ def both(a: Fact | None, b: Fact | None, proofs: Proofs) -> Fact | None:
     if a is None or b is None or (a.dim != b.dim and not (a.everywhere and b.everywhere)):
         return None
     facts = [a, b] if a.dim == b.dim else [Fact(a.everywhere), Fact(b.everywhere)]
-    claims = proofs.pairwise(facts, lambda x, y: (x.kind, x.value) if (x.kind, x.value) == (y.kind, y.value) else None)
+    claims = proofs.pairwise(
+        facts, lambda x, y: (x.kind, x.value) if (x.kind, x.value) == (y.kind, y.value) else None
+    )
     return Fact(tuple(claims), facts[0].dim)

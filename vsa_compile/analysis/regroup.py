@@ -132,5 +132,3 @@ def _rest(factor: Any, size: Size) -> Size | None:
     if rest is None and (rest := quotient_of_floor(factor.size, size)) is not None:
         factor.by_floor()
     return rest
-
-

@@ -61,8 +61,8 @@ def is_raster(atoms: list[Axis]) -> bool:
 def _is_window(atom: Axis, apart: set[Axis]) -> bool:
     """Whether an axis is what a video's axis has inside of windows, or across them.
 
-    Patches are cut off behind: (rows, pixels of a patch). A batch dimension (position 0) may be taken apart, and
-    so may tokens of which nothing was known.
+    Patches are cut off behind: (rows, pixels of a patch). A batch dimension (position 0) may be taken apart,
+    and so may tokens of which nothing was known.
     """
     piece, whole = atom, atom.whole
     while whole is not None:

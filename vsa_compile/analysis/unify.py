@@ -21,7 +21,9 @@ from .algebra import (
 )
 from .sizes import at_most, divided, equal
 
-_MOST_MEMBERS = 8  # a join of more counts as an axis of its own: residual streams would add one with each layer
+_MOST_MEMBERS = (
+    8  # a join of more counts as an axis of its own: residual streams would add one with each layer
+)
 
 
 def unify(a: Axis, b: Axis) -> bool:
@@ -119,11 +121,12 @@ def _occurs(atom: Form, form: Form) -> bool:
 def _align(a: Form, b: Form) -> bool:
     """Unify two products, splitting the larger atom where they interleave."""
     parts = a.parts or (), b.parts or ()
-    if len(parts[0]) == len(parts[1]) and all(equal(x.found().size, y.found().size) for x, y in zip(*parts)):
-        if all([_unify(x, y) for x, y in zip(*parts)]):
-            a.forward = b
-            return True
-        return False
+    if len(parts[0]) == len(parts[1]):
+        pairs = list(zip(*parts, strict=True))
+        if all(equal(x.found().size, y.found().size) for x, y in pairs):
+            agreed = [_unify(x, y) for x, y in pairs]
+            a.forward = b if all(agreed) else None
+            return all(agreed)
     left, right = _real(a)[::-1], _real(b)[::-1]
     agreed = True
     while left and right:
@@ -208,7 +211,9 @@ def _joined(a: Axis, b: Axis) -> Axis:
         return _node(a, b)
     for taken, assembled in ((segments, concatenate), (_nodes, multiply), (factors, multiply)):
         left, right = taken(a), taken(b)
-        if len(left) != len(right) or not all(equal(x.size, y.size) for x, y in zip(left, right, strict=True)):
+        if len(left) != len(right) or not all(
+            equal(x.size, y.size) for x, y in zip(left, right, strict=True)
+        ):
             continue
         if len(left) > 1 or left[0] is not a or right[0] is not b:
             return assembled([_join(x, y) for x, y in zip(left, right, strict=True)])

@@ -160,7 +160,8 @@ def broadcast(operands: Sequence[Known], sizes: Sequence[Size]) -> Layout:
     """
     rows = [(one, [unit()] * (len(sizes) - len(one.axes)) + one.axes) for one in operands]
     rows = [(one, axes) for one, axes in rows if len(axes) == len(sizes)]
-    agree = [all([meet(axes, others) for _, others in rows[:i]]) for i, (_, axes) in enumerate(rows)]
+    met = [[meet(axes, others) for _, others in rows[:i]] for i, (_, axes) in enumerate(rows)]
+    agree = [all(each) for each in met]
     carriers = [i for i, (one, _) in enumerate(rows) if not one.table] or list(range(len(rows)))
     result: Layout = []
     for dim, size in enumerate(sizes):

@@ -131,7 +131,7 @@ class _Walk:
                 argument = next(inputs, None)
                 self.analysis.outer[node] = argument
                 value = self.analysis.read(argument)
-                self.memory.define(node, value if value is not None else unknown(example_of(node), ""))
+                self.memory.define(node, unknown(example_of(node), "") if value is None else value)
             elif node.op in ("placeholder", "get_attr"):
                 self.memory.define(node, _source(module, node))
             elif node.op == "output":
@@ -167,10 +167,8 @@ class _Walk:
         """Record attention calls and transforms."""
         name = entry.name if entry else ""
         if name == ATTENTION:
-            arguments = [argument(node, i, name) for i, name in enumerate(_ARGUMENTS)]
-            known = {name: self.analysis.values.get(one) for name, one in zip(_ARGUMENTS, arguments, strict=True)
-                     if isinstance(one, Node)}  # fmt: skip
-            known = {name: one for name, one in known.items() if isinstance(one, Known)}
+            read = {name: self.analysis.read(argument(node, i, name)) for i, name in enumerate(_ARGUMENTS)}
+            known = {name: one for name, one in read.items() if isinstance(one, Known)}
             padding = self.padding(known.get("attn_mask"), module)
             self.analysis.calls.append(AttentionCall(node, module, known=known, padding=padding))
         elif name in WHOLE_LAYERS:
@@ -207,7 +205,9 @@ class _Walk:
             now = None
             if entry is not None and written is first and entry.becomes is not None:
                 now = becomes
-            elif entry is not None and (written is first and entry.in_place or written is node.kwargs.get("out")):
+            elif entry is not None and (
+                (written is first and entry.in_place) or written is node.kwargs.get("out")
+            ):
                 now = value if isinstance(value, Known) else None
             now = None if now is None else _checked(now, written)
             self.memory.write(node, written, now)
@@ -229,7 +229,12 @@ class _Walk:
         """A key that two masks share if they are the same: a node as it is now, or its complement."""
         entry = entry_of(mask) if is_call(mask) else None
         unwritten = not self.memory.writers_of(mask)
-        if entry is not None and entry.name in ("invert", "bitwise_not", "logical_not") and unwritten and mask.args:
+        if (
+            entry is not None
+            and entry.name in ("invert", "bitwise_not", "logical_not")
+            and unwritten
+            and mask.args
+        ):
             inner = mask.args[0]
             if isinstance(inner, Node) and not self.memory.writers_of(inner):
                 return "not", self._content(inner)

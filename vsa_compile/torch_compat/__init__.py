@@ -62,11 +62,6 @@ from .sizes import (
 )
 
 __all__ = [
-    "written_arguments",
-    "storage_of",
-    "registered_name",
-    "owned_namespaces",
-    "is_state",
     "bytes_of",
     "capturing_data_dependent",
     "ceil_div",
@@ -87,6 +82,7 @@ __all__ = [
     "inductor_settings",
     "is_floor_division",
     "is_remainder",
+    "is_state",
     "is_static",
     "keyed_pass",
     "known_at_least",
@@ -97,13 +93,16 @@ __all__ = [
     "new_buffer",
     "no_frame",
     "own_code",
+    "owned_namespaces",
     "register_lowering",
+    "registered_name",
     "reset_inductor",
     "shape_carrier",
     "shape_environment",
     "size_expression",
     "size_hint",
     "static_size",
+    "storage_of",
     "surely",
     "surely_true",
     "symbol_of",
@@ -111,4 +110,5 @@ __all__ = [
     "triton_template",
     "uncut_by_ddp",
     "version_of",
+    "written_arguments",
 ]

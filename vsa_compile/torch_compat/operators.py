@@ -14,9 +14,9 @@ def owned_namespaces() -> tuple[Any, ...]:
 
     Checked on torch 2.13.
     """
-    return (
-        torch._C._nn, torch._C._linalg, torch._C._special, torch._C._fft, torch.functional, torch._C._VariableFunctions,
-    )  # fmt: skip
+    compiled: Any = torch._C
+    names = ("_nn", "_linalg", "_special", "_fft", "_VariableFunctions")
+    return (*(getattr(compiled, name) for name in names), torch.functional)
 
 
 def registered_name(called: Any) -> str | None:

@@ -22,7 +22,7 @@ def cast(call: OpCall, _: Any) -> Fact | None:
 
 
 def moved(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
-    """The fact of dimensions that were moved, or grouped otherwise: along the same axis, if it is still one."""
+    """The fact of dimensions that were moved, or grouped otherwise: along the same axis, if it is one still."""
     known = call.known(call.self_)
     fact = call.fact(call.self_)
     if known is None or fact is None:
@@ -99,7 +99,9 @@ def concatenated(
     facts: Sequence[Fact | None], dim: int, sizes: Sequence[Size], proofs: Proofs
 ) -> Fact | None:
     """The fact of a concatenation along `dim`, counted from the right."""
-    if all(fact is not None and (fact.dim == dim or fact.everywhere == fact.claims) for fact in facts if fact):
+    if all(
+        fact is not None and (fact.dim == dim or fact.everywhere == fact.claims) for fact in facts if fact
+    ):
         claims: list[Claim] = []
         before: Size = 0
         for fact, size in zip(facts, sizes, strict=True):

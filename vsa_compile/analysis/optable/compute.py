@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..algebra import Axis, derived, mark_origins, unit
+from ..graph_facts import example_of
 from ..sizes import equal
 from ..unify import unify
 from ..values import Known, Layout, OpCall, align, broadcast
@@ -27,8 +28,9 @@ def _pointwise(call: OpCall) -> Any:
 
 
 @op(
-    "to", "float", "half", "bfloat16", "double", "bool", "int", "long", "short", "type", "type_as", "contiguous",
-    "clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "requires_grad", "cpu", "cuda", "lift_fresh",
+    "to", "float", "half", "bfloat16", "double", "bool", "int", "long", "short", "type", "type_as",
+    "contiguous", "clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "requires_grad", "cpu", "cuda",
+    "lift_fresh",
     fact=carry.copied,
 )  # fmt: skip
 def _copied(call: OpCall) -> Any:
@@ -37,8 +39,8 @@ def _copied(call: OpCall) -> Any:
 
 
 @op(
-    "dropout", "alpha_dropout", "feature_dropout", "softmax", "log_softmax", "_softmax", "layer_norm", "rms_norm",
-    "group_norm", "instance_norm", "normalize", "cumsum", "cumprod", "native_layer_norm",
+    "dropout", "alpha_dropout", "feature_dropout", "softmax", "log_softmax", "_softmax", "layer_norm",
+    "rms_norm", "group_norm", "instance_norm", "normalize", "cumsum", "cumprod", "native_layer_norm",
 )  # fmt: skip
 def _like_input(call: OpCall) -> Any:
     """Same shape, same tokens, in the same order."""
@@ -86,16 +88,11 @@ def _embedding(call: OpCall, indices: Any, table: Any) -> Any:
 @op("embedding", layer=True)
 def _look_up(call: OpCall) -> Any:
     """F.embedding(indices, table); torch.embedding and aten.embedding take the table first."""
-    first, second = call.arg(0, "input"), call.arg(1, "weight")
-    if "indices" in call.node.kwargs or len((call.layout(first) or [])) == 2 and _is_float(call, first):
-        first, second = call.arg(1, "indices"), call.arg(0, "weight")
-    return _embedding(call, first, second)
-
-
-def _is_float(call: OpCall, argument: Any) -> bool:
-    from ..graph_facts import example_of
-
-    return example_of(argument).is_floating_point()
+    ids, table = call.arg(0, "input"), call.arg(1, "weight")
+    first = example_of(call.node.args[0]) if call.node.args else None
+    if "indices" in call.node.kwargs or (first is not None and first.is_floating_point()):
+        ids, table = call.arg(1, "indices"), call.arg(0, "weight")
+    return _embedding(call, ids, table)
 
 
 @op("matmul", "bmm", "mm", layer=True)
@@ -133,7 +130,9 @@ def _einsum(call: OpCall) -> Any:
                 known[letter], carriers[letter] = axis, value.table
                 continue
             both = align(known[letter], axis)
-            known[letter] = both if carriers[letter] == value.table else axis if carriers[letter] else known[letter]
+            known[letter] = (
+                both if carriers[letter] == value.table else axis if carriers[letter] else known[letter]
+            )
             carriers[letter] = carriers[letter] and value.table
     tables = [value.table for value in map(call.known, operands) if value]
     return Known([known[letter] for letter in output], None, all(tables))

@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 import torch
 
-from ..algebra import REORDERED, UNKNOWN, Axis, multiply, respelled, rigid, unit
+from ..algebra import REORDERED, UNKNOWN, Axis, respelled, rigid, unit
 from ..facts import Fact
 from ..graph_facts import example_of, sizes_of
 from ..sizes import equal
@@ -16,8 +16,6 @@ from ..values import Known, Layout, OpCall, Value
 from . import carry
 from .table import op
 from .views import cut
-
-Taken = tuple[Axis, Any, Any]  # (the axis of a dimension that is left, and the run of it, None if not known)
 
 
 @op("getitem")
@@ -68,7 +66,7 @@ def indexed(call: OpCall, layout: Layout, index: Any, sizes: Sequence[Any] = ())
     taken: list[Axis] = []
     at: int | None = None
     position = 0
-    for number, item in enumerate(items):
+    for item in items:
         if item is None:
             result.append(unit())
         elif isinstance(item, slice):
@@ -272,6 +270,3 @@ def _sort(call: OpCall) -> Any:
 def _picked(call: OpCall) -> Any:
     """Which entries is data: nothing is known of their order."""
     return None
-
-
-__all__ = ["Taken", "indexed", "is_tensor", "items_of", "multiply", "run_of"]

@@ -6,9 +6,16 @@ from typing import Any
 
 import sympy
 
-from ..algebra import REORDERED, Axis, concatenate, factors, is_atom, mark_origins, multiply, rigid, same, segments, wholes
+from ..algebra import (
+    REORDERED,
+    Axis,
+    concatenate,
+    mark_origins,
+    multiply,
+    rigid,
+    segments,
+)
 from ..sizes import equal
-from ..tokens import is_raster
 from ..unify import unify
 from ..values import Known, OpCall
 from .table import own
@@ -39,7 +46,7 @@ def _hint(call: OpCall) -> Any:
 
 
 def _hinted(axis: Axis, video: Axis) -> Axis:
-    """The axis of hinted tokens: its own, which learns from the hint, or a new one where nothing was known."""
+    """The axis of hinted tokens: its own, which learns from the hint; a new one where nothing was known."""
     if rigid(axis) == REORDERED:
         return axis
     if rigid(axis):

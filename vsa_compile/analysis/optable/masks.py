@@ -41,7 +41,7 @@ def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]
 
 for _name, _value in (("ones", True), ("new_ones", True), ("zeros", False), ("new_zeros", False)):
     op(_name, fact=_filled(_value), table=True)(_new)
-op("empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye", "linspace", "logspace",
+op("logspace", "empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye", "linspace",
    "new_empty_strided", "tril_indices", "triu_indices", table=True)(_new)  # fmt: skip
 op("full", fact=_filled_by(1, "fill_value"), table=True)(_new)
 op("new_full", fact=_filled_by(2, "fill_value"), table=True)(_new)
@@ -81,9 +81,7 @@ def _operands(call: OpCall, *arguments: Any) -> list[Fact] | None:
     """The facts of two operands along one dimension; None where they run along different ones."""
     facts = [call.fact(argument) or Fact() for argument in arguments]
     dims = {fact.dim for fact in facts if fact.claims != fact.everywhere}
-    if len(dims) > 1:
-        return None
-    return [replace(fact, dim=next(iter(dims), -1)) for fact in facts]
+    return None if len(dims) > 1 else [replace(fact, dim=next(iter(dims), -1)) for fact in facts]
 
 
 def _entrywise(made: Callable[[Claim, Claim], Pair]) -> Callable[[OpCall, Any], Fact | None]:
@@ -104,11 +102,9 @@ def _is_number(value: Any) -> bool:
 def _sum(a: Claim, b: Claim) -> Pair:
     if a.kind == b.kind == "is":
         return "is", a.value + b.value
-    if "position" in (a.kind, b.kind) and "is" in (a.kind, b.kind) and _is_number(a.value) and _is_number(b.value):
-        return "position", a.value + b.value
-    if a.kind == b.kind == "position":
+    if a.kind == b.kind == "position" or not (_is_number(a.value) and _is_number(b.value)):
         return None
-    return ("at least", a.value + b.value) if _is_number(a.value) and _is_number(b.value) else None
+    return "position" if {a.kind, b.kind} == {"position", "is"} else "at least", a.value + b.value
 
 
 def _difference(a: Claim, b: Claim) -> Pair:
@@ -187,11 +183,13 @@ def _compared(lower: bool, equal_too: bool) -> Callable[[OpCall, Any], Fact | No
             return None
         if lower:
             claims = _below(call, facts[0], facts[1], equal_too) + [
-                replace(claim, value=not claim.value) for claim in _below(call, facts[1], facts[0], not equal_too)
+                replace(claim, value=not claim.value)
+                for claim in _below(call, facts[1], facts[0], not equal_too)
             ]
         else:
             claims = _below(call, facts[1], facts[0], equal_too) + [
-                replace(claim, value=not claim.value) for claim in _below(call, facts[0], facts[1], not equal_too)
+                replace(claim, value=not claim.value)
+                for claim in _below(call, facts[0], facts[1], not equal_too)
             ]
         return Fact(tuple(claims), facts[0].dim)
 
@@ -210,7 +208,11 @@ def _below(call: OpCall, small: Fact, large: Fact, equal_too: bool) -> list[Clai
                 stop = b.value - a.value + (1 if equal_too else 0)  # i + a < b up to here
                 found.append(Claim("is", True, 0, stop))
             elif a.kind == "is" and b.kind in ("is", "at least"):
-                enough = call.proofs.at_least(b.value, a.value + (0 if equal_too else 1)) if _exact(a, b) else False
+                enough = (
+                    call.proofs.at_least(b.value, a.value + (0 if equal_too else 1))
+                    if _exact(a, b)
+                    else False
+                )
                 found += [Claim("is", True, a.start, a.stop)] if enough else []
     return found
 
@@ -227,7 +229,11 @@ op("ge", "greater_equal", fact=_compared(lower=False, equal_too=True))(pointwise
 
 def _equality(value: bool) -> Callable[[OpCall, Any], Fact | None]:
     def made(a: Claim, b: Claim) -> Pair:
-        known = a.kind == b.kind == "is" and not hasattr(a.value, "free_symbols") and not hasattr(b.value, "free_symbols")
+        known = (
+            a.kind == b.kind == "is"
+            and not hasattr(a.value, "free_symbols")
+            and not hasattr(b.value, "free_symbols")
+        )
         return ("is", (a.value == b.value) is value) if known else None
 
     return _entrywise(made)
@@ -250,12 +256,18 @@ def _chosen(call: OpCall, condition: Any, yes: Fact | None, no: Fact | None) -> 
     claims: list[Claim] = []
     for taken, value in ((yes, True), (no, False)):
         if taken is not None:
-            claims += call.proofs.pairwise(
-                [asked, taken], lambda a, b, value=value: (b.kind, b.value) if a.kind == "is" and a.value is value else None
-            )
+            claims += call.proofs.pairwise([asked, taken], _where(value))
     if yes is not None and no is not None:
         claims += call.proofs.pairwise([yes, no], lambda a, b: (a.kind, a.value) if _alike(a, b) else None)
     return fitting(Fact(tuple(claims), next(iter(dims), -1)), call.example.dtype)
+
+
+def _where(value: bool) -> Callable[[Claim, Claim], Pair]:
+    return lambda asked, taken: (taken.kind, taken.value) if asked.value is value else None
+
+
+def _where(value: bool) -> Callable[[Claim, Claim], Pair]:
+    return lambda asked, taken: (taken.kind, taken.value) if asked.value is value else None
 
 
 def _alike(a: Claim, b: Claim) -> bool:
@@ -266,7 +278,8 @@ op("masked_fill", fact=lambda call, _: _chosen(
     call, call.arg(1, "mask"), call.fact(call.arg(2, "value")), call.fact(call.self_)
 ))(pointwise)  # fmt: skip
 op("where", fact=lambda call, _: _chosen(
-    call, call.arg(0, "condition"), call.fact(call.arg(1, "input", call.arg(1, "self"))), call.fact(call.arg(2, "other"))
+    call, call.arg(0, "condition"), call.fact(call.arg(1, "input", call.arg(1, "self"))),
+    call.fact(call.arg(2, "other")),
 ))(pointwise)  # fmt: skip
 
 
@@ -280,7 +293,11 @@ def _counted(call: OpCall, _: Any) -> Fact | None:
     a text mask (HunyuanVideo's is float, and added up with dtype=torch.int) holds zeros and ones.
     """
     known, source = call.known(call.self_), example_of(call.self_)
-    if known is None or not isinstance(source, torch.Tensor) or call.example.dtype not in (torch.int32, torch.int64):
+    if (
+        known is None
+        or not isinstance(source, torch.Tensor)
+        or call.example.dtype not in (torch.int32, torch.int64)
+    ):
         return None
     least = call.proofs.lower_bound(known.fact)
     nonnegative = least is not None and call.proofs.at_least(least, 0)

@@ -1,8 +1,8 @@
 """The table of operators: what is called -> what its result is, what a mask says, what it writes.
 
 An entry is keyed by the object that is called: a torch function, a torch.Tensor method, an operator of
-Python, or an operator registered with torch under its full name (`aten::view`, `vsa_compile::gate`). A name is
-no key: a user's own function called `flatten` is not ours, and not in the table.
+Python, or an operator registered with torch under its full name (`aten::view`, `vsa_compile::gate`). A name
+is no key: a user's own function called `flatten` is not ours, and not in the table.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _ENTRIES: dict[Any, Entry] = {}
 
 # Python's operators that reach graphs, and the augmented assignments that write what they give.
 _PYTHON = {
-    "add": "iadd", "sub": "isub", "mul": "imul", "truediv": "itruediv", "floordiv": "ifloordiv", "mod": "imod",
-    "pow": "ipow", "and_": "iand", "or_": "ior", "xor": "ixor", "matmul": "imatmul", "lshift": "ilshift",
-    "rshift": "irshift", "neg": "", "pos": "", "invert": "", "eq": "", "ne": "", "lt": "", "le": "", "gt": "",
+    "add": "iadd", "sub": "isub", "mul": "imul", "truediv": "itruediv", "floordiv": "ifloordiv",
+    "mod": "imod", "pow": "ipow", "and_": "iand", "or_": "ior", "xor": "ixor", "matmul": "imatmul",
+    "lshift": "ilshift",    "rshift": "irshift", "neg": "", "pos": "", "invert": "", "eq": "", "ne": "", "lt": "", "le": "", "gt": "",
     "ge": "", "getitem": "", "setitem": "",
 }  # fmt: skip
 NAMESPACES = (torch.Tensor, torch, F, *owned_namespaces())

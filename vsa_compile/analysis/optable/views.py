@@ -48,7 +48,11 @@ def _show_video(layout: Layout) -> None:
     pieces = [(position, axis) for position, axis in enumerate(layout) if axis.whole and not origins(axis)]
     for three in combinations(pieces, 3):
         first = three[0][0]
-        if first < 2 or equal(layout[first - 1].size, 1) or any(axis is layout[first - 1] for _, axis in three):
+        if (
+            first < 2
+            or equal(layout[first - 1].size, 1)
+            or any(axis is layout[first - 1] for _, axis in three)
+        ):
             continue
         axes = [axis for _, axis in three]
         whole = wholes(multiply(axes), opaque=True)
@@ -247,23 +251,30 @@ def _without(layout: Layout, dim: int) -> Layout:
 
 
 def cut(axis: Axis, start: Any, stop: Any) -> Axis:
-    """axis[start:stop]: whole segments of a concatenation, the axis itself, or a run of it."""
+    """axis[start:stop]: the axis itself, segments of a concatenation and runs of them, or a run of it."""
     if equal(start, 0) and equal(stop, axis.size):
         return axis
     begin: Any = 0
     taken: list[Axis] = []
-    inside = False
     for segment in segments(axis):
         end = begin + segment.size
-        if segment is not axis and at_most(begin, start) and at_most(stop, end):
-            return cut(segment, start - begin, stop - begin)
-        inside = inside or equal(begin, start)
-        if inside:
-            taken.append(segment)
+        first, last = _between(start, begin, end), _between(stop, begin, end)
+        if first is None or last is None:  # where the ends lie is data
+            return run(axis, start, stop)
+        if not equal(first, last):
+            all_of_it = equal(first, begin) and equal(last, end)
+            taken.append(segment if all_of_it else run(segment, first - begin, last - begin))
         begin = end
-        if inside and equal(begin, stop):
-            return concatenate(taken)
-    return run(axis, start, stop)
+    return concatenate(taken) if taken else run(axis, start, stop)
+
+
+def _between(position: Any, begin: Any, end: Any) -> Any:
+    """A position, no less than begin and no more than end; None if that is not known."""
+    if at_most(position, begin):
+        return begin
+    if at_most(end, position):
+        return end
+    return position if at_most(begin, position) and at_most(position, end) else None
 
 
 @op("view_as_real")

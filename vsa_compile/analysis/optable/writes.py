@@ -1,7 +1,7 @@
 """Operators that write into their first argument: what it holds afterwards.
 
-A rule gives what the first argument becomes, or None where nothing is known of it any more; the walk makes the
-same known of whatever shares its memory.
+A rule gives what the first argument becomes, or None where nothing is known of it any more; what shares its
+memory learns the same (`effects.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,20 @@ from typing import Any
 
 import torch
 
-from ..algebra import REORDERED, UNKNOWN, Axis, concatenate, includes, multiply, rigid, run, same, segments, unit, wholes
+from ..algebra import (
+    REORDERED,
+    UNKNOWN,
+    Axis,
+    concatenate,
+    includes,
+    multiply,
+    rigid,
+    run,
+    same,
+    segments,
+    unit,
+    wholes,
+)
 from ..facts import Claim, Fact, Proofs, both, constant, fitting
 from ..graph_facts import example_of
 from ..sizes import Size, equal
@@ -23,7 +36,7 @@ from .table import op
 
 
 def replaced(axis: Axis, old: Axis, new: Axis) -> Axis | None:
-    """`axis` with `new` in the place of `old`: all of it, a segment, a factor, or a run; None if it has none."""
+    """`axis` with `new` for `old`, which is all of it, a segment, a factor, or a run; None if it has none."""
     if axis is old or same(axis, old):
         return new
     for taken, assembled in ((segments, concatenate), (_nodes, multiply)):
@@ -43,7 +56,9 @@ def _nodes(axis: Axis) -> list[Axis]:
     return wholes(axis, opaque=True)
 
 
-def overwritten(old: Axis, new: Axis, *, blank: bool, tokens: bool, everywhere: bool, all_of_it: bool) -> Axis:
+def overwritten(
+    old: Axis, new: Axis, *, blank: bool, tokens: bool, everywhere: bool, all_of_it: bool
+) -> Axis:
     """The axis of what held `old` and holds `new` in some entries now.
 
     `blank`: it held nobody's tokens. `tokens`: what is written is somebody's. `everywhere`: positions of this
@@ -181,7 +196,7 @@ def _one(call: OpCall, item: Any, size: Size) -> tuple[Any, Any] | None:
 def _patched(
     before: Fact | None, inside: Fact | None, run: tuple[Any, Any], size: Size, all_rows: bool, proofs: Proofs
 ) -> Fact | None:
-    """Claims outside of the run as they were, inside as written; what not every row got is one or the other."""
+    """Claims outside of the run stay, inside are those written; what not every row got is one or the other."""
     start, stop = run
     claims: list[Claim] = []
     for claim in before.claims if before else ():
@@ -190,8 +205,8 @@ def _patched(
             if overlap is not None:
                 claims.append(Claim(claim.kind, claim.value, *overlap))
     new = [
-        Claim(claim.kind, claim.value - start if claim.kind == "position" else claim.value, start + claim.start,
-              stop if claim.stop is None else start + claim.stop)
+        Claim(claim.kind, claim.value - start if claim.kind == "position" else claim.value,
+              start + claim.start, stop if claim.stop is None else start + claim.stop)
         for claim in (inside.claims if inside else ())
     ]  # fmt: skip
     if not all_rows:
@@ -218,7 +233,10 @@ def _copied_from(call: OpCall) -> Known | None:
         return None
     aligned = [unit()] * (len(target.axes) - len(source.axes)) + source.axes
     meet(target.axes, aligned)
-    axes = [old if equal(new.size, 1) or source.table else new for old, new in zip(target.axes, aligned, strict=True)]
+    axes = [
+        old if equal(new.size, 1) or source.table else new
+        for old, new in zip(target.axes, aligned, strict=True)
+    ]
     fact = call.fact(call.arg(1, "src", call.arg(1, "other")))
     return Known(axes, fitting(fact, example_of(call.self_).dtype), source.table)
 
@@ -237,7 +255,11 @@ def _constant_now(value: Any) -> Any:
         number = call.literal(call.arg(1, "value")) if value is None else value
         if known is None:
             return None
-        fact = fitting(constant(number), example_of(call.self_).dtype) if isinstance(number, (bool, int, float)) else None
+        fact = (
+            fitting(constant(number), example_of(call.self_).dtype)
+            if isinstance(number, (bool, int, float))
+            else None
+        )
         return Known(list(known.axes), fact, table=True)
 
     return rule
@@ -261,7 +283,15 @@ def _by_index(call: OpCall) -> Known | None:
     return Known(axes, fact and Fact(fact.everywhere), known.table and (source is None or source.table))
 
 
-for _name in ("index_copy", "index_add", "index_fill", "scatter", "scatter_add", "scatter_reduce", "index_reduce"):
+for _name in (
+    "index_copy",
+    "index_add",
+    "index_fill",
+    "scatter",
+    "scatter_add",
+    "scatter_reduce",
+    "index_reduce",
+):
     op(_name)(_by_index)
 
 
