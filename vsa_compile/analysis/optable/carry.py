@@ -22,7 +22,7 @@ def cast(call: OpCall, _: Any) -> Fact | None:
 
 
 def moved(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
-    """The fact of dimensions that were moved, or grouped otherwise: along the same axis, if it is one still."""
+    """The fact of dimensions that were moved, or grouped otherwise: along its axis, if it is one still."""
     known = call.known(call.self_)
     fact = call.fact(call.self_)
     if known is None or fact is None:

@@ -41,8 +41,8 @@ def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]
 
 for _name, _value in (("ones", True), ("new_ones", True), ("zeros", False), ("new_zeros", False)):
     op(_name, fact=_filled(_value), table=True)(_new)
-op("logspace", "empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye", "linspace",
-   "new_empty_strided", "tril_indices", "triu_indices", table=True)(_new)  # fmt: skip
+op("empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye",
+   "linspace", "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True)(_new)  # fmt: skip
 op("full", fact=_filled_by(1, "fill_value"), table=True)(_new)
 op("new_full", fact=_filled_by(2, "fill_value"), table=True)(_new)
 op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(_new)
@@ -260,10 +260,6 @@ def _chosen(call: OpCall, condition: Any, yes: Fact | None, no: Fact | None) -> 
     if yes is not None and no is not None:
         claims += call.proofs.pairwise([yes, no], lambda a, b: (a.kind, a.value) if _alike(a, b) else None)
     return fitting(Fact(tuple(claims), next(iter(dims), -1)), call.example.dtype)
-
-
-def _where(value: bool) -> Callable[[Claim, Claim], Pair]:
-    return lambda asked, taken: (taken.kind, taken.value) if asked.value is value else None
 
 
 def _where(value: bool) -> Callable[[Claim, Claim], Pair]:

@@ -54,8 +54,8 @@ _ENTRIES: dict[Any, Entry] = {}
 _PYTHON = {
     "add": "iadd", "sub": "isub", "mul": "imul", "truediv": "itruediv", "floordiv": "ifloordiv",
     "mod": "imod", "pow": "ipow", "and_": "iand", "or_": "ior", "xor": "ixor", "matmul": "imatmul",
-    "lshift": "ilshift",    "rshift": "irshift", "neg": "", "pos": "", "invert": "", "eq": "", "ne": "", "lt": "", "le": "", "gt": "",
-    "ge": "", "getitem": "", "setitem": "",
+    "lshift": "ilshift", "rshift": "irshift", "neg": "", "pos": "", "invert": "", "eq": "", "ne": "",
+    "lt": "", "le": "", "gt": "", "ge": "", "getitem": "", "setitem": "",
 }  # fmt: skip
 NAMESPACES = (torch.Tensor, torch, F, *owned_namespaces())
 
