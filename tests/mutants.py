@@ -72,6 +72,8 @@ EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
+REWRITING = ("tests/test_rewrite.py",)
+EDITS, STRIDES, DYNAMO = "vsa_compile/convert/edits.py", "vsa_compile/convert/strides.py", "vsa_compile/torch_compat/dynamo.py"
 
 KERNEL_MUTANTS = (
     Mutant("F1", "pad off by one", FORWARD, "to + n * columns, columns, -kInf", "to + (n - 1) * columns, columns, -kInf", CPP),
@@ -140,7 +142,7 @@ COMPILER_MUTANTS = (
     Mutant("F19", "gradient to the gate dropped", METHOD, "_add_gated(fine, gate.transpose(1, 2)", "_add_gated(fine, gate.detach().transpose(1, 2)", FUNCTIONAL),
     Mutant("F21 pass", "rows and cols swapped", REWRITE, "for size in site.grid]", "for size in (site.grid[0], site.grid[2], site.grid[1])]", SITES),
     Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY, "return Site(call, name, segments, grid, q_start,", "return Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start,", ("tests/test_backend.py", "tests/test_compiler.py")),
-    Mutant("F22", "node.meta not copied", REWRITE, "    new.meta = dict(node.meta)\n    example", "    new.meta = {}\n    example", ("tests/test_backend.py",)),
+    Mutant("F22", "node.meta not copied", EDITS, "node.meta = {name: known for name, known in value.meta.items() if name not in _OF_VALUES}", "node.meta = {}", ("tests/test_backend.py",)),
     Mutant("F23", "sources missing from the cache key", BACKEND, "    return digest.digest()", "    return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F23 pass", "no key of ours in Inductor's", BACKEND, "patches[own] = torch_compat.keyed_pass", "patches or torch_compat.keyed_pass", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F24", "fake with wrong strides", OPS, "    out = q.new_empty((batch, tokens, heads, width))", "    out = q.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
@@ -153,7 +155,7 @@ COMPILER_MUTANTS = (
     Mutant("dropout", "dropout ignored", SITES_PY, 'if _constant(arguments, "dropout_p"):', "if False:", SITES),
     Mutant("causal", "causal ignored", SITES_PY, 'if _constant(arguments, "is_causal"):', "if False:", SITES),
     Mutant("scale", "the call's own scale ignored", SITES_PY, 'scale = _constant(arguments, "scale")', "scale = None", ("tests/test_backend.py", "tests/test_random_models.py")),
-    Mutant("mask text", "the mask of the text dropped", REWRITE, "    if mask is None:\n        return None\n    index", "    return None\n    index", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("mask text", "the mask of the text dropped", REWRITE, "*starts, padding, site.scale,", "*starts, None, site.scale,", ("tests/test_backend.py", "tests/test_random_models.py")),
     Mutant("history", "a hint read from the wrong axis", "vsa_compile/analysis/optable/views.py", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
     Mutant("stale hint", "no guard on the hinted grid", BACKEND, "        state.guard_grid()", "        pass", ("tests/test_prepare.py",)),
     Mutant("stale marker", "the grid of the call before", "vsa_compile/grids/prepare.py", "    learned.forget()\n", "", ("tests/test_prepare.py",)),
@@ -166,9 +168,25 @@ COMPILER_MUTANTS = (
     Mutant("sizes proved", "sizes equal by the op, not by algebra", "vsa_compile/analysis/algebra.py", "copy.size, copy.parts = size, tuple(atoms)", "pass", ("tests/test_pipelines.py", "-k", "portrait")),
     Mutant("stale dense", "no guard on dense()", BACKEND, "        state.guard_sparsity(settings)", "        pass", ("tests/test_schedule.py", "-k", "dense")),
     Mutant("stale step", "the backward of another step of the schedule", "vsa_compile/methods/site.py", "if self.share is None:", "if True:", ("tests/test_schedule.py", "-k", "every_step")),
-    Mutant("gate dropped", "the gate of a call not used", REWRITE, "(q, k, v, gate, grid,", "(q, k, v, None, grid,", ("tests/test_gates.py", "-k", "by_hand")),
-    Mutant("gate rows", "a gate of the video put before the text", REWRITE, "(0, 0, *around))", "(0, 0, *around[::-1]))", ("tests/test_gates.py", "-k", "by_hand")),
+    Mutant("gate dropped", "the gate of a call not used", REWRITE, "q, k, v, gate, grid,", "q, k, v, None, grid,", ("tests/test_gates.py", "-k", "by_hand")),
+    Mutant("gate rows", "a gate of the video put before the text", REWRITE, "[0, 0, *around]", "[0, 0, *around[::-1]]", ("tests/test_gates.py", "-k", "by_hand")),
     Mutant("gate of another", "a gate that two calls could take", "vsa_compile/convert/markers.py", "if len(found) > 1 or times[found[0]] > 1:", "if False:", ("tests/test_gates.py", "-k", "fit")),
+    Mutant("strides kept", "SDPA's strides forgotten", STRIDES, "            if changed.intersection(inputs):\n                return None\n", "", (*REWRITING, "-k", "copied or tell")),
+    Mutant("strides viewed", "a view that fails taken for one that does not matter", STRIDES, "            if op_name(user) in _CONTIGUOUS:\n                continue\n            return None", "            continue", (*REWRITING, "-k", "copied or tell")),
+    Mutant("strides needless", "a copy wherever strides change", STRIDES, "        if not _same(before, after):\n", "        if not _same(before, after):\n            return None\n", (*REWRITING, "-k", "merge")),
+    Mutant("strides written", "writes through what is a view in one layout alone", STRIDES, "        elif not any(_shares(before, example_of(x)) or _shares(after, now[x]) for x in inputs):\n            continue", "        else:\n            continue", (*REWRITING, "-k", "tell")),
+    Mutant("strides raw", "memory that is read as it lies", STRIDES, "or op_name(user) in _RAW:", "or False:", (*REWRITING, "-k", "tell")),
+    Mutant("strides stale", "example values that still have SDPA's strides", EDITS, "                node.meta[_key(node)] = example\n", "", (*REWRITING, "-k", "merge")),
+    Mutant("half done", "an edit that fails leaves what it did", EDITS, "        for undo in reversed(done):\n            undo()\n", "", (*REWRITING, "-k", "undone")),
+    Mutant("swap left", "the swap of nodes not undone", EDITS, "            done.append(partial(replacement.replace_all_uses_with, edit.node))\n", "", (*REWRITING, "-k", "undone")),
+    Mutant("failure raised", "a failure of ours ends the model", BACKEND, "    except Exception as error:\n        torch_compat.counters", "    except ArithmeticError:\n        raise\n    except Exception as error:\n        torch_compat.counters", ("tests/test_backend.py", "-k", "failure")),
+    Mutant("refused late", "fallback=error does not see what the rewrite refuses", BACKEND, "        _refuse_if_asked(decisions, settings)\n", "", (*REWRITING, "-k", "asked")),
+    Mutant("gate outside", "a gate of another graph", REWRITE, "    if gate.graph is not site.call.node.graph:", "    if False:", (*REWRITING, "-k", "asked")),
+    Mutant("signature", "an exported program's outputs under old names", BACKEND, "    _name_outputs(program)\n    gpu", "    gpu", (*REWRITING, "-k", "another_process")),
+    Mutant("schedule out", "a schedule in a program for other processes", BACKEND, "    if isinstance(settings.sparsity, SparsitySchedule):", "    if False:", (*REWRITING, "-k", "bad_options")),
+    Mutant("wrapped", "errors of ours wrapped by Dynamo", DYNAMO, "        raise _passing(error) from error.__cause__", "        raise", ("tests/test_backend.py", "-k", "as_it_is or fallback")),
+    Mutant("checked late", "options checked when the model first runs", BACKEND, "torch_compat.check_in_compile(Backend, Backend.read_options)", "", ("tests/test_backend.py", "-k", "itself")),
+    Mutant("half a size", "a symbol of which an exported input has a multiple", REWRITE, "if slope != 1 else length", "if False else length", ("tests/test_backend.py", "-k", "symbolic")),
     Mutant("start", "video among keys starts at 0", REWRITE, "for size in (site.q_start, site.kv_start)]", "for size in (site.q_start, 0)]", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 
@@ -191,7 +209,7 @@ GRAPH_MUTANTS = (
     Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE, "        counts = counts.as_strided(counts.shape, counts.stride())\n", "", GRAPHS),
     Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND, 'patches.setdefault("epilogue_fusion_first", True)', "pass", GRAPHS),
     Mutant("share on host", "the share of a schedule read on the CPU", SITE, "        part, whole = self.share.unbind()\n        return", "        part, whole = self.share.cpu().to(self.share.device).unbind()\n        return", GRAPHS),
-    Mutant("share late", "the share of a schedule allocated by a run", REWRITE, "    state.place_share(options, example_of(q).device)\n", "", (*GRAPHS, "-k", "share")),
+    Mutant("share late", "the share of a schedule allocated by a run", BACKEND, "            state.place_share(settings, example_of(edit.node).device)\n", "            pass\n", (*GRAPHS, "-k", "share")),
     Mutant("grid of programs", "how many programs a kernel has is known to Python alone", "vsa_compile/torch_compat/inductor.py", "grid=SymbolicGridFn(launch_grid)", "grid=launch_grid", GRAPHS),
     Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/ops/gpu/templates.py", "return re.sub(r'^ *\"\"\".*?\"\"\"\\n', \"\", text", "return re.sub(r'^$^', \"\", text", GRAPHS),
 )  # fmt: skip
