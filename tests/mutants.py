@@ -71,6 +71,7 @@ PRUNE, RULES, DIGEST = (f"vsa_compile/methods/{name}.py" for name in ("prune", "
 EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
+ARGS, CHECKS, TEST_ARGS = "vsa_compile/ops/args.py", "vsa_compile/ops/checks.py", ("tests/test_args.py",)
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
 
 KERNEL_MUTANTS = (
@@ -90,7 +91,7 @@ KERNEL_MUTANTS = (
     Mutant("F8 bf16", "scale +1 % in bf16 alone", FORWARD, "score_factor(c.scale)", "score_factor(c.scale * (kConverts<T> ? 1.01 : 1.))", CPP),
     Mutant("F8 backward", "scale +1 %", BACKWARD, "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
     Mutant("F9", "bf16 accumulator", FORWARD, "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
-    Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN, "self.wide = torch.promote_types(k.dtype, torch.float32)", "self.wide = k.dtype", ATEN),
+    Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN, "self.wide = lse_dtype(k.dtype)", "self.wide = k.dtype", ATEN),
     Mutant("F10", "pooled mean / E", SITE, "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
     Mutant("F11", "one row zero", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) std::fill_n(rows.get(), c.width, 0.f);", CPP_FP32),
     Mutant("F12", "one element", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
@@ -143,7 +144,7 @@ COMPILER_MUTANTS = (
     Mutant("F22", "node.meta not copied", REWRITE, "    new.meta = dict(node.meta)\n    example", "    new.meta = {}\n    example", ("tests/test_backend.py",)),
     Mutant("F23", "sources missing from the cache key", BACKEND, "    return digest.digest()", "    return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F23 pass", "no key of ours in Inductor's", BACKEND, "patches[own] = torch_compat.keyed_pass", "patches or torch_compat.keyed_pass", ("tests/test_cache.py", "tests/test_cache_sources.py")),
-    Mutant("F24", "fake with wrong strides", OPS, "    out = q.new_empty((batch, tokens, heads, width))", "    out = q.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
+    Mutant("F24", "fake with wrong strides", ARGS, "    return x.new_empty((batch, tokens, heads, width))", "    return x.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
     Mutant("F25", "scores of the coarse part detached", METHOD, "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
     Mutant("F27", "refusals counted as conversions", BACKEND, 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
     Mutant("F28", "the grid of another video", SITES_PY, "return max(shared, key", "return min(shared, key", SITES),
@@ -158,7 +159,7 @@ COMPILER_MUTANTS = (
     Mutant("stale hint", "no guard on the hinted grid", BACKEND, "        state.guard_grid()", "        pass", ("tests/test_prepare.py",)),
     Mutant("stale marker", "the grid of the call before", "vsa_compile/grids/prepare.py", "    learned.forget()\n", "", ("tests/test_prepare.py",)),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/graph_facts.py", "else agree", "else unify", ("tests/test_rules.py",)),
-    Mutant("witness", "a recompute under another hinted grid", OPS, "q.new_empty((*grid, 0))", "q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
+    Mutant("witness", "a recompute under another hinted grid", ARGS, "q.new_empty((*self.grid, 0))", "q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE, "    if site.query_padding:", "    if False:", ("tests/test_hidden.py", "-k", "padding")),
     Mutant("counts", "text of one mask counted twice", "vsa_compile/analysis/equal_data_sizes.py", "    return same", "    return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
     Mutant("respelled", "all but the last n: another axis", "vsa_compile/analysis/optable/indexing.py", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
@@ -177,8 +178,19 @@ PLAIN_MUTANTS = (
     Mutant("plain width", "32-bit offsets past 2^31", LAUNCH, "_FARTHEST = 2**31 - 1", "_FARTHEST = 2**31", PLAIN_QUICK),
     Mutant("plain numbers", "sizes for strides", LAUNCH, 'if number.what == "size" else', 'if number.what else', PLAIN),
     Mutant("plain cache", "constants not in the key", LAUNCH, "tuple(constants.items())", "tuple(dict.fromkeys(constants, False).items())", PLAIN),
-    Mutant("eager shapes", "a wrong shape reaches the kernel", EAGER, "if not leaf.fits(*arguments)", "if False", PLAIN_QUICK),
-    Mutant("eager devices", "another device reaches the kernel", EAGER, "isinstance(x, Tensor)}) > 1", "isinstance(x, Tensor)}) > 2", PLAIN_QUICK),
+    Mutant("args unchecked", "a wrong shape reaches the kernel", ARGS, "        call.check()\n", "", TEST_ARGS),
+    Mutant("args devices", "another device reaches the kernel", CHECKS, "> 1:", "> 2:", PLAIN_QUICK),
+    Mutant("args packed", "a grid of the queries without their tile", ARGS, "(self.q_grid is None) != (self.q_tile is None)", "False", TEST_ARGS),
+    Mutant("args start", "a video that ends behind its tokens", ARGS, "surely(start + video > tokens)", "surely(start > tokens)", TEST_ARGS),
+    Mutant("args backward", "a gradient of another shape is read", ARGS, "check_shape(name, x, (batch, tokens, heads, width))", "None", TEST_ARGS),
+    Mutant("args lse", "log-sum-exps of another type are read", ARGS, 'check_type("lse", self.lse, lse_dtype(q.dtype))', "None", TEST_ARGS),
+    Mutant("lists unchecked", "lists are not looked at", ARGS, "        call.check_values()\n", "", TEST_ARGS),
+    Mutant("lists repeated", "an id twice is taken", ARGS, "tiles[..., 1:] > tiles[..., :-1]", "tiles[..., 1:] >= tiles[..., :-1]", TEST_ARGS),
+    Mutant("lists range", "an id beyond all tiles is taken", ARGS, "(tiles < total)", "(tiles <= total)", TEST_ARGS),
+    Mutant("lists width", "a count beyond the width is taken", ARGS, " & (counts <= width)", "", TEST_ARGS),
+    Mutant("lists junk", "what follows the count is looked at", ARGS, "good | (place >= counts[..., None])", "good", TEST_ARGS),
+    Mutant("lists shared", "shared lists are looked at once a head", ARGS, "_shared(self.tiles), _shared(self.counts)", "self.tiles, self.counts", TEST_ARGS),
+    Mutant("eager threads", "an operator defined by two threads", EAGER, "    with _making:\n        return", "    if True:\n        return", PLAIN_QUICK),
     Mutant("eager failure", "kernels that fail are tried again", EAGER, "            _broken.add(name)\n", "", PLAIN_QUICK),
     Mutant("eager memory", "a lack of memory becomes ATen", EAGER, "        except torch.OutOfMemoryError:\n            raise\n", "", PLAIN_QUICK),
     Mutant("eager silence", "ATen runs unsaid", EAGER, "        _say_once(name, reason)\n", "        pass\n", PLAIN_QUICK),
@@ -187,7 +199,7 @@ PLAIN_MUTANTS = (
 GRAPHS = ("tests/test_gpu_graphs.py",)
 GRAPH_MUTANTS = (
     Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD, "        return fine + gate * coarse\n", "        return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)\n", GRAPHS),
-    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py", "inputs = [q, call.k,", "inputs = [q, ir.contiguous(call.k),", GRAPHS),
+    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py", "inputs = [q, args.k,", "inputs = [q, ir.contiguous(args.k),", GRAPHS),
     Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE, "        counts = counts.as_strided(counts.shape, counts.stride())\n", "", GRAPHS),
     Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND, 'patches.setdefault("epilogue_fusion_first", True)', "pass", GRAPHS),
     Mutant("share on host", "the share of a schedule read on the CPU", SITE, "        part, whole = self.share.unbind()\n        return", "        part, whole = self.share.cpu().to(self.share.device).unbind()\n        return", GRAPHS),
