@@ -74,31 +74,31 @@ void multiply_once() {
 
 // Whether this processor multiplies matrices of the type.
 VSA_EXPORT int vsa_probe(int64_t dtype, char* message, int64_t size) {
-  return vsa_compile::guarded(message, size, [&] {
-    dtype == vsa_compile::kBFloat16 ? vsa_compile::multiply_once<at::BFloat16>() : vsa_compile::multiply_once<float>();
+  return vsa::guarded(message, size, [&] {
+    dtype == vsa::kBFloat16 ? vsa::multiply_once<at::BFloat16>() : vsa::multiply_once<float>();
   });
 }
 
-VSA_EXPORT int vsa_attend(const vsa_compile::Call* call, char* message, int64_t size) {
-  return vsa_compile::guarded(message, size, [&] {
-    call->dtype == vsa_compile::kBFloat16 ? vsa_compile::forward<at::BFloat16>(*call) : vsa_compile::forward<float>(*call);
+VSA_EXPORT int vsa_attend(const vsa::Call* call, char* message, int64_t size) {
+  return vsa::guarded(message, size, [&] {
+    call->dtype == vsa::kBFloat16 ? vsa::forward<at::BFloat16>(*call) : vsa::forward<float>(*call);
   });
 }
 
-VSA_EXPORT int vsa_attend_backward(const vsa_compile::Call* call, char* message, int64_t size) {
-  return vsa_compile::guarded(message, size, [&] {
-    call->dtype == vsa_compile::kBFloat16 ? vsa_compile::backward<at::BFloat16>(*call) : vsa_compile::backward<float>(*call);
+VSA_EXPORT int vsa_attend_backward(const vsa::Call* call, char* message, int64_t size) {
+  return vsa::guarded(message, size, [&] {
+    call->dtype == vsa::kBFloat16 ? vsa::backward<at::BFloat16>(*call) : vsa::backward<float>(*call);
   });
 }
 
 // scores (rows, tiles) -> selected (rows, kept).
 VSA_EXPORT int vsa_select(const float* scores, int64_t rows, int64_t tiles, int64_t kept, int32_t* selected,
                           char* message, int64_t size) {
-  return vsa_compile::guarded(message, size, [&] {
+  return vsa::guarded(message, size, [&] {
     at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
       std::vector<uint64_t> rank(tiles);
       for (int64_t r = begin; r < end; ++r)
-        vsa_compile::select_row(scores + r * tiles, kept, rank, selected + r * kept);
+        vsa::select_row(scores + r * tiles, kept, rank, selected + r * kept);
     });
   });
 }
