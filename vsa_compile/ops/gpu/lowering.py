@@ -26,7 +26,7 @@ class Leaf(NamedTuple):
     arguments."""
 
     name: str
-    kind: type
+    kind: Any
     templates: tuple[Template, ...]
     unsupported: Callable[..., str | None]
     lower: Callable[..., Any]
