@@ -102,7 +102,7 @@ def test_counters_and_log_say_what_was_done(caplog):
 @pytest.mark.quick
 def test_fallback_error_raises_for_video_attention_and_lets_the_rest_pass():
     habits = Habits(causal=True)
-    with pytest.raises(vsa_compile.RefusedError, match="^blocks.0.attn stays dense: is_causal is set"):
+    with pytest.raises(vsa_compile.RefusedError, match=r"^blocks.0.attn stays dense: is_causal is set"):
         captured_nodes(ToyDiT(habits), inputs(habits), fallback="error")
 
     def cross(x, y):
@@ -121,7 +121,7 @@ def test_a_failure_of_our_own_is_logged_and_leaves_the_model_working(step, monke
     assert torch.nn.functional.scaled_dot_product_attention in nodes
     assert counters["vsa_compile"] == {"failed": 1}
     assert "please report it" in logged[0][1]
-    with pytest.raises(vsa_compile.RefusedError, match="failed .ZeroDivisionError: .* please report it"):
+    with pytest.raises(vsa_compile.RefusedError, match=r"failed .ZeroDivisionError: .* please report it"):
         captured_nodes(ToyDiT(), inputs(Habits()), fallback="error")
 
 
@@ -130,7 +130,9 @@ def test_a_failure_of_our_own_is_logged_and_leaves_the_model_working(step, monke
 
 @pytest.mark.quick
 @pytest.mark.parametrize("backend", ["vsa", vsa_compile.vsa], ids=["name", "object"])
-@pytest.mark.parametrize("wrong", [{"sparsty": 0.5}, {"inductor": {"max_autotun": True}}, {"mode": "fastest"}])
+@pytest.mark.parametrize(
+    "wrong", [{"sparsty": 0.5}, {"inductor": {"max_autotun": True}}, {"mode": "fastest"}]
+)
 def test_a_wrong_option_is_an_error_of_torch_compile_itself(backend, wrong):
     with pytest.raises(vsa_compile.OptionError):
         torch.compile(ToyDiT(), backend=backend, options=wrong)
@@ -157,7 +159,7 @@ def test_options_that_a_backend_brings_along():
         vsa_compile.vsa.with_options(sparsty=0.5)  # pyright: ignore[reportCallIssue]
     with pytest.raises(vsa_compile.OptionError, match="sparsity is 7"):
         vsa_compile.vsa.with_options(sparsity=7)
-    with pytest.raises(vsa_compile.OptionError, match="given to vsa.with_options"):
+    with pytest.raises(vsa_compile.OptionError, match=r"given to vsa.with_options"):
         torch.compile(ToyDiT(), backend=backend, options={"sparsity": 0.5})
 
 

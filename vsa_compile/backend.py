@@ -35,7 +35,7 @@ from .ops import gpu
 from .ops.gpu.templates import template_files
 from .options import Options, OptionsDict
 from .plan.schedule import SparsitySchedule
-from .report.explain import Report, SiteReport, describe, site_report
+from .report.table import Report, SiteReport, describe, site_report
 from .runtime import state
 
 log = logging.getLogger(__name__)
@@ -210,9 +210,9 @@ def _warn_of_the_limit() -> None:
 def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Report:
     """Make an exported program's video self-attention sparse, in place; says what it did.
 
-    For `torch.export.export(model, ...)` before `run_decompositions` and before AOTInductor. The program can be
-    saved, and loaded where vsa_compile is imported. Options are those of the backend; `mode` and `inductor`
-    belong to AOTInductor itself. Raises OptionError also for a SparsitySchedule, which other processes do not
+    For `torch.export.export(model, ...)` before `run_decompositions` and before AOTInductor. The program can
+    be saved, and loaded where vsa_compile is imported. Options are those of the backend; `mode` and
+    `inductor` belong to AOTInductor itself. Raises OptionError also for a SparsitySchedule, which other processes do not
     have.
     """
     settings = read_options(options)

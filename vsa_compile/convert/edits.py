@@ -22,7 +22,7 @@ class New:
 
     args: literals, nodes, other News, and lists of them. example: what it gives on the example inputs.
     meta: all else that is known of it. of_inputs: whether it is made of the graph's inputs, beside which it
-    is put, and not where it is used.
+    is put.
     """
 
     target: Callable[..., Any]
@@ -34,7 +34,7 @@ class New:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """`by` takes the place of `node`; `strides` are examples of nodes behind it that have other strides now."""
+    """`by` takes the place of `node`; `strides`: examples of nodes behind it whose strides change by that."""
 
     owner: GraphModule
     node: Node

@@ -93,7 +93,9 @@ def gate_outside() -> Reason:
 
 
 def shared_body() -> Reason:
-    return Reason("shared-body", "the graph runs one body, with this call in it, in several places", asked=True)
+    return Reason(
+        "shared-body", "the graph runs one body, with this call in it, in several places", asked=True
+    )
 
 
 def unknown_grid(why: str = "") -> Reason:

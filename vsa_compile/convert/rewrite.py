@@ -1,7 +1,7 @@
 """Plans `vsa_compile::attention` in the place of every Site: one node for one node, meta copied.
 
-Changes no graph: the plan is values, which `edits.apply` puts in. Symbolic sizes become nodes computed from the
-graph's own inputs, never sympy in arguments.
+Changes no graph: the plan is values, which `edits.apply` puts in. Symbolic sizes become nodes computed from
+the graph's own inputs, never sympy in arguments.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _edit(site: Site, options: Options, owner: _Owner) -> Edit:
     gate = None if site.gate is None else _gate(site, site.gate, q, owner)
     padding = site.key_padding
     if padding is not None:  # (B or 1, 1, 1, Nkv) -> (B or 1, Nkv)
-        padding = owner.new(padding, aten.select.int, owner.new(padding, aten.select.int, padding, 1, 0), 1, 0)
+        padding = owner.new(
+            padding, aten.select.int, owner.new(padding, aten.select.int, padding, 1, 0), 1, 0
+        )
     out = owner.new(
         node, torch.ops.vsa_compile.attention.default,
         q, k, v, gate, grid, list(options.tile), *starts, padding, site.scale,
@@ -172,15 +174,15 @@ class _Sizes:
         return result
 
     def _symbol(self, symbol: sympy.Symbol) -> Any:
-        """The input that is this symbol (Dynamo), or from a size of an input that is linear in it (export)."""
+        """The input that is this symbol (Dynamo), or from an input's size that is linear in it (export)."""
         for node in self.inputs:
             if symbol_of(example_of(node)) == symbol:
                 return node
         for node in self.inputs:
             for dim, size in enumerate(sizes_of(example_of(node)) or []):
                 if isinstance(size, sympy.Expr) and size.free_symbols == {symbol}:
-                    slope, offset = size.coeff(symbol, 1), size.coeff(symbol, 0)
-                    if slope.is_Integer and offset.is_Integer and size == slope * symbol + offset:
+                    slope, offset = size.diff(symbol), size.subs(symbol, 0)
+                    if slope.is_Integer and offset.is_Integer:
                         length = self._call(aten.sym_size.int, node, dim)
                         length = self._call(operator.sub, length, int(offset)) if offset else length
                         return self._call(operator.floordiv, length, int(slope)) if slope != 1 else length

@@ -25,7 +25,15 @@ aten = torch.ops.aten
 # Their results are new and contiguous, whatever the strides of their inputs are.
 _CONTIGUOUS = ("linear", "matmul", "bmm", "mm", "addmm", "baddbmm")
 # They read memory as it lies.
-_RAW = ("as_strided", "as_strided_copy", "as_strided_scatter", "set", "data_ptr", "untyped_storage", "storage")
+_RAW = (
+    "as_strided",
+    "as_strided_copy",
+    "as_strided_scatter",
+    "set",
+    "data_ptr",
+    "untyped_storage",
+    "storage",
+)
 _AUGMENTED = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift concat"
 _WRITING = {operator.setitem, *(getattr(operator, f"i{name}") for name in _AUGMENTED.split())}
 
@@ -111,7 +119,9 @@ def _is_torchs(node: Node) -> bool:
         return hasattr(Tensor, target)
     if isinstance(target, torch._ops.OpOverload):
         return target.namespace in ("aten", "prims", "vsa_compile")
-    module = (getattr(target, "__module__", None) or "torch").split(".")[0]  # of built-in functions it is None
+    module = (getattr(target, "__module__", None) or "torch").split(".")[
+        0
+    ]  # of built-in functions it is None
     bodies = isinstance(target, torch._ops.HigherOrderOperator)
     return node.op == "call_function" and not bodies and module in ("torch", "_operator", "builtins")
 

@@ -112,8 +112,8 @@ def frame_version() -> tuple[Any, int, int] | None:
 def unwrapped(kind: type[Exception]) -> Iterator[None]:
     """Within this, while Dynamo compiles, errors of `kind` reach who calls the compiled model as they are.
 
-    Dynamo makes a BackendCompilerFailed of what a backend raises, Inductor an InductorError of what a lowering
-    does. Errors that are a ShortenTraceback pass, and are asked, at the end, for the error to raise.
+    Dynamo makes a BackendCompilerFailed of what a backend raises, Inductor an InductorError of what a
+    lowering does. Errors that are a ShortenTraceback pass, and are asked, at the end, for the error to raise.
     Checked on torch 2.13.
     """
     try:
@@ -140,12 +140,13 @@ def _passing(error: Exception) -> Exception:
         exc.ShortenTraceback.__init__(self, str(error), first_useful_frame=None)
 
     body = {"__init__": init, "remove_dynamo_frames": lambda _: error, "__module__": kind.__module__}
-    return type(kind.__name__, (kind, exc.ShortenTraceback), body)()
+    passing: Any = type(kind.__name__, (kind, exc.ShortenTraceback), body)
+    return passing()
 
 
 def check_in_compile(backend: type, check: Callable[..., Any]) -> None:
-    """Have torch.compile itself call `check(backend=..., mode=..., options=...)`, of these what it was given, for
-    backends of a type. Torch alone would show them to the backend when the first graph is compiled.
+    """Have torch.compile itself call `check(backend, mode=..., options=...)`, with what it was given of
+    these, for backends of a type. Torch alone would show them to the backend when the first graph is compiled.
 
     Where torch lacks the means nothing happens. Checked on torch 2.13.
     """
@@ -164,15 +165,18 @@ def check_in_compile(backend: type, check: Callable[..., Any]) -> None:
 
 
 def compiled_with(model: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The backend of a compiled model or function and the keywords it is called with (options, mode); None for
-    what is not compiled. Of a model whose blocks were compiled, those of the first. Checked on torch 2.13."""
+    """The backend of a compiled model or function and the keywords it is called with (options, mode); None
+    for what is not compiled. Of a model whose blocks were compiled, those of the first.
+
+    Checked on torch 2.13.
+    """
     context = getattr(model, "dynamo_ctx", None)
-    callback = getattr(context, "callback", None) or _callback_of(model)
+    callback: Any = getattr(context, "callback", None) or _callback_of(model)
     if callback is None and isinstance(model, torch.nn.Module):
         calls = (module._compiled_call_impl for module in model.modules())
         callback = next(filter(None, map(_callback_of, calls)), None)
     while hasattr(callback, "_torchdynamo_orig_backend"):
-        callback = callback._torchdynamo_orig_backend
+        callback = callback._torchdynamo_orig_backend  # pyright: ignore[reportOptionalMemberAccess]
     if callback is None:
         return None
     return getattr(callback, "compiler_fn", callback), dict(getattr(callback, "kwargs", {}))
