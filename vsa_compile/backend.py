@@ -212,8 +212,8 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None
 
     For `torch.export.export(model, ...)` before `run_decompositions` and before AOTInductor. The program can
     be saved, and loaded where vsa_compile is imported. Options are those of the backend; `mode` and
-    `inductor` belong to AOTInductor itself. Raises OptionError also for a SparsitySchedule, which other processes do not
-    have.
+    `inductor` belong to AOTInductor itself. Raises OptionError, also for a SparsitySchedule, which other
+    processes do not have.
     """
     settings = read_options(options)
     if isinstance(settings.sparsity, SparsitySchedule):

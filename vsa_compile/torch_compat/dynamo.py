@@ -145,8 +145,8 @@ def _passing(error: Exception) -> Exception:
 
 
 def check_in_compile(backend: type, check: Callable[..., Any]) -> None:
-    """Have torch.compile itself call `check(backend, mode=..., options=...)`, with what it was given of
-    these, for backends of a type. Torch alone would show them to the backend when the first graph is compiled.
+    """Have torch.compile itself call `check(backend, mode=..., options=...)`, for backends of a type, with
+    what it was given. Torch alone would show it to the backend when the first graph is compiled.
 
     Where torch lacks the means nothing happens. Checked on torch 2.13.
     """
