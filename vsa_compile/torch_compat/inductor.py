@@ -219,8 +219,8 @@ def surely(expression: Any, value: int) -> bool:
 
 
 def load_cpp(source: str, flags: Sequence[str]) -> None:
-    """Compiles C++ source against libtorch through Inductor's cache, with flags of ours behind Inductor's, and
-    loads it: what it registers is there afterwards. Checked on torch 2.13."""
+    """Compiles C++ source against libtorch through Inductor's cache, our flags behind Inductor's, and loads
+    it: what it registers is there afterwards. Checked on torch 2.13."""
     from torch._inductor.codecache import CppCodeCache
 
     options: dict[str, Any] = {"extra_flags": tuple(flags)}

@@ -58,7 +58,7 @@ def variants() -> tuple[str, ...]:
 
 
 def asked() -> str | None:
-    """The variant that calls shall use now, or None for ATen: the fastest, unless VSA_COMPILE_CPU names another.
+    """The variant that calls use now, or None for ATen: the fastest, unless VSA_COMPILE_CPU names one.
 
     Raises OptionError if it names what this processor does not run.
     """
