@@ -195,14 +195,6 @@ def test_selection_is_checked(variant: str):
             select(*given)
 
 
-def test_wrong_shapes_of_the_operator_are_an_error():
-    case = make_case()
-    shifted = {"q_start": 1}, {"kv_start": 1}, {"tiles": case.tiles[:, :, 1:]}, {"counts": case.counts.long()}
-    for wrong in (*shifted, {"packed": (Grid(5, 6, 8), (2, 3, 4))}):
-        with pytest.raises((RuntimeError, IndexError, ValueError)):
-            torch.ops.vsa_compile.attend(*replace(case, **wrong).arguments())
-
-
 # --- The product of our own -------------------------------------------------------------------------
 
 

@@ -2,13 +2,11 @@
 
 The environment variable VSA_COMPILE_CPU, read at every call, picks a slower one: avx2, plain (of what the
 processor offers), or aten, which turns the C++ off.
-May be imported by everything above ops; imports aten, ops and torch_compat.
+May be imported by everything above ops; imports aten, args and torch_compat.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch.library import Library
 
 from .. import aten
-from ..schema import witness
+from ..args import AttendArgs, BackwardArgs, SelectArgs, takes
 from . import loader
 
 MOST_TILE_TOKENS = 256  # call.h: kMostTokens
@@ -29,23 +27,21 @@ def _kernel(dtype: torch.dtype) -> Any:
     return None if variant is None or dtype not in DTYPES else loader.kernel(variant)
 
 
-def _kernel_for(q: Tensor, k: Tensor, *tiles: Sequence[int]) -> Any:
-    """The C++ operators if they serve this call. They check its shapes themselves."""
-    fits = all(math.prod(tile) <= MOST_TILE_TOKENS for tile in tiles)
-    return _kernel(q.dtype) if fits and q.numel() and k.numel() else None
+def _kernel_for(args: AttendArgs) -> Any:
+    """The C++ operators if they serve this call."""
+    most = max(args.boxes.tile_tokens, args.query_boxes.tile_tokens)
+    return _kernel(args.q.dtype) if most <= MOST_TILE_TOKENS and not args.empty else None
 
 
-def select(
-    scores: Tensor, at_most: int, threshold: Tensor | None = None, count: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def select(args: SelectArgs) -> tuple[Tensor, Tensor]:
     """`aten.select`, several times faster for fp32 scores and a fixed number of tiles."""
-    fixed = threshold is None and count is None and 1 <= at_most <= scores.shape[-1]
+    scores, fixed = args.scores, args.threshold is None and args.count is None
     kernel = _kernel(torch.float32) if fixed and scores.dtype == torch.float32 else None
     if kernel is None or not scores.numel():
-        return aten.select(scores, at_most, threshold, count)
-    tiles = scores.new_empty((*scores.shape[:-1], at_most), dtype=torch.int32)
-    kernel.select(scores.reshape(-1, scores.shape[-1]).contiguous(), tiles.view(-1, at_most))
-    return tiles, torch.full(scores.shape[:-1], at_most, dtype=torch.int32)
+        return aten.select(args)
+    tiles, counts = args.new_outputs()
+    kernel.select(scores.reshape(-1, scores.shape[-1]).contiguous(), tiles.view(-1, args.at_most))
+    return tiles, counts.fill_(args.at_most)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -53,58 +49,43 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _site(
-    tiles: Tensor,
-    counts: Tensor,
-    grid: Sequence[int],
-    tile: Sequence[int],
-    q_start: int,
-    kv_start: int,
-    key_padding: Tensor | None,
-    scale: float,
-    q_grid: Sequence[int] | None = None,
-    q_tile: Sequence[int] | None = None,
-) -> tuple[Any, ...]:
-    """The same as the C++ takes it: nothing is optional but the padding."""
-    padding = None if key_padding is None else key_padding.contiguous()
-    lists = (tiles.contiguous(), counts.contiguous())
-    return *lists, grid, tile, q_start, kv_start, padding, scale, q_grid or grid, q_tile or tile
+def _tokens(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
+    return _rows(args.q), _rows(args.k), _rows(args.v)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *site: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _site(args: AttendArgs) -> tuple[Any, ...]:
+    """The other arguments as the C++ takes them: nothing is optional but the padding."""
+    padding = None if args.key_padding is None else args.key_padding.contiguous()
+    keys, queries = args.boxes, args.query_boxes
+    lists = (args.tiles.contiguous(), args.counts.contiguous(), keys.grid, keys.tile)
+    return *lists, args.q_start, args.kv_start, padding, args.scale, queries.grid, queries.tile
+
+
+def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
     """`aten.attend`."""
-    plain = _site(*site)
-    kernel = _kernel_for(q, k, plain[3], plain[-1])
+    kernel = _kernel_for(args)
     if kernel is None:
-        return aten.attend(q, k, v, *site)
-    batch, heads, tokens, width = q.shape
-    out = q.new_empty((batch, tokens, heads, width))
-    lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
-    kernel.attend(_rows(q), _rows(k), _rows(v), *plain, out, lse)
-    return out, lse, witness(q, site[2])
+        return aten.attend(args)
+    out, lse, witness = args.new_outputs()
+    kernel.attend(*_tokens(args), *_site(args), out, lse)
+    return out, lse, witness
 
 
-def attend_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def attend_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor]:
     """`aten.attend_backward`."""
-    plain = _site(*rest[:8], *rest[9:])  # rest[8] is the witness
-    kernel = _kernel_for(q, k, plain[3], plain[-1])
+    kernel = _kernel_for(args.call)
     if kernel is None:
-        return aten.attend_backward(grad_out, q, k, v, out, lse, *rest)
-
-    def like(x: Tensor, new: Any) -> Tensor:
-        return new(x, (x.shape[0], x.shape[2], x.shape[1], x.shape[3]))
-
-    # Keys that take no part are not visited.
-    new = torch.Tensor.new_empty if plain[6] is None else torch.Tensor.new_zeros
-    grads = like(q, torch.Tensor.new_empty), like(k, new), like(v, new)
-    rows = [_rows(x) for x in (grad_out, q, k, v, out)]
-    kernel.attend_backward(*rows, lse.contiguous(), *plain, *grads)
-    return grads
+        return aten.attend_backward(args)
+    grad_q, grad_k, grad_v = args.new_outputs()
+    if args.call.key_padding is not None:  # keys that take no part are not visited
+        grad_k.zero_()
+        grad_v.zero_()
+    forward = (_rows(args.grad_out), *_tokens(args.call), _rows(args.out), args.lse.contiguous())
+    kernel.attend_backward(*forward, *_site(args.call), grad_q, grad_k, grad_v)
+    return grad_q, grad_k, grad_v
 
 
 _KERNELS = Library("vsa_compile", "IMPL")
-_KERNELS.impl("select", select, "CPU")
-_KERNELS.impl("attend", attend, "CPU")
-_KERNELS.impl("attend_backward", attend_backward, "CPU")
+_KERNELS.impl("select", takes(SelectArgs, select), "CPU")
+_KERNELS.impl("attend", takes(AttendArgs, attend), "CPU")
+_KERNELS.impl("attend_backward", takes(BackwardArgs, attend_backward), "CPU")
