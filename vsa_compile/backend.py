@@ -22,6 +22,7 @@ from .errors import (
     RefusedError,
     analysis_failed,
     grid_versions,
+    no_triton,
     refused_but_required,
     unknown_name,
 )
@@ -57,7 +58,11 @@ def vsa(
         patches[own] = torch_compat.keyed_pass(_cache_key(module), patches.get(own))
         # Else what could end in a kernel of ours may end in another kernel, which takes a pass more.
         patches.setdefault("epilogue_fusion_first", True)
-    return torch_compat.compile_with_inductor(module, example_inputs, patches)
+    try:
+        return torch_compat.compile_with_inductor(module, example_inputs, patches)
+    except torch_compat.triton_missing() as error:
+        error.add_note(no_triton())
+        raise
 
 
 # torch._dynamo.reset() calls this; without it CUDA graph trees of our graphs would stay behind.

@@ -36,6 +36,7 @@ from .inductor import (
     static_size,
     surely,
     template_buffer,
+    triton_missing,
     triton_template,
 )
 from .sizes import (
@@ -94,6 +95,7 @@ __all__ = [
     "surely_true",
     "symbol_of",
     "template_buffer",
+    "triton_missing",
     "triton_template",
     "uncut_by_ddp",
     "version_of",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from ...errors import no_triton
 from .. import aten
 from ..schema import consistent
 from . import attend, backward, launch, selection
@@ -130,6 +131,11 @@ def run(name: str, *arguments: Any) -> Any:
                 return operator(name)(*arguments)
         except torch.OutOfMemoryError:
             raise
+        except ModuleNotFoundError as error:
+            _broken.add(name)
+            _log.warning(
+                "vsa_compile::%s runs through chunked ATen, which is slower (%s). %s", name, error, no_triton()
+            )
         except Exception:
             _broken.add(name)
             _log.warning(
