@@ -178,8 +178,8 @@ def train(model: nn.Module, size: Size, latent: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Looks:
-    """Of the first layer: kept, (heads, query tiles, key tiles) bool, and held, the share of dense attention's
-    weight that lies on kept tiles."""
+    """Of the first layer: kept, (heads, query tiles, key tiles) bool; held, the share of dense
+    attention's weight that lies on kept tiles."""
 
     kept: Tensor
     held: float
@@ -193,7 +193,7 @@ class Looks:
     def __str__(self) -> str:
         share = self.kept.float().mean().item()
         return (
-            f"   {share:.1%} of the tiles are kept; of dense attention's weight {self.held:.0%} lies on them.\n"
+            f"   {share:.1%} of the tiles are kept; {self.held:.0%} of dense attention's weight lies there.\n"
             "   Tokens look for their like here: keys are projected as queries are, at random."
         )
 
@@ -220,8 +220,8 @@ def said(plan: Plan, speed: Speed, forced: bool) -> str:
     rounds = f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}"
     why = "as --size asks" if forced else "--size takes another"
     return (
-        f"Size {plan.name}, {name_of(plan.dtype)}, {rounds}: about {plan.seconds:.0f} s of passes, for products "
-        f"of matrices run at {rates} here; {why}."
+        f"Size {plan.name}, {name_of(plan.dtype)}, {rounds}: about {plan.seconds:.0f} s of passes, for "
+        f"products of matrices run at {rates} here; {why}."
     )
 
 

@@ -34,13 +34,15 @@ class Size:
     model: dict[str, int]
     prompt_tokens: int
     video: Grid  # what is timed
-    short: Grid  # what is compiled and trained on
+    short: (
+        Grid  # what is compiled and trained on; with one tile along an axis it would compile for that alone
+    )
     dtype: torch.dtype
     rounds: int
 
     @classmethod
     def of(cls, plan: Plan) -> Size:
-        return cls(WAN, 512, plan.grid, (3, 16, 28), plan.dtype, plan.rounds)
+        return cls(WAN, 512, plan.grid, (5, 10, 16), plan.dtype, plan.rounds)
 
 
 QUICK = Size(TOY, 20, (9, 14, 22), (9, 14, 22), torch.bfloat16, 3)

@@ -17,6 +17,7 @@ from vsa_compile import torch_compat
 pytest.importorskip("diffusers")
 
 ROOT = Path(__file__).parents[1]
+CONVERTING = ("fast(", "pipe(", "blocks(", "trained(", "convert_exported(")
 README = (ROOT / "README.md").read_text()
 
 
@@ -41,7 +42,7 @@ def test_the_blocks_run_in_order_in_one_namespace(compiler, tmp_path, monkeypatc
         with contextlib.redirect_stdout(shown):
             exec(compile(block, f"README.md, block {number}", "exec"), namespace)
         printed.append(shown.getvalue())
-        if "torch.compile(" in block and "(**" in block or ".compile" in block and "with " in block:
+        if any(call in block for call in CONVERTING):
             assert counters["vsa_compile"]["converted"] > before, block
     (table,) = blocks("text")
     assert [text for text in printed if text == table], printed
@@ -64,7 +65,9 @@ def test_the_blocks_have_no_type_error(tmp_path):
     """Towards us and torch: diffusers' annotations contradict how it is used, so that here it has none."""
     (tmp_path / "readme.py").write_text("\n".join(blocks("python")))
     (tmp_path / "typings").mkdir()
-    (tmp_path / "typings/diffusers.pyi").write_text("from typing import Any\ndef __getattr__(name: str) -> Any: ...\n")
+    (tmp_path / "typings/diffusers.pyi").write_text(
+        "from typing import Any\ndef __getattr__(name: str) -> Any: ...\n"
+    )
     config = {"include": ["readme.py"], "extraPaths": [str(ROOT)], "typeCheckingMode": "standard"}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]

@@ -238,8 +238,9 @@ def not_written(name: str, folder: str, why: str) -> str:
 
 def no_triton() -> str:
     return (
-        "triton is not installed, so that nothing can be compiled for a GPU. Run pip install 'vsa-compile[gpu]', "
-        "or install torch anew for this GPU as pytorch.org says, which brings the triton that goes with it."
+        "triton is not installed, so that nothing can be compiled for a GPU. Run "
+        "pip install 'vsa-compile[gpu]', or install torch for this GPU as pytorch.org says, which brings the "
+        "triton that goes with it."
     )
 
 

@@ -134,7 +134,10 @@ def run(name: str, *arguments: Any) -> Any:
         except ModuleNotFoundError as error:
             _broken.add(name)
             _log.warning(
-                "vsa_compile::%s runs through chunked ATen, which is slower (%s). %s", name, error, no_triton()
+                "vsa_compile::%s runs through chunked ATen, which is slower (%s). %s",
+                name,
+                error,
+                no_triton(),
             )
         except Exception:
             _broken.add(name)
