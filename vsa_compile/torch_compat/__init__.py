@@ -53,8 +53,10 @@ from .sizes import (
     surely_true,
     symbol_of,
 )
+from .tensors import assert_on_device
 
 __all__ = [
+    "assert_on_device",
     "capturing_data_dependent",
     "ceil_div",
     "compile_with_inductor",
