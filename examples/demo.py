@@ -230,10 +230,11 @@ def write_picture(path: Path, clip: demo_clip.Clip, looks: Looks, dense: Tensor,
     if importlib.util.find_spec("matplotlib") is None:
         return "none: matplotlib is missing, pip install 'vsa-compile[demo]' brings it"
     texts = {
-        "input": f"Input: {clip.source}; marked: a tile of 4x4x4 tokens",
-        "moved": "How far the output moved in this frame, in % of its size",
+        "input": "Input, with one tile of 4x4x4 tokens marked",
+        "moved": "How far the output moved, in % of its size",
         "kept": f"What the marked tile attends to: bright where all {len(looks.kept)} heads keep the tile, "
         "dark where none does",
+        "source": f"Video: {clip.source}",
     }
     demo_picture.draw(path, clip.stills, looks.kept, dense, sparse, texts)
     return str(path)

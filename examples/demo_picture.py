@@ -98,10 +98,10 @@ def query_tile(grid: tuple[int, int, int]) -> tuple[int, int, int]:
 def draw(
     path: Path, stills: Tensor, kept: Tensor, dense: Tensor, sparse: Tensor, texts: dict[str, str]
 ) -> None:
-    """One PNG: a frame with the query tile, where the output moved, and the tiles that it keeps over time.
+    """One picture: a frame with the query tile, where the output moved, and the tiles that it keeps over time.
 
     stills: (frames, 3, height, width) from 0 to 1, one for each frame of the latent. kept: `kept_tiles`.
-    dense, sparse: the model's outputs, (1, 16, frames, 2 rows, 2 cols). texts: "input", "moved", "kept".
+    dense, sparse: the model's outputs, (1, 16, frames, 2 rows, 2 cols). texts: "input", "moved", "kept", "source".
     """
     from matplotlib.figure import Figure
 
@@ -136,6 +136,7 @@ def draw(
         _title(axis, "frames {} to {}".format(*_pictures(layer, grid[0])))
     for axis in (left, right, *axes):
         axis.axis("off")
+    figure.text(0.995, 0.005, texts["source"], ha="right", fontsize=7, color=INK)
     figure.savefig(path, dpi=80)
 
 

@@ -244,7 +244,7 @@ def test_the_picture_shows_the_marked_tile_and_where_the_output_moved(tmp_path, 
     sparse = dense.clone()
     sparse[0, :, 4, 3, 7] += 0.5  # the frame of the marked tile: the fifth, halfway through
     kept = torch.eye(12, dtype=torch.bool).expand(2, 12, 12)
-    texts = {"input": "in", "moved": "far", "kept": "few"}
+    texts = {"input": "in", "moved": "far", "kept": "few", "source": "ours"}
     path = tmp_path / "picture.png"
     demo_picture.draw(path, torch.ones(5, 3, 96, 144), kept, dense, sparse, texts)
     assert path.read_bytes().startswith(b"\x89PNG")
