@@ -75,7 +75,7 @@ def kept_tiles(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int, int]) -> T
 
 @torch.no_grad()
 def weight_held(q: Tensor, k: Tensor, kept: Tensor, grid: tuple[int, int, int], queries: int = 128) -> float:
-    """The share of dense attention's weight that lies on kept tiles, over heads and a sample of queries."""
+    """The share of dense attention's weight that lies on kept tiles, over heads and some queries."""
     tile_of = tile_of_token(grid)
     rows = torch.linspace(0, q.shape[1] - 1, queries).long()
     weights = (q[:, rows] @ k.transpose(1, 2) / math.sqrt(q.shape[2])).softmax(-1)
@@ -98,10 +98,10 @@ def query_tile(grid: tuple[int, int, int]) -> tuple[int, int, int]:
 def draw(
     path: Path, stills: Tensor, kept: Tensor, dense: Tensor, sparse: Tensor, texts: dict[str, str]
 ) -> None:
-    """One picture: a frame with the query tile, where the output moved, and the tiles that it keeps over time.
+    """A frame with the query tile, where the output moved, and the tiles that it keeps over time.
 
     stills: (frames, 3, height, width) from 0 to 1, one for each frame of the latent. kept: `kept_tiles`.
-    dense, sparse: the model's outputs, (1, 16, frames, 2 rows, 2 cols). texts: "input", "moved", "kept", "source".
+    dense, sparse: the model's outputs, (1, 16, frames, 2 rows, 2 cols). texts: by name, as it uses them.
     """
     from matplotlib.figure import Figure
 
