@@ -192,6 +192,8 @@ PLAIN_MUTANTS = (
     Mutant("lists junk", "what follows the count is looked at", ARGS + "::AttendArgs.check_values", "good | (place >= counts[..., None])", "good", TEST_ARGS),
     Mutant("lists shared", "shared lists are looked at once a head", ARGS + "::AttendArgs.check_values", "_shared(self.tiles)", "self.tiles", TEST_ARGS),
     Mutant("eager threads", "an operator defined by two threads", EAGER + "::operator", "with _making:\n    return _operator(name)", "return _operator(name)", PLAIN_QUICK),
+    Mutant("no triton", "who has no triton is asked for a trace", EAGER + "::_warn", 'error.name == "triton"', 'error.name == "triton" and False', PLAIN_QUICK),
+    Mutant("doctor without triton", "triton is missed where there is no GPU", "vsa_compile/tools/doctor.py::_versions", "triton is None and has_gpu", "triton is None", ("tests/test_doctor.py", "-k", "missed")),
     Mutant("eager failure", "kernels that fail are tried again", EAGER + "::_run", "_broken.add(name)", "", PLAIN_QUICK),
     Mutant("eager memory", "a lack of memory becomes ATen", EAGER + "::_run", "torch.OutOfMemoryError", "ZeroDivisionError", PLAIN_QUICK),
     Mutant("eager silence", "ATen runs unsaid", EAGER + "::_run", "_say_once(name, reason)", "", PLAIN_QUICK),

@@ -26,6 +26,7 @@ from .errors import (
     VsaError,
     conversion_failed,
     grid_versions,
+    no_triton,
     options_twice,
     refused_but_required,
     schedule_in_export,
@@ -115,7 +116,11 @@ def _compiled(module: GraphModule, example_inputs: list[Any], settings: Options)
         patches[own] = torch_compat.keyed_pass(_cache_key(module), patches.get(own))
         # Else what could end in a kernel of ours may end in another kernel, which takes a pass more.
         patches.setdefault("epilogue_fusion_first", True)
-    return torch_compat.compile_with_inductor(module, example_inputs, patches)
+    try:
+        return torch_compat.compile_with_inductor(module, example_inputs, patches)
+    except torch_compat.triton_missing() as error:
+        error.add_note(no_triton())
+        raise
 
 
 def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | None = None) -> Options:

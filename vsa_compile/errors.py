@@ -266,7 +266,11 @@ def no_such_variant(variable: str, named: str, offered: Iterable[str]) -> str:
 
 
 def no_triton() -> str:
-    return "triton is not installed, so that nothing can be compiled for a GPU. Run pip install triton."
+    return (
+        "triton is not installed, so that nothing can be compiled for a GPU. Run "
+        "pip install 'vsa-compile[gpu]', or install torch for this GPU as pytorch.org says, which brings the "
+        "triton that goes with it."
+    )
 
 
 def no_entry_point() -> str:

@@ -40,6 +40,7 @@ from .inductor import (
     static_size,
     surely,
     template_buffer,
+    triton_missing,
     triton_template,
 )
 from .sizes import (
@@ -103,6 +104,7 @@ __all__ = [
     "surely_true",
     "symbol_of",
     "template_buffer",
+    "triton_missing",
     "triton_template",
     "uncut_by_ddp",
     "unwrapped",
