@@ -11,8 +11,8 @@ from vsa_compile.ops.cpu import loader
 
 profiles.load()
 
-# xdist runs one worker a core; several threads in each would fight for them.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+# xdist and the runner of mutants have one process a core; several threads in each would fight for them.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ or profiles.PROFILE == "mutants" else 2)
 
 
 class _Failures(logging.Handler):
@@ -27,7 +27,7 @@ for name in ("vsa_compile.analysis", "vsa_compile.backend"):
 
 # Processes that tests start run the kernel as it is shipped.
 _source = loader.source
-loader.source = lambda: "#define VSA_POISON_SCRATCH\n" + _source()
+loader.source = lambda variant: "#define VSA_POISON_SCRATCH\n" + _source(variant)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
     make mutants            runs them all, and prints which test noticed each; a survivor fails
     python tests/mutants.py F4 F21
 
-A fault is put into a copy of the package, and the tests that should notice it run there. F1 to F30 are
+A fault names its place by syntax (mutation.py), and is put into a copy of the package to be run. F1 to F30 are
 what sparse attention kernels and their compilers were found to get wrong; the faults of the Triton template
 are in gpu_offline/faults.py, and run on every test run.
 """
@@ -12,218 +12,206 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-COPIED = ("vsa_compile", "templates", "tests", "examples", "docs", "pyproject.toml", "CONTRIBUTING.md")
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`right` occurs once in `file` (from the root) and becomes `wrong`; `tests` are pytest's arguments."""
-
-    name: str
-    what: str
-    file: str
-    right: str
-    wrong: str
-    tests: tuple[str, ...]
-
-    def put_into(self, root: Path) -> None:
-        path = root / self.file
-        text = path.read_text()
-        if text.count(self.right) != 1:
-            raise AssertionError(
-                f"{self.name}: {self.file} says {self.right!r} {text.count(self.right)} times, not once; "
-                "adapt this fault to it"
-            )
-        path.write_text(text.replace(self.right, self.wrong))
-
+from mutation import Mutant, run_all
 
 ATTEND = ("tests/test_attend.py", "tests/test_attend_relations.py")
-CPP, CPP_FP32 = (*ATTEND, "-k", "cpp"), (*ATTEND, "-k", "cpp-float32")
+CPP, CPP_FP32 = (*ATTEND, "-k", "cpp and not slower"), (*ATTEND, "-k", "cpp-float32 and not slower")
+CPP_EACH, CPP_CALLS = (*ATTEND, "-k", "cpp-float32"), ("tests/test_cpu_kernel.py",)
 ATEN = (*ATTEND, "-k", "aten and not cuda")
 SELECT = ("tests/test_select.py", "-k", "not cuda")
 FUNCTIONAL = ("tests/test_functional.py", "tests/test_aten.py")
 SITES = ("tests/test_sites.py", "tests/test_rules.py", "tests/test_random_models.py")
-CALL, FORWARD, BACKWARD, LANES, KERNEL = (
-    f"vsa_compile/ops/cpu/{name}" for name in ("call.h", "forward.h", "backward.h", "lanes.h", "kernel.cpp")
-)
-PYTHON_CPU, PYTHON_ATEN, OPS = (
-    "vsa_compile/ops/cpu/__init__.py",
-    "vsa_compile/ops/aten.py",
-    "vsa_compile/ops/schema.py",
-)
+CALL, FORWARD, BACKWARD, ROWS, PRODUCT, VECTORS, ARGUMENTS, KERNEL = (
+    f"vsa_compile/ops/cpu/{name}"
+    for name in (
+        "call.h", "forward.h", "backward.h", "rows.h", "product.h", "vectors.h", "arguments.h", "kernel.cpp",
+    )
+)  # fmt: skip
+PYTHON_CPU, PYTHON_ATEN = "vsa_compile/ops/cpu/__init__.py", "vsa_compile/ops/aten.py"
 METHOD, SITE, SITES_PY = (
     "vsa_compile/methods/method.py",
     "vsa_compile/methods/site.py",
     "vsa_compile/convert/judge.py",
 )
-PRUNE, RULES, DIGEST = (f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "source_digest"))
+PRUNE, RULES, PATTERNS, DIGEST = (
+    f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "patterns", "source_digest")
+)
 EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
+ARGS, CHECKS, TEST_ARGS = "vsa_compile/ops/args.py", "vsa_compile/ops/checks.py", ("tests/test_args.py",)
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
+EDITS, STRIDES = "vsa_compile/convert/edits.py", "vsa_compile/convert/strides.py"
+DYNAMO, REWRITING = "vsa_compile/torch_compat/dynamo.py", "tests/test_rewrite.py"
 
 KERNEL_MUTANTS = (
-    Mutant("F1", "pad off by one", FORWARD, "to + n * columns, columns, -kInf", "to + (n - 1) * columns, columns, -kInf", CPP),
-    Mutant("F1 aten", "pad off by one", PYTHON_ATEN, "real[slot] = True", "real[slot[:-1]] = True", ATEN),
-    Mutant("F2", "pad not masked in K", FORWARD, "if (keys.rows(g) > n) std::fill_n", "if (keys.rows(g) < n) std::fill_n", CPP),
-    Mutant("F2 aten", "pad not masked in K", PYTHON_ATEN, "self.tiling.real[ids].flatten(1)", "self.tiling.real[ids].flatten(1) | listed.repeat_interleave(self.tiling.real.shape[1], 1)", ATEN),
-    Mutant("F2 backward", "pad not masked in K", BACKWARD, "std::fill_n(scores.get() + n * columns, columns, -kInfinity);", "", CPP),
-    Mutant("F3", "V load unmasked", LANES, "std::fill(to + groups.size(g) * c.width, to + padded * c.width, 0.f);", "", CPP),
-    Mutant("F3 aten", "V load unmasked", PYTHON_ATEN, "video.new_zeros(batch", "video.new_empty(batch", ATEN),
-    Mutant("F4", "one wrong tile", CALL, "clamp<int64_t>(ids[i], 0", "clamp<int64_t>(ids[i] + (i == 2), 0", CPP_FP32),
-    Mutant("F4 aten", "one wrong tile", PYTHON_ATEN, "[units].long().clamp(0, empty - 1)", "[units].long().clamp(0, empty - 1).roll(1, 0)", ATEN),
-    Mutant("F5", "last tile dropped", CALL, "i < count; ++i) list.push_back", "i + 1 < std::max<int64_t>(count, 2); ++i) list.push_back", CPP_FP32),
-    Mutant("F6", "tile counted twice", CALL, "for (int64_t i = 0; i < count; ++i) list", "if (count > 1) list.push_back(ids[0]);\n    for (int64_t i = 0; i < count; ++i) list", CPP_FP32),
-    Mutant("F7", "rescale missing", FORWARD, "if (earlier && !same)", "if (false)", CPP_FP32),
-    Mutant("F8", "scale +1 %", FORWARD, "score_factor(c.scale)", "score_factor(c.scale * 1.01)", CPP_FP32),
-    Mutant("F8 bf16", "scale +1 % in bf16 alone", FORWARD, "score_factor(c.scale)", "score_factor(c.scale * (kConverts<T> ? 1.01 : 1.))", CPP),
-    Mutant("F8 backward", "scale +1 %", BACKWARD, "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
-    Mutant("F9", "bf16 accumulator", FORWARD, "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
-    Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN, "self.wide = torch.promote_types(k.dtype, torch.float32)", "self.wide = k.dtype", ATEN),
-    Mutant("F10", "pooled mean / E", SITE, "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
-    Mutant("F11", "one row zero", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) std::fill_n(rows.get(), c.width, 0.f);", CPP_FP32),
-    Mutant("F12", "one element", FORWARD, "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
-    Mutant("F13", "index of another head", CALL, "int64_t row = (at.batch * c.heads + at.index) * query_tiles + g;", "int64_t row = (at.batch * c.heads) * query_tiles + g;", CPP_FP32),
-    Mutant("F13 aten", "keys of another head", PYTHON_ATEN, "head % heads // (heads // self.kv_heads)", "head % self.kv_heads", ATEN),
-    Mutant("F14", "batch stride ignored", LANES, "at.batch * view.batch + at.index", "at.index", CPP_FP32),
-    Mutant("F14 padding", "key padding of the first batch", CALL, "keys.size() == 1 ? 0 : b", "0 * b", CPP_FP32),
-    Mutant("F15", "int32 offset", LANES, "int64_t offset = at.batch", "int32_t offset = at.batch", ("tests/test_cpu_kernel.py", "-k", "offsets")),
-    Mutant("F16", "LSE base 2 for e", FORWARD, "kLn2 * highest[i]", "highest[i]", CPP_FP32),
-    Mutant("F16 backward", "LSE base 2 for e", BACKWARD, "static_cast<float>(value * kLog2e)", "value", CPP_FP32),
-    Mutant("F17", "dK misses the last query of a partial tile", BACKWARD, "int64_t even = round_up(n, 2), pairs = round_up(queries, 2)", "int64_t even = round_up(n, 2), pairs = queries / 2 * 2", CPP_FP32),
-    Mutant("F18", "delta in bf16", BACKWARD, "dot(rows.get() + i * c.width, turned.get() + i * c.width);", "BFloat16(dot(rows.get() + i * c.width, turned.get() + i * c.width));", CPP),
-    Mutant("F18 sign", "delta added", BACKWARD, "_mm512_sub_ps(grad, mean)", "_mm512_add_ps(grad, mean)", CPP_FP32),
-    Mutant("F20", "tiles to tokens by position, not by the inverse", PYTHON_ATEN, "boxes.flatten(2, 3).index_select(2, self.slot)", "boxes.flatten(2, 3)[:, :, : self.slot.numel()].clone()", ATEN),
-    Mutant("F20 coarse", "coarse rows to tokens by position", SITE, "boxed = boxed.expand(-1, -1, t_f, -1, t_r, -1, t_c, -1, -1)", "boxed = boxed.expand(-1, -1, t_f, -1, t_c, -1, t_r, -1, -1)", SELECT),
-    Mutant("F21", "rows and cols swapped", CALL, "(f * video.grid[1] + r) * video.grid[2] + x", "(f * video.grid[2] + r) * video.grid[1] + x", CPP_FP32),
-    Mutant("F26", "a row that sees nothing is NaN", FORWARD, "__m512 reference = _mm512_maskz_mov_ps(any, now);", "__m512 reference = now;", CPP_FP32),
-    Mutant("F26 division", "a row that sees nothing is NaN", FORWARD, "_mm512_maskz_div_ps(any, ", "_mm512_div_ps(", CPP_FP32),
-    Mutant("F29", "ties to the highest id", KERNEL, "<< 32 | i;", "<< 32 | (tiles - 1 - i);", SELECT),
-    Mutant("F29 aten", "ties in any order", PYTHON_ATEN, "descending=True, stable=True", "descending=True, stable=False", SELECT),
-    Mutant("F30", "a padding row written over a neighbour", FORWARD, "scatter(c, c.out, at, groups, g, rows.get());", "scatter(c, c.out, at, groups, g, rows.get());\n    if (groups.size(g) % 2 && g + 1 < groups.count()) with_head(c, c.out, at, [&](auto* to) { copy_row(rows.get(), c.width, to + groups.tokens(g + 1)[0] * c.out.token); });", CPP_FP32),
-    Mutant("F30 backward", "scratch read before it is written", BACKWARD, "std::fill_n(grad_q.get(), c.width * columns, 0.f);", "", CPP_FP32),
+    Mutant("F1", "pad off by one", FORWARD + "::ForwardGroup.step", "to + n * columns, columns, -kInfinity", "to + (n - 1) * columns, columns, -kInfinity", CPP),
+    Mutant("F1 aten", "pad off by one", PYTHON_ATEN + "::Tiling.of", "real[slot] = True", "real[slot[:-1]] = True", ATEN),
+    Mutant("F2", "pad not masked in K", FORWARD + "::ForwardGroup.step", "if (keys.rows(g) > n) std::fill_n", "if (keys.rows(g) < n) std::fill_n", CPP),
+    Mutant("F2 aten", "pad not masked in K", PYTHON_ATEN + "::Keys._gather", "self.tiling.real[ids].flatten(1)", "self.tiling.real[ids].flatten(1) | listed.repeat_interleave(self.tiling.real.shape[1], 1)", ATEN),
+    Mutant("F2 backward", "pad not masked in K", BACKWARD + "::BackwardGroup.add", "std::fill_n(scores.get() + n * columns, columns, -kInfinity);", "", CPP),
+    Mutant("F3", "V load unmasked", ROWS + "::gather", "std::fill(to + groups.size(g) * c.packed_width, to + rows * c.packed_width, 0.f);", "", CPP),
+    Mutant("F3 aten", "V load unmasked", PYTHON_ATEN + "::Tiling.to_tiles", "video.new_zeros", "video.new_empty", ATEN),
+    Mutant("F4", "one wrong tile", CALL + "::list_keys", "clamp<int64_t>(ids[i], 0", "clamp<int64_t>(ids[i] + (i == 2), 0", CPP_FP32),
+    Mutant("F4 aten", "one wrong tile", PYTHON_ATEN + "::Keys._gather", "self.tiles.flatten(0, 2)[units]", "self.tiles.flatten(0, 2)[units].roll(1, 0)", ATEN),
+    Mutant("F5", "last tile dropped", CALL + "::list_keys", "i < count; ++i) list.push_back", "i + 1 < std::max<int64_t>(count, 2); ++i) list.push_back", CPP_FP32),
+    Mutant("F6", "tile counted twice", CALL + "::list_keys", "for (int64_t i = 0; i < count; ++i) list", "if (count > 1) list.push_back(ids[0]);\n    for (int64_t i = 0; i < count; ++i) list", CPP_FP32),
+    Mutant("F7", "rescale missing", FORWARD + "::ForwardGroup.soften", "if (earlier && !same)", "if (false)", CPP_FP32),
+    Mutant("F8", "scale +1 %", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * 1.01)", CPP_FP32),
+    Mutant("F8 bf16", "scale +1 % in bf16 alone", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * (kConverts<T> ? 1.01 : 1.))", CPP),
+    Mutant("F8 backward", "scale +1 %", BACKWARD + "::BackwardKeys", "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
+    Mutant("F9", "bf16 accumulator", FORWARD + "::ForwardGroup.step", "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.packed_width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
+    Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN + "::Keys.__init__", "self.wide = lse_dtype(k.dtype)", "self.wide = k.dtype", ATEN),
+    Mutant("F10", "pooled mean / E", SITE + "::Site.tile_means", "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
+    Mutant("F11", "one row zero", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);\n    if (g == 1) std::fill_n(rows.get(), c.packed_width, 0.f);", CPP_FP32),
+    Mutant("F12", "one element", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
+    Mutant("F13", "index of another head", CALL + "::list_keys", "int64_t row = (at.batch * c.heads + at.index) * query_tiles + g;", "int64_t row = (at.batch * c.heads) * query_tiles + g;", CPP_FP32),
+    Mutant("F13 aten", "keys of another head", PYTHON_ATEN + "::Keys._gather", "head % heads // (heads // self.kv_heads)", "head % self.kv_heads", ATEN),
+    Mutant("F14", "batch stride ignored", ROWS + "::with_head", "at.batch * view.batch + at.index", "at.index", CPP_FP32),
+    Mutant("F14 padding", "key padding of the first batch", CALL + "::Plan.keys_of", "keys.size() == 1 ? 0 : b", "0 * b", CPP_FP32),
+    Mutant("F15", "int32 offset", ROWS + "::with_head", "int64_t offset = at.batch", "int32_t offset = at.batch", ("tests/test_cpu_kernel.py", "-k", "offsets")),
+    Mutant("F16", "LSE base 2 for e", FORWARD + "::ForwardGroup.finish", "kLn2 * highest[i]", "highest[i]", CPP_FP32),
+    Mutant("F16 backward", "LSE base 2 for e", BACKWARD + "::BackwardGroup.pack", "static_cast<float>(value * kLog2e)", "value", CPP_FP32),
+    Mutant("F17", "dK misses the last query of a partial tile", BACKWARD + "::BackwardGroup.add", "int64_t even = padded<T>(n), pairs = padded<T>(queries)", "int64_t even = padded<T>(n), pairs = queries / 2 * 2", CPP_FP32),
+    Mutant("F18", "delta in bf16", BACKWARD + "::BackwardGroup.pack", "dot(rows.get() + i * c.packed_width, turned.get() + i * c.packed_width);", "BFloat16(dot(rows.get() + i * c.packed_width, turned.get() + i * c.packed_width));", CPP),
+    Mutant("F18 sign", "delta added", BACKWARD + "::BackwardGroup.differentiate", "load_lanes(score_grads.get() + at) - mean", "load_lanes(score_grads.get() + at) + mean", CPP_FP32),
+    Mutant("F20", "tiles to tokens by position, not by the inverse", PYTHON_ATEN + "::Tiling.to_tokens", "boxes.flatten(2, 3).index_select(2, self.slot)", "boxes.flatten(2, 3)[:, :, : self.slot.numel()].clone()", ATEN),
+    Mutant("F20 coarse", "coarse rows to tokens by position", SITE + "::spread", "boxed = boxed.expand(-1, -1, t_f, -1, t_r, -1, t_c, -1, -1)", "boxed = boxed.expand(-1, -1, t_f, -1, t_c, -1, t_r, -1, -1)", SELECT),
+    Mutant("F21", "rows and cols swapped", CALL + "::add_tile", "(f * video.grid[1] + r) * video.grid[2] + x", "(f * video.grid[2] + r) * video.grid[1] + x", CPP_FP32),
+    Mutant("F26", "a row that sees nothing is NaN", FORWARD + "::softmax_step", "only_where(now != V(-kInfinity), now)", "now", CPP_FP32),
+    Mutant("F26 division", "a row that sees nothing is NaN", FORWARD + "::ForwardGroup.finish", "only_where(total != V(0.f), V(1.f) / total)", "V(1.f) / total", CPP_FP32),
+    Mutant("F29", "ties to the highest id", KERNEL + "::select_row", "<< 32 | i;", "<< 32 | (tiles - 1 - i);", SELECT),
+    Mutant("F29 aten", "ties in any order", PYTHON_ATEN + "::select", "torch.sort(scores, dim=-1, descending=True, stable=True)", "torch.sort(scores, dim=-1, descending=True, stable=False)", SELECT),
+    Mutant("F30", "a padding row written over a neighbour", FORWARD + "::ForwardGroup.finish", "scatter(c, c.out, at, groups, g, rows.get());", "scatter(c, c.out, at, groups, g, rows.get());\n    if (groups.size(g) % 2 && g + 1 < groups.count()) with_head(c, c.out, at, [&](auto* to) { copy_row(rows.get(), c.width, to + groups.tokens(g + 1)[0] * c.out.token); });", CPP_FP32),
+    Mutant("F30 backward", "scratch read before it is written", BACKWARD + "::BackwardGroup.operator()", "std::fill_n(grad_q.get(), c.packed_width * columns, 0.f);", "", CPP_FP32),
+    Mutant("width", "packed rows not cleared behind the width", ROWS + "::gather", "std::fill(row + c.width, row + c.packed_width, 0.f);", "", CPP_FP32),
+    Mutant("last width", "the last places of a row not copied", ROWS + "::copy_row", "for (; d < width; ++d)", "for (; d + 1 < width; ++d)", CPP_FP32),
+    Mutant("pad query", "a query that is not there weighs in bf16", BACKWARD + "::BackwardGroup.add", "if (pairs > queries) clear_pad(n, weights, left);", "", CPP),
+    Mutant("power", "2^x below the normal numbers", VECTORS + "::exp2_lanes", "x = at::vec::clamp_min(x, V(-127.f));", "", CPP_FP32),
+    Mutant("turned", "rows of an odd block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 2 * 2)", CPP_FP32),
+    Mutant("own rows", "the last rows of our own product", PRODUCT + "::multiply_columns", "for (; r < m; ++r)", "for (; r + 1 < m; ++r)", CPP_EACH),
+    Mutant("own columns", "the last columns of our own product", PRODUCT + "::multiply_here", "for (; q < n; q += kLanes)", "for (; q + kLanes < n; q += kLanes)", CPP_EACH),
+    Mutant("own sum", "our own product forgets what it adds to", PRODUCT + "::multiply_block", "add ? V::loadu(c + r * ldb + q * kLanes) : V(0.f)", "V(0.f)", CPP_EACH),
+    Mutant("switched off", "oneDNN is asked though it is switched off", PRODUCT + "::takes_brgemm", "taken && at::globalContext().userEnabledMkldnn()", "taken", CPP_CALLS),
+    Mutant("grad unchecked", "a gradient of another shape is read", KERNEL + "::attend_backward", 'query_rows("grad_out", c, q, grad_out)', 'View{grad_out.data_ptr(), c.q.batch, c.q.head, c.q.token}', CPP_CALLS),
+    Mutant("start unchecked", "a video that begins behind its end", ARGUMENTS + "::check_raster", "start <= tokens - video.tokens()", "true", CPP_CALLS),
+    Mutant("q_tile unchecked", "lists of other query tiles", ARGUMENTS + "::make_call", "video_queries(c).tiles()", "lists.tiles.size(2)", CPP_CALLS),
 )  # fmt: skip
 
 BSA, METHODS = ("tests/test_bsa.py", "-k", "not backend and not symbolic"), ("tests/test_methods.py",)
 METHOD_MUTANTS = (
-    Mutant("window", "rows and cols of windows swapped", PRUNE, "shape[axis], shape[3 + axis] = n, extent\n            token", "shape[(0, 2, 1)[axis]], shape[3 + axis] = n, extent\n            token", BSA),
-    Mutant("centre", "the first token taken for the middle", PRUNE, 'if centre == "middle" else', 'if centre == "first" else', BSA),
-    Mutant("most alike", "the most alike queries kept", PRUNE, "alike = (wide * wide.index_select(2, centres)).sum(-1)", "alike = -(wide * wide.index_select(2, centres)).sum(-1)", BSA),
-    Mutant("length", "similarity not by angle", PRUNE, "alike / wide.norm(dim=-1).clamp(min=limit.tiny)", "alike", BSA),
-    Mutant("fill", "a dropped query takes its neighbour's output", PRUNE, "slots))[:, :, 0]", "slots))[:, :, -1]", BSA),
-    Mutant("border", "repeated centres weigh in a border window's mean", PRUNE, "box_sums(packed * weight, self.raster) / box_sums(weight[None, None], self.raster)", "box_sums(packed, self.raster) / box_sums(torch.ones_like(weight)[None, None], self.raster)", BSA),
-    Mutant("work", "the keys are as sparse as if no query were pruned", PRUNE, "(1 - Fraction(str(site.sparsity))) / share)", "(1 - Fraction(str(site.sparsity))))", BSA),
-    Mutant("anneal", "the count does not know of dropped queries", PRUNE, "part * share.denominator", "part * share.numerator", BSA),
-    Mutant("packed lists", "lists of packed queries by the number of key tiles", CALL, "* query_tiles + g;", "* tiles + g;", BSA),
-    Mutant("packed aten", "packed queries cut by the keys' tiles", PYTHON_ATEN, "boxes = keys.query_tiling.to_tiles(q)", "boxes = keys.tiling.to_tiles(q)", BSA),
-    Mutant("quantile", "the sample's deviation for the population's", RULES, "torch.var_mean(scores, -1, correction=0)", "torch.var_mean(scores, -1, correction=1)", METHODS),
-    Mutant("equal scores", "a row of equal scores below its own mean", RULES, "* variance.sqrt() - rounding", "* variance.sqrt() + rounding", BSA),
-    Mutant("mass", "one tile too few", RULES, "best.where(before < self.mass, torch.inf)", "best.where(before + weights < self.mass, torch.inf)", METHODS),
-    Mutant("slide", "boxes cut at the border, not pushed inside", RULES, "first = first.minimum(first * 0 + n - extent)", "", METHODS),
-    Mutant("overlap", "a query tile's last key tile is not its own", RULES, "(key < start + box) & (key + tile > start)", "(key < start + box - 1) & (key + tile > start)", METHODS),
-    Mutant("closure", "closure values have no part in the digest", DIGEST, "_collect(cell.cell_contents, parts, seen)", "pass", METHODS),
-    Mutant("helpers", "helpers have no part in the digest", DIGEST, "        _collect(function.__globals__[name], parts, seen)", "        pass", METHODS),
+    Mutant("window", "rows and cols of windows swapped", PRUNE + "::Windows.of", "shape[axis], shape[3 + axis] = n, extent", "shape[(0, 2, 1)[axis]], shape[3 + axis] = n, extent", BSA),
+    Mutant("centre", "the first token taken for the middle", PRUNE + "::Windows.of", 'centre == "middle"', 'centre == "first"', BSA),
+    Mutant("most alike", "the most alike queries kept", PRUNE + "::WindowPruner._rank", "alike = (wide * wide.index_select(2, centres)).sum(-1)", "alike = -(wide * wide.index_select(2, centres)).sum(-1)", BSA),
+    Mutant("length", "similarity not by angle", PRUNE + "::WindowPruner._rank", "alike / wide.norm(dim=-1).clamp(min=limit.tiny)", "alike", BSA),
+    Mutant("fill", "a dropped query takes its neighbour's output", PRUNE + "::WindowPruner.restore", "centres = ...", "centres = video.unflatten(1, (windows.boxes.tiles, slots))[:, :, -1]", BSA),
+    Mutant("border", "repeated centres weigh in a border window's mean", PRUNE + "::Queries.means", "box_sums(packed * weight, self.raster) / box_sums(weight[None, None], self.raster)", "box_sums(packed, self.raster) / box_sums(torch.ones_like(weight)[None, None], self.raster)", BSA),
+    Mutant("work", "the keys are as sparse as if no query were pruned", PRUNE + "::WindowPruner._left", "(1 - Fraction(str(site.sparsity))) / share", "1 - Fraction(str(site.sparsity))", BSA),
+    Mutant("anneal", "the count does not know of dropped queries", PRUNE + "::WindowPruner._left", "part * share.denominator", "part * share.numerator", BSA),
+    Mutant("packed lists", "lists of packed queries by the number of key tiles", CALL + "::list_keys", "* query_tiles + g;", "* tiles + g;", BSA),
+    Mutant("packed aten", "packed queries cut by the keys' tiles", PYTHON_ATEN + "::_attend_video", "keys.query_tiling.to_tiles(q)", "keys.tiling.to_tiles(q)", BSA),
+    Mutant("quantile", "the sample's deviation for the population's", RULES + "::GaussQuantile._threshold", "torch.var_mean(scores, -1, correction=0)", "torch.var_mean(scores, -1, correction=1)", METHODS),
+    Mutant("equal scores", "a row of equal scores below its own mean", RULES + "::GaussQuantile._threshold", "mean + ... - rounding", "mean + quantile.to(scores.dtype) * variance.sqrt() + rounding", BSA),
+    Mutant("mass", "one tile too few", RULES + "::TopP._threshold", "best.where(before < self.mass, torch.inf)", "best.where(before + weights < self.mass, torch.inf)", METHODS),
+    Mutant("slide", "boxes cut at the border, not pushed inside", PATTERNS + "::SlidingTiles.lists", "first = first.minimum(first * 0 + n - extent)", "", METHODS),
+    Mutant("overlap", "a query tile's last key tile is not its own", PATTERNS + "::OwnTiles.mask", "(key < start + box) & (key + tile > start)", "(key < start + box - 1) & (key + tile > start)", METHODS),
+    Mutant("closure", "closure values have no part in the digest", DIGEST + "::_collect_function", "_collect(cell.cell_contents, parts, seen)", "", METHODS),
+    Mutant("helpers", "helpers have no part in the digest", DIGEST + "::_collect_function", "_collect(function.__globals__[name], parts, seen)", "", METHODS),
 )  # fmt: skip
 
 COMPILER_MUTANTS = (
-    Mutant("F19", "gradient to the gate dropped", METHOD, "_add_gated(fine, gate.transpose(1, 2)", "_add_gated(fine, gate.detach().transpose(1, 2)", FUNCTIONAL),
-    Mutant("F21 pass", "rows and cols swapped", REWRITE, "for size in site.grid]", "for size in (site.grid[0], site.grid[2], site.grid[1])]", SITES),
-    Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY, "return Site(call, name, segments, grid, q_start,", "return Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start,", ("tests/test_backend.py", "tests/test_compiler.py")),
-    Mutant("F22", "node.meta not copied", REWRITE, "    new.meta = dict(node.meta)\n    example", "    new.meta = {}\n    example", ("tests/test_backend.py",)),
-    Mutant("F23", "sources missing from the cache key", BACKEND, "    return digest.digest()", "    return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
-    Mutant("F23 pass", "no key of ours in Inductor's", BACKEND, "patches[own] = torch_compat.keyed_pass", "patches or torch_compat.keyed_pass", ("tests/test_cache.py", "tests/test_cache_sources.py")),
-    Mutant("F24", "fake with wrong strides", OPS, "    out = q.new_empty((batch, tokens, heads, width))", "    out = q.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
-    Mutant("F25", "scores of the coarse part detached", METHOD, "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
-    Mutant("F27", "refusals counted as conversions", BACKEND, 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
-    Mutant("F28", "the grid of another video", SITES_PY, "return max(shared, key", "return min(shared, key", SITES),
-    Mutant("cross", "cross-attention taken for self-attention", SITES_PY, "if q.grid and k.grid and same_tokens(q.axis, k.axis)", "if q.grid and k.grid", SITES),
-    Mutant("mask", "a mask on video keys ignored", SITES_PY, "if not all_true(analysis, mask, start, stop):", "if False:", SITES),
-    Mutant("raster", "axes in any order taken for a grid", "vsa_compile/analysis/tokens.py", "p[0] < p[1] < p[2]", "len({*p}) == 3", SITES),
-    Mutant("dropout", "dropout ignored", SITES_PY, 'if _constant(arguments, "dropout_p"):', "if False:", SITES),
-    Mutant("causal", "causal ignored", SITES_PY, 'if _constant(arguments, "is_causal"):', "if False:", SITES),
-    Mutant("scale", "the call's own scale ignored", SITES_PY, 'scale = _constant(arguments, "scale")', "scale = None", ("tests/test_backend.py", "tests/test_random_models.py")),
-    Mutant("mask text", "the mask of the text dropped", REWRITE, "    if mask is None:\n        return None\n    index", "    return None\n    index", ("tests/test_backend.py", "tests/test_random_models.py")),
-    Mutant("history", "a hint read from the wrong axis", "vsa_compile/analysis/optable/views.py", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
-    Mutant("stale hint", "no guard on the hinted grid", BACKEND, "        state.guard_grid()", "        pass", ("tests/test_prepare.py",)),
-    Mutant("stale marker", "the grid of the call before", "vsa_compile/grids/prepare.py", "    learned.forget()\n", "", ("tests/test_prepare.py",)),
-    Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/graph_facts.py", "else agree", "else unify", ("tests/test_rules.py",)),
-    Mutant("witness", "a recompute under another hinted grid", OPS, "q.new_empty((*grid, 0))", "q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
-    Mutant("padding rows", "queries that are padding left as they are", REWRITE, "    if site.query_padding:", "    if False:", ("tests/test_hidden.py", "-k", "padding")),
-    Mutant("counts", "text of one mask counted twice", "vsa_compile/analysis/equal_data_sizes.py", "    return same", "    return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
-    Mutant("respelled", "all but the last n: another axis", "vsa_compile/analysis/optable/indexing.py", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
-    Mutant("quotient", "cols = tokens // (frames * rows) not seen", "vsa_compile/analysis/regroup.py", "return split(atom, sizes[:stop])", "return ()", ("tests/test_random_models.py", "-k", "bare_tokens")),
-    Mutant("sizes proved", "sizes equal by the op, not by algebra", "vsa_compile/analysis/algebra.py", "copy.size, copy.parts = size, tuple(atoms)", "pass", ("tests/test_pipelines.py", "-k", "portrait")),
-    Mutant("stale dense", "no guard on dense()", BACKEND, "        state.guard_sparsity(settings)", "        pass", ("tests/test_schedule.py", "-k", "dense")),
-    Mutant("stale step", "the backward of another step of the schedule", "vsa_compile/methods/site.py", "if self.share is None:", "if True:", ("tests/test_schedule.py", "-k", "every_step")),
-    Mutant("gate dropped", "the gate of a call not used", REWRITE, "(q, k, v, gate, grid,", "(q, k, v, None, grid,", ("tests/test_gates.py", "-k", "by_hand")),
-    Mutant("gate rows", "a gate of the video put before the text", REWRITE, "(0, 0, *around))", "(0, 0, *around[::-1]))", ("tests/test_gates.py", "-k", "by_hand")),
-    Mutant("gate of another", "a gate that two calls could take", "vsa_compile/convert/markers.py", "if len(found) > 1 or times[found[0]] > 1:", "if False:", ("tests/test_gates.py", "-k", "fit")),
-    Mutant("start", "video among keys starts at 0", REWRITE, "for size in (site.q_start, site.kv_start)]", "for size in (site.q_start, 0)]", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("F19", "gradient to the gate dropped", METHOD + "::GatedCoarse.__call__", "gate.transpose(1, 2)", "gate.detach().transpose(1, 2)", FUNCTIONAL),
+    Mutant("F21 pass", "rows and cols swapped", REWRITE + "::_edit", "site.grid", "(site.grid[0], site.grid[2], site.grid[1])", SITES),
+    Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY + "::_judge", "Site(call, name, segments, grid, ...)", "Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start, kv_start, key_padding, both is not None, scale)", ("tests/test_backend.py", "tests/test_compiler.py")),
+    Mutant("F22", "node.meta not copied", EDITS + "::_insert", "node.meta = {name: known for name, known in value.meta.items() if name not in _OF_VALUES}", "node.meta = {}", ("tests/test_backend.py",)),
+    Mutant("F23", "sources missing from the cache key", BACKEND + "::source_hash", "return digest.digest()", "return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
+    Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::_compiled", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
+    Mutant("F24", "fake with wrong strides", ARGS + "::_by_token", "x.new_empty((batch, tokens, heads, width))", "x.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
+    Mutant("F25", "scores of the coarse part detached", METHOD + "::Method.__call__", "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
+    Mutant("F27", "refusals counted as conversions", BACKEND + "::_count", 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
+    Mutant("F28", "the grid of another video", SITES_PY + "::_video", "max(shared, ...)", "min(shared, key=lambda found: analysis.hint(found[0].tokens))", SITES),
+    Mutant("cross", "cross-attention taken for self-attention", SITES_PY + "::_video", "same_tokens(q.axis, k.axis)", "True", SITES),
+    Mutant("mask", "a mask on video keys ignored", SITES_PY + "::_key_padding", "not all_true(...)", "False", SITES),
+    Mutant("raster", "axes in any order taken for a grid", "vsa_compile/analysis/tokens.py::is_raster", "p[0] < p[1] < p[2]", "len({*p}) == 3", SITES),
+    Mutant("dropout", "dropout ignored", SITES_PY + "::_check_call", '_constant(arguments, "dropout_p")', "None", SITES),
+    Mutant("causal", "causal ignored", SITES_PY + "::_check_call", '_constant(arguments, "is_causal")', "None", SITES),
+    Mutant("scale", "the call's own scale ignored", SITES_PY + "::_judge", 'scale = _constant(arguments, "scale")', "scale = None", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("mask text", "the mask of the text dropped", REWRITE + "::_edit", "padding is not None", "(padding := None)", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("history", "a hint read from the wrong axis", "vsa_compile/analysis/optable/views.py::_hint", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
+    Mutant("stale hint", "no guard on the hinted grid", BACKEND + "::_decided", "state.guard_grid()", "", ("tests/test_prepare.py",)),
+    Mutant("stale marker", "the grid of the call before", "vsa_compile/grids/prepare.py::_learn_from", "learned.forget()", "", ("tests/test_prepare.py",)),
+    Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/graph_facts.py::broadcast", "agree", "unify", ("tests/test_rules.py",)),
+    Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
+    Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "site.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),
+    Mutant("counts", "text of one mask counted twice", "vsa_compile/analysis/equal_data_sizes.py::equal_counts", "return same", "return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
+    Mutant("respelled", "all but the last n: another axis", "vsa_compile/analysis/optable/indexing.py::_sliced", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
+    Mutant("quotient", "cols = tokens // (frames * rows) not seen", "vsa_compile/analysis/regroup.py::_pieces", "return split(atom, sizes[:stop])", "return ()", ("tests/test_random_models.py", "-k", "bare_tokens")),
+    Mutant("sizes proved", "sizes equal by the op, not by algebra", "vsa_compile/analysis/algebra.py::_sized", "copy.size, copy.parts = size, tuple(atoms)", "pass", ("tests/test_pipelines.py", "-k", "portrait")),
+    Mutant("stale dense", "no guard on dense()", BACKEND + "::_decided", "state.guard_sparsity(settings)", "", ("tests/test_schedule.py", "-k", "dense")),
+    Mutant("stale step", "the backward of another step of the schedule", "vsa_compile/methods/site.py::Site.count", "self.share is None", "True", ("tests/test_schedule.py", "-k", "every_step")),
+    Mutant("gate dropped", "the gate of a call not used", REWRITE + "::_edit", "None if site.gate is None else _gate(...)", "None", ("tests/test_gates.py", "-k", "by_hand")),
+    Mutant("gate rows", "a gate of the video put before the text", REWRITE + "::_gate", "[0, 0, *around]", "[0, 0, *around[::-1]]", ("tests/test_gates.py", "-k", "by_hand")),
+    Mutant("gate of another", "a gate that two calls could take", "vsa_compile/convert/markers.py::_the_one", "len(found) > 1 or times[found[0]] > 1", "False", ("tests/test_gates.py", "-k", "fit")),
+    Mutant("strides kept", "SDPA's strides forgotten", STRIDES + "::changed_by", "changed.intersection(inputs)", "False", (REWRITING, "-k", "copied or tell")),
+    Mutant("strides viewed", "a view that fails taken for one that does not matter", STRIDES + "::changed_by", "op_name(user) in _CONTIGUOUS", "True", (REWRITING, "-k", "copied or tell")),
+    Mutant("strides needless", "a copy wherever strides change", STRIDES + "::changed_by", "changed.add(user)", "return None", (REWRITING, "-k", "merge")),
+    Mutant("strides aliased", "writes through what is a view in one layout alone", STRIDES + "::changed_by", "any(_shares(before, example_of(x)) or _shares(after, now[x]) for x in inputs)", "False", (REWRITING, "-k", "tell or writes")),
+    Mutant("strides raw", "memory that is read as it lies", STRIDES + "::changed_by", "op_name(user) in _RAW", "False", (REWRITING, "-k", "tell or writes")),
+    Mutant("strides stale", "example values that still have SDPA's strides", EDITS + "::apply", "node.meta[_key(node)] = example", "", (REWRITING, "-k", "merge")),
+    Mutant("half done", "an edit that fails leaves what it did", EDITS + "::apply", "undo()", "", (REWRITING, "-k", "undone")),
+    Mutant("swap left", "the swap of nodes not undone", EDITS + "::apply", "done.append(partial(replacement.replace_all_uses_with, edit.node))", "", (REWRITING, "-k", "undone")),
+    Mutant("failure raised", "a failure of ours ends the model", BACKEND + "::_harmless", "if settings.fallback == 'error':\n    ...", "raise", ("tests/test_backend.py", "-k", "failure")),
+    Mutant("refused late", "fallback=error does not see what the rewrite refuses", BACKEND + "::convert", "_refuse_if_asked(...)", "", (REWRITING, "-k", "asked")),
+    Mutant("gate outside", "a gate of another graph", REWRITE + "::_gate", "gate.graph is not site.call.node.graph", "False", (REWRITING, "-k", "asked")),
+    Mutant("signature", "an exported program's outputs under old names", BACKEND + "::convert_exported", "_name_outputs(program)", "", (REWRITING, "-k", "another_process")),
+    Mutant("schedule out", "a schedule in a program for other processes", BACKEND + "::convert_exported", "isinstance(...)", "False", (REWRITING, "-k", "bad_options")),
+    Mutant("wrapped", "errors of ours wrapped by Dynamo", DYNAMO + "::unwrapped", "raise _passing(error) from error.__cause__", "raise", ("tests/test_backend.py", "-k", "as_it_is or fallback")),
+    Mutant("checked late", "options checked when the model first runs", BACKEND, "torch_compat.check_in_compile(...)", "", ("tests/test_backend.py", "-k", "itself")),
+    Mutant("half a size", "a symbol of which an exported input has a multiple", REWRITE + "::_Sizes._symbol", "slope != 1", "False", ("tests/test_backend.py", "-k", "symbolic")),
+    Mutant("start", "video among keys starts at 0", REWRITE + "::_edit", "site.kv_start", "0", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 
 PLAIN_MUTANTS = (
-    Mutant("plain grid", "last programs not launched", LAUNCH, "(a + b - 1) // b", "a // b", PLAIN),
+    Mutant("plain grid", "last programs not launched", LAUNCH + "::prepared", "(a + b - 1) // b", "a // b", PLAIN),
     Mutant("plain width", "32-bit offsets past 2^31", LAUNCH, "_FARTHEST = 2**31 - 1", "_FARTHEST = 2**31", PLAIN_QUICK),
-    Mutant("plain numbers", "sizes for strides", LAUNCH, 'if number.what == "size" else', 'if number.what else', PLAIN),
-    Mutant("plain cache", "constants not in the key", LAUNCH, "tuple(constants.items())", "tuple(dict.fromkeys(constants, False).items())", PLAIN),
-    Mutant("eager shapes", "a wrong shape reaches the kernel", EAGER, "if not leaf.fits(*arguments)", "if False", PLAIN_QUICK),
-    Mutant("eager devices", "another device reaches the kernel", EAGER, "isinstance(x, Tensor)}) > 1", "isinstance(x, Tensor)}) > 2", PLAIN_QUICK),
-    Mutant("eager failure", "kernels that fail are tried again", EAGER, "            _broken.add(name)\n", "", PLAIN_QUICK),
-    Mutant("eager memory", "a lack of memory becomes ATen", EAGER, "        except torch.OutOfMemoryError:\n            raise\n", "", PLAIN_QUICK),
-    Mutant("eager silence", "ATen runs unsaid", EAGER, "        _say_once(name, reason)\n", "        pass\n", PLAIN_QUICK),
+    Mutant("plain numbers", "sizes for strides", LAUNCH + "::_measure", 'number.what == "size"', "number.what", PLAIN),
+    Mutant("plain cache", "constants not in the key", LAUNCH + "::prepared", "tuple(constants.items())", "tuple(dict.fromkeys(constants, False).items())", PLAIN),
+    Mutant("args unchecked", "a wrong shape reaches the kernel", ARGS + "::takes", "call.check()", "", TEST_ARGS),
+    Mutant("args devices", "another device reaches the kernel", CHECKS + "::check_devices", "len(set(devices.values())) > 1", "len(set(devices.values())) > 2", PLAIN_QUICK),
+    Mutant("args packed", "a grid of the queries without their tile", ARGS + "::AttendArgs.check", "(self.q_grid is None) != (self.q_tile is None)", "False", TEST_ARGS),
+    Mutant("args start", "a video that ends behind its tokens", ARGS + "::AttendArgs._check_start", "surely(start + video > tokens)", "surely(start > tokens)", TEST_ARGS),
+    Mutant("args backward", "a gradient of another shape is read", ARGS + "::BackwardArgs.check", "check_shape(name, x, (batch, tokens, heads, width))", "", TEST_ARGS),
+    Mutant("args lse", "log-sum-exps of another type are read", ARGS + "::BackwardArgs.check", 'check_type("lse", self.lse, lse_dtype(q.dtype))', "", TEST_ARGS),
+    Mutant("lists unchecked", "lists are not looked at", ARGS + "::takes", "call.check_values()", "", TEST_ARGS),
+    Mutant("lists repeated", "an id twice is taken", ARGS + "::AttendArgs.check_values", "tiles[..., 1:] > tiles[..., :-1]", "tiles[..., 1:] >= tiles[..., :-1]", TEST_ARGS),
+    Mutant("lists range", "an id beyond all tiles is taken", ARGS + "::AttendArgs.check_values", "tiles < total", "tiles <= total", TEST_ARGS),
+    Mutant("lists width", "a count beyond the width is taken", ARGS + "::AttendArgs.check_values", "counts <= width", "counts > -9", TEST_ARGS),
+    Mutant("lists junk", "what follows the count is looked at", ARGS + "::AttendArgs.check_values", "good | (place >= counts[..., None])", "good", TEST_ARGS),
+    Mutant("lists shared", "shared lists are looked at once a head", ARGS + "::AttendArgs.check_values", "_shared(self.tiles)", "self.tiles", TEST_ARGS),
+    Mutant("eager threads", "an operator defined by two threads", EAGER + "::operator", "with _making:\n    return _operator(name)", "return _operator(name)", PLAIN_QUICK),
+    Mutant("no triton", "who has no triton is asked for a trace", EAGER + "::_warn", 'error.name == "triton"', 'error.name == "triton" and False', PLAIN_QUICK),
+    Mutant("doctor without triton", "triton is missed where there is no GPU", "vsa_compile/tools/doctor.py::_versions", "triton is None and has_gpu", "triton is None", ("tests/test_doctor.py", "-k", "missed")),
+    Mutant("eager failure", "kernels that fail are tried again", EAGER + "::_run", "_broken.add(name)", "", PLAIN_QUICK),
+    Mutant("eager memory", "a lack of memory becomes ATen", EAGER + "::_run", "torch.OutOfMemoryError", "ZeroDivisionError", PLAIN_QUICK),
+    Mutant("eager silence", "ATen runs unsaid", EAGER + "::_run", "_say_once(name, reason)", "", PLAIN_QUICK),
 )  # fmt: skip
 
 GRAPHS = ("tests/test_gpu_graphs.py",)
 GRAPH_MUTANTS = (
-    Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD, "        return fine + gate * coarse\n", "        return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)\n", GRAPHS),
-    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py", "inputs = [q, call.k,", "inputs = [q, ir.contiguous(call.k),", GRAPHS),
-    Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE, "        counts = counts.as_strided(counts.shape, counts.stride())\n", "", GRAPHS),
-    Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND, 'patches.setdefault("epilogue_fusion_first", True)', "pass", GRAPHS),
-    Mutant("share on host", "the share of a schedule read on the CPU", SITE, "        part, whole = self.share.unbind()\n        return", "        part, whole = self.share.cpu().to(self.share.device).unbind()\n        return", GRAPHS),
-    Mutant("share late", "the share of a schedule allocated by a run", REWRITE, "    state.place_share(options, example_of(q).device)\n", "", (*GRAPHS, "-k", "share")),
-    Mutant("grid of programs", "how many programs a kernel has is known to Python alone", "vsa_compile/torch_compat/inductor.py", "grid=SymbolicGridFn(launch_grid)", "grid=launch_grid", GRAPHS),
-    Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/ops/gpu/templates.py", "return re.sub(r'^ *\"\"\".*?\"\"\"\\n', \"\", text", "return re.sub(r'^$^', \"\", text", GRAPHS),
+    Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD + "::_add_gated", "return fine + gate * coarse", "return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)", GRAPHS),
+    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py::lower", "[q, args.k, args.v, lse, ...]", "[q, ir.contiguous(args.k), args.v, lse, args.tiles, args.counts, *call.trailing_inputs()]", GRAPHS),
+    Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE + "::Site.tile_means", "counts = counts.as_strided(counts.shape, counts.stride())", "", GRAPHS),
+    Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND + "::_compiled", "patches.setdefault(...)", "", GRAPHS),
+    Mutant("share on host", "the share of a schedule read on the CPU", SITE + "::Site.count", "self.share.unbind()", "self.share.cpu().to(self.share.device).unbind()", GRAPHS),
+    Mutant("share late", "the share of a schedule allocated by a run", BACKEND + "::_decided", "state.place_share(...)", "", (*GRAPHS, "-k", "share")),
+    Mutant("grid of programs", "how many programs a kernel has is known to Python alone", "vsa_compile/torch_compat/inductor.py::triton_template", "SymbolicGridFn(launch_grid)", "launch_grid", GRAPHS),
+    Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/ops/gpu/templates.py::Template.source", "re.sub(...)", "text", GRAPHS),
 )  # fmt: skip
 
 MUTANTS = KERNEL_MUTANTS + METHOD_MUTANTS + COMPILER_MUTANTS + PLAIN_MUTANTS + GRAPH_MUTANTS
-
-
-def run(mutant: Mutant) -> tuple[str | None, float]:
-    """(the test that noticed it or None, seconds)."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-            elif source.exists():
-                shutil.copy(source, root / name)
-        mutant.put_into(root)
-        environment = os.environ | {"HYPOTHESIS_PROFILE": "mutants", "PYTHONPATH": folder}
-        command = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests)
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode < 0:  # a wrong address may end the process before a test can fail
-        return f"crash of {mutant.tests[0]}: signal {-done.returncode}", time.monotonic() - started
-    if done.returncode not in (0, 1):
-        raise AssertionError(
-            f"{mutant.name}: pytest could not run:\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
-        )
-    noticed = re.search(r"^(?:FAILED|ERROR) (\S+(?: \S+)*?)(?: - |$)", done.stdout, re.M)
-    if done.returncode == 1 and noticed is None:
-        raise AssertionError(f"{mutant.name}: pytest failed without a failed test:\n{done.stdout[-3000:]}")
-    return noticed and noticed[1], time.monotonic() - started
 
 
 def main() -> int:
@@ -232,13 +220,16 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if not arguments.names or mutant.name in arguments.names]
-    survivors = 0
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for mutant, (noticed, seconds) in zip(chosen, pool.map(run, chosen), strict=True):
-            survivors += noticed is None
-            print(f"{mutant.name:14} {mutant.what:48} {seconds:4.0f} s  {noticed or 'SURVIVED'}", flush=True)
-    print(f"{len(chosen) - survivors} of {len(chosen)} faults noticed")
-    return survivors
+    started, survivors = time.monotonic(), []
+    for mutant, noticed, seconds in run_all(chosen, arguments.jobs):
+        if noticed is None:
+            survivors.append(mutant.name)
+        print(f"{mutant.name:18} {mutant.what:52} {seconds:4.0f} s  {noticed or 'SURVIVED'}", flush=True)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} faults noticed in {minutes:.0f} minutes")
+    if survivors:
+        print(f"not noticed: {', '.join(survivors)}")
+    return len(survivors)
 
 
 if __name__ == "__main__":

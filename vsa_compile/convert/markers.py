@@ -16,7 +16,7 @@ from ..analysis import Analysis, Segment, same_tokens
 from ..analysis.algebra import equal
 from ..analysis.backward_slice import nearest
 from ..analysis.graph_facts import example_of, is_call, sizes_of
-from ..analysis.optable import entry_of
+from ..analysis.optable import name_of
 from . import refusals
 from .refusals import Reason
 
@@ -34,8 +34,7 @@ def gates_of(analysis: Analysis, queries: list[Any]) -> list[Node | Reason | Non
 
 
 def _is_marker(node: Node) -> bool:
-    entry = entry_of(node)
-    return entry is not None and entry.name == MARKER
+    return name_of(node) == MARKER
 
 
 def _calls(module: GraphModule) -> list[Node]:

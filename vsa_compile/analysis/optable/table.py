@@ -117,6 +117,12 @@ def entry_of(node: Node) -> Entry | None:
     return None if called is None else _entry(called)
 
 
+def name_of(node: Node) -> str:
+    """The name of what a node calls in the table; "" for what is not in it."""
+    entry = entry_of(node) if node.op in ("call_function", "call_method") else None
+    return entry.name if entry is not None else ""
+
+
 @cache
 def _entry(called: Any) -> Entry | None:
     name = registered_name(called)

@@ -196,7 +196,7 @@ def _one(call: OpCall, item: Any, size: Size) -> tuple[Any, Any] | None:
 def _patched(
     before: Fact | None, inside: Fact | None, run: tuple[Any, Any], size: Size, all_rows: bool, proofs: Proofs
 ) -> Fact | None:
-    """Claims outside of the run stay, inside are those written; what only some rows got is one or the other."""
+    """Claims outside of the run stay, those inside are new; what only some rows got is one or the other."""
     start, stop = run
     claims: list[Claim] = []
     for claim in before.claims if before else ():
