@@ -1,4 +1,4 @@
-"""Every error and warning that a user can see; why an attention call stays dense is in reasons.py.
+"""Every error and warning that a user can see; why an attention call stays dense is in convert/refusals.py.
 
 Each says what came, what is allowed, and the way out.
 May be imported by everything; imports only the standard library.
@@ -24,6 +24,10 @@ class ArgumentError(VsaError):
 
 class RefusedError(VsaError):
     """An attention call was refused while `fallback="error"` was asked for."""
+
+
+class StateError(VsaError):
+    """Run-time state (`dense`, `video_grid`, `denoising`, a schedule) that cannot be as somebody wants it."""
 
 
 class DoubleBackwardError(VsaError, RuntimeError):
@@ -178,6 +182,50 @@ def grid_versions(limit: int) -> str:
         f"hinted, and torch._dynamo.config.recompile_limit = {limit} allows no further version: at another "
         "grid it runs uncompiled, and dense. Set torch._dynamo.config.recompile_limit to more than the "
         "number of your grids."
+    )
+
+
+def state_conflict(name: str, wanted: object, held: object) -> str:
+    return (
+        f"{name} is to be {wanted!r} here, but another thread runs with {held!r}: it holds for all threads of a "
+        "process. Let the threads take turns, or run them as processes."
+    )
+
+
+def forward_unknown(name: str) -> str:
+    return (
+        f"{name} was changed by one thread while another ran a forward that is now computed again "
+        "(activation checkpointing), so that there is no telling what that forward saw. Change it in the thread "
+        "that runs the model, between a backward and the next forward."
+    )
+
+
+def callback_never_came(steps: int) -> str:
+    return (
+        f"denoising({steps}) never heard the end of a step, and so took all for the first one. Pass the callback "
+        "that it gives: pipe(..., callback_on_step_end=on_step_end), or call it after every step."
+    )
+
+
+def never_sparse(steps: int, came: int) -> str:
+    return (
+        f"denoising({steps}, ...) ran dense from first to last: its loop had {came} steps, and none of them lies "
+        "where it is sparse. Give the number of steps of the loop, and fewer dense_steps than that."
+    )
+
+
+def another_number_of_steps(steps: int, came: int) -> str:
+    return (
+        f"denoising({steps}) ran around a loop of {came} steps: start and end are fractions of {steps}. Give both "
+        "the same number."
+    )
+
+
+def captured_in_vain(model: str, why: str) -> str:
+    return (
+        f"Dynamo fails in {model} where it captures sizes that are data, as vsa_compile.prepare asks it to; the "
+        "model runs without. Graphs may break there, and attention next to the breaks stays dense "
+        f"(vsa_compile.explain shows it). Dynamo said: {why.strip().splitlines()[0] if why.strip() else why}"
     )
 
 

@@ -86,7 +86,7 @@ def gate_tokens() -> Reason:
 def unknown_grid(why: str = "") -> Reason:
     """`why`: what a prepared model that runs says of it."""
     way_out = (
-        "call vsa_compile.prepare(model), "
+        "call vsa_compile.prepare(model), again if its forward was replaced since, "
         'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number'
     )
     text = f"the graph does not show the (frames, rows, cols) of these tokens; {why or way_out}"
@@ -99,6 +99,16 @@ def not_learned(why: str) -> str:
         f"vsa_compile.prepare did not learn them either: {why or 'no argument of the model shows them'}. If "
         "they are video, call the model within `with vsa_compile.video_grid(frames, rows, cols):`, in "
         "tokens, whose product is their number, and compile the model itself or its blocks, not what calls it"
+    )
+
+
+def no_guards(what: str) -> Reason:
+    return Reason(
+        "no-guards",
+        f"this code is compiled ahead of time (aot_compile), which drops the guards that {what} needs: later "
+        'changes would be ignored. Pass options={"grid": (frames, rows, cols)} and a sparsity that is a number, '
+        "or call the compiled model itself",
+        asked=True,
     )
 
 

@@ -3,17 +3,19 @@
 May be imported by everything but grid, errors and options.
 """
 
+from .autograd import after_backward, backward_running, position, position_of_forward
 from .dynamo import (
-    capturing_data_dependent,
+    capture_failures,
+    capturing,
     compiled_by,
     counters,
     explaining_compile,
     fake_mode_of,
     guard_on_attribute,
+    guards_hold,
     last_version_allowed,
     no_frame,
     own_code,
-    uncut_by_ddp,
     version_of,
 )
 from .inductor import (
@@ -54,7 +56,10 @@ from .sizes import (
 )
 
 __all__ = [
-    "capturing_data_dependent",
+    "after_backward",
+    "backward_running",
+    "capture_failures",
+    "capturing",
     "ceil_div",
     "compile_with_inductor",
     "compiled_by",
@@ -69,6 +74,7 @@ __all__ = [
     "guard_at_least",
     "guard_equal",
     "guard_on_attribute",
+    "guards_hold",
     "has_tensor_map",
     "inductor_settings",
     "is_floor_division",
@@ -83,6 +89,8 @@ __all__ = [
     "new_buffer",
     "no_frame",
     "own_code",
+    "position",
+    "position_of_forward",
     "register_lowering",
     "reset_inductor",
     "shape_carrier",
@@ -95,6 +103,5 @@ __all__ = [
     "symbol_of",
     "template_buffer",
     "triton_template",
-    "uncut_by_ddp",
     "version_of",
 ]
