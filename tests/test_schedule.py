@@ -248,9 +248,13 @@ def test_a_loop_begins_anew_with_every_call_of_a_pipeline():
     ],
 )
 def test_a_loop_that_is_not_as_announced_is_told(window, steps, said):
-    with pytest.warns(UserWarning, match=said), vsa_compile.denoising(50, **window) as on_step_end:
-        for step in range(steps):
-            on_step_end(None, step, None, {})
+    def run():
+        with vsa_compile.denoising(50, **window) as on_step_end:
+            for step in range(steps):
+                on_step_end(None, step, None, {})
+
+    with pytest.warns(UserWarning, match=said):
+        run()
 
 
 def test_a_loop_that_failed_says_nothing_else(recwarn):

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from . import methods, torch_compat
 from .analysis import analyse
 from .convert.judge import Refusal, Site, judge, wants_hint
+from .convert.refusals import no_guards
 from .convert.rewrite import rewrite
 from .errors import (
     OptionError,
@@ -83,6 +84,8 @@ def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | Non
 def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     """Analyse a captured graph and rewrite it in place; counts and logs what was done."""
     decisions = _judged(module, state.hinted(settings))
+    if not torch_compat.guards_hold():
+        decisions = [_unguarded(decision, settings) for decision in decisions]
     if any(isinstance(decision, Site) for decision in decisions):
         state.guard_sparsity(settings)
     if any(map(wants_hint, decisions)):
@@ -96,6 +99,17 @@ def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     _count(decisions)
     _log(decisions)
     return decisions
+
+
+def _unguarded(decision: Site | Refusal, settings: Options) -> Site | Refusal:
+    """The decision where guards are dropped: what needs one is refused."""
+    if isinstance(decision, Refusal):
+        return decision
+    needs = "a hinted grid" if wants_hint(decision) and state.state.grid is not None else ""
+    needs = needs or ("a SparsitySchedule" if state.sparsity(settings)[1] >= 0 else "")
+    if not needs:
+        return decision
+    return Refusal(decision.call, decision.name, decision.segments, no_guards(needs))
 
 
 def _judged(module: GraphModule, settings: Options) -> list[Site | Refusal]:

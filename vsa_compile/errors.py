@@ -187,7 +187,8 @@ def grid_versions(limit: int) -> str:
 
 def state_conflict(name: str, wanted: object, held: object) -> str:
     return (
-        f"{name} is to be {wanted!r} here, but another thread runs with {held!r}: it holds for all threads of a "
+        f"{name} is to be {wanted!r} here, but another thread runs with {held!r}: it holds for all "
+        f"threads of a "
         "process. Let the threads take turns, or run them as processes."
     )
 
@@ -195,35 +196,40 @@ def state_conflict(name: str, wanted: object, held: object) -> str:
 def forward_unknown(name: str) -> str:
     return (
         f"{name} was changed by one thread while another ran a forward that is now computed again "
-        "(activation checkpointing), so that there is no telling what that forward saw. Change it in the thread "
+        "(activation checkpointing), so that there is no telling what that forward saw. Change it in "
+        "the thread "
         "that runs the model, between a backward and the next forward."
     )
 
 
 def callback_never_came(steps: int) -> str:
     return (
-        f"denoising({steps}) never heard the end of a step, and so took all for the first one. Pass the callback "
+        f"denoising({steps}) never heard the end of a step, and so took all for the first one. Pass the "
+        f"callback "
         "that it gives: pipe(..., callback_on_step_end=on_step_end), or call it after every step."
     )
 
 
 def never_sparse(steps: int, came: int) -> str:
     return (
-        f"denoising({steps}, ...) ran dense from first to last: its loop had {came} steps, and none of them lies "
+        f"denoising({steps}, ...) ran dense from first to last: its loop had {came} steps, and none of "
+        f"them lies "
         "where it is sparse. Give the number of steps of the loop, and fewer dense_steps than that."
     )
 
 
 def another_number_of_steps(steps: int, came: int) -> str:
     return (
-        f"denoising({steps}) ran around a loop of {came} steps: start and end are fractions of {steps}. Give both "
+        f"denoising({steps}) ran around a loop of {came} steps: start and end are fractions of {steps}. "
+        f"Give both "
         "the same number."
     )
 
 
 def captured_in_vain(model: str, why: str) -> str:
     return (
-        f"Dynamo fails in {model} where it captures sizes that are data, as vsa_compile.prepare asks it to; the "
+        f"Dynamo fails in {model} where it captures sizes that are data, as vsa_compile.prepare asks it "
+        f"to; the "
         "model runs without. Graphs may break there, and attention next to the breaks stays dense "
         f"(vsa_compile.explain shows it). Dynamo said: {why.strip().splitlines()[0] if why.strip() else why}"
     )

@@ -5,13 +5,12 @@ makes a new module of an old one's class and `__dict__` (accelerate's compile_re
 `module.forward.__func__` (Accelerator.prepare), then still has the forward of the right module. A forward
 that somebody put on the module itself is wrapped where it is, or inside, where it is known to keep the
 module's own one (accelerate's and diffusers' hooks), which outlasts the hook.
-May be imported by prepare alone; imports torch_compat.
+May be imported by prepare alone; imports positions.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import types
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..torch_compat import own_code
 from .positions import Reader
 
 _numbers = itertools.count()
@@ -45,12 +43,13 @@ class Prepared:
         return Prepared, ()
 
     def subclass(self, base: type, role: Role) -> type:
-        """`base` with a forward in that role. Of its own for each prepared model: by code object Dynamo counts
-        the versions that it compiled, up to a limit."""
+        """`base` with a forward in that role."""
         if (base, role) not in self._classes:
 
             def own(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-                return base.forward(module, *args, **kwargs)  # looked up by every call: others may patch it
+                if not isinstance(module, made):  # released since, and somebody kept the bound method
+                    return base.forward(module, *args, **kwargs)
+                return super(made, module).forward(*args, **kwargs)  # looked up: others may patch the class
 
             entries = {
                 "forward": self.forward(own, base, role),
@@ -60,19 +59,24 @@ class Prepared:
                 "__doc__": base.__doc__,
                 _MARK: (self, role, base),
             }
-            self._classes[base, role] = type(base)(base.__name__, (base,), entries)
+            made = type(base)(base.__name__, (base,), entries)
+            self._classes[base, role] = made
         return self._classes[base, role]
 
     def forward(self, inner: Callable, base: type, role: Role, taken: Any = None) -> Callable:
         """A function (module, ...) in that role around another. `taken`: the forward on the module itself."""
-        function = role(inner, self, [*inspect.signature(base.forward).parameters][1:])
-        wrapped = functools.wraps(base.forward)(own_code(function, f"{base.__name__}_forward_{self.number}"))
+        wrapped = functools.wraps(base.forward)(role(inner, self, base))
         setattr(wrapped, _MARK, (self, role, taken))
         return wrapped
 
+    def name(self, base: type) -> str:
+        """For code of its own for each class of each prepared model: by code object Dynamo counts the versions
+        that it compiled, up to a limit."""
+        return f"{base.__name__}_forward_{self.number}"
 
-Role = Callable[[Callable, Prepared, list[str]], Callable]
-"""(forward, prepared model, names of its parameters) -> the function in its place."""
+
+Role = Callable[[Callable, Prepared, type], Callable]
+"""(forward, prepared model, class) -> the function in its place."""
 
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple:

@@ -43,7 +43,9 @@ class Reader:
     def __init__(self) -> None:
         self._last: tuple[list[weakref.ref], list[Any], VideoTokens] | None = None
 
-    def video(self, rules: Mapping[Callable[..., VideoTokens], tuple[str, ...]], given: Mapping[str, Any]) -> VideoTokens | None:
+    def video(
+        self, rules: Mapping[Callable[..., VideoTokens], tuple[str, ...]], given: Mapping[str, Any]
+    ) -> VideoTokens | None:
         """By the first rule all of whose arguments are there; None where there is none."""
         for rule, names in rules.items():
             values = [given.get(name) for name in names]

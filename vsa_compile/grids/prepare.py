@@ -9,6 +9,7 @@ torch_compat.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ..convert.refusals import not_learned, not_learned_of_these
 from ..errors import ArgumentError, bad_value, captured_in_vain
 from ..runtime.calls import Call, running
-from ..torch_compat import capture_failures, capturing, known_equal, no_frame
+from ..torch_compat import capture_failures, capturing, known_equal, no_frame, own_code
 from .interception import Prepared, intercept, prepared_as, release
 from .positions import VideoTokens
 from .recompute import resume_in_backward
@@ -94,10 +95,12 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 # --- Learning ------------------------------------------------------------------------------------
 
 
-def _learning(forward: Callable, prepared: Prepared, names: list[str]) -> Callable:
-    handed = _handed(forward)
+def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
+    names = [*inspect.signature(cls.forward).parameters][1:]
+    handed = own_code(_handed(forward), prepared.name(cls))
     whole = no_frame(_whole(handed, prepared))
-    begin, end = torch.compiler.disable(_begin), torch.compiler.disable(_end)
+    begin: Callable = torch.compiler.disable(_begin)
+    end: Callable = torch.compiler.disable(_end)
 
     def learning_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if prepared.undone:
@@ -123,9 +126,7 @@ def _learning(forward: Callable, prepared: Prepared, names: list[str]) -> Callab
     return no_frame(learning_forward)
 
 
-def _begin(
-    model: nn.Module, prepared: Prepared, given: dict[str, Any]
-) -> tuple[Call, Callable[[], None]]:
+def _begin(model: nn.Module, prepared: Prepared, given: dict[str, Any]) -> tuple[Call, Callable[[], None]]:
     call = Call(prepared.number)
     _tell(call, learn(model, given, prepared.reader))
     return call, running.enter(call)
@@ -200,7 +201,7 @@ def _watch_patches(model: nn.Module, prepared: Prepared) -> None:
 # --- Marking -------------------------------------------------------------------------------------
 
 
-def _marking(forward: Callable, prepared: Prepared, names: list[str]) -> Callable:
+def _marking(forward: Callable, prepared: Prepared, cls: type) -> Callable:
     """Marks the first tensor that enters a block and is as long as the video of the call that runs."""
     calls, number = running, prepared.number  # of a closure: the ints of a global are constants to Dynamo
 
@@ -211,7 +212,7 @@ def _marking(forward: Callable, prepared: Prepared, names: list[str]) -> Callabl
                 args, kwargs = _mark_first(args, kwargs, call)
         return forward(block, *args, **kwargs)
 
-    return marking_forward
+    return own_code(marking_forward, prepared.name(cls))
 
 
 def _mark_first(args: tuple, kwargs: dict[str, Any], call: Call) -> tuple[tuple, dict[str, Any]]:

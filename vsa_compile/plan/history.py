@@ -7,14 +7,15 @@ May be imported by everything above; imports errors and torch_compat.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from threading import Lock, get_ident
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..errors import StateError, forward_unknown
-from ..torch_compat import position, position_of_forward
+from ..torch_compat import compiling, position, position_of_forward
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -53,6 +54,13 @@ class _Seen(Generic[Value]):
         return set(self.values[index : later + 1] if unsure else self.values[index:later])
 
 
+class _Pins(threading.local):
+    """The value that a compilation of this thread saw."""
+
+    compilation: object = None
+    value: Any = None
+
+
 class History(Generic[Value]):
     """`set` it, and ask for the value `in_force`: now, or within a backward when the forward ran.
 
@@ -64,6 +72,7 @@ class History(Generic[Value]):
         self._version = 0
         self._seen: dict[int, _Seen[Value]] = {}
         self._lock = Lock()
+        self._pins = _Pins()
 
     def set(self, value: Value) -> None:
         """From now on, for all threads."""
@@ -75,7 +84,19 @@ class History(Generic[Value]):
                 self._look(certain=True)
 
     def in_force(self) -> Value:
-        """Raises StateError within a backward of which there is no telling what its forward saw."""
+        """Raises StateError within a backward of which there is no telling what its forward saw.
+
+        While Dynamo compiles, it is what the compilation saw first: its guards are made last, and another
+        thread may have changed the value since.
+        """
+        compilation = compiling()
+        if compilation is None:
+            return self._in_force()
+        if self._pins.compilation != compilation:
+            self._pins.compilation, self._pins.value = compilation, self._in_force()
+        return self._pins.value
+
+    def _in_force(self) -> Value:
         number = position_of_forward()
         if number is None:
             mine = self._seen.get(get_ident())

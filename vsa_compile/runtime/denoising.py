@@ -42,7 +42,9 @@ def denoising(
     counts = is_int(steps) and is_int(dense_steps) and steps >= 1 and dense_steps >= 0
     if not (counts and 0 <= start <= end <= 1):
         raise OptionError(bad_value("denoising", (steps, dense_steps, start, end), allowed))
-    loop = _Loop(steps, (start, end), lambda step: step >= dense_steps and start * steps <= step < end * steps)
+    loop = _Loop(
+        steps, (start, end), lambda step: step >= dense_steps and start * steps <= step < end * steps
+    )
     try:
         yield loop.on_step_end
     finally:
@@ -67,8 +69,8 @@ class _Loop:
         self.longest = max(self.longest, step + 1)
         self.were_sparse |= self.is_sparse(step)
         # A pipeline of diffusers knows its length; the next step may be the first one of another loop.
-        length = getattr(pipe, "num_timesteps", None)
-        last = (length if is_int(length) else self.steps) - 1
+        known: Any = getattr(pipe, "num_timesteps", None)
+        last = (known if is_int(known) else self.steps) - 1
         state.dense_tokens.change(self.token, self._dense(0 if step == last else step + 1))
         return kwargs
 

@@ -132,5 +132,3 @@ def _within(tokens: Tokens, value: Any) -> Iterator[None]:
         yield
     finally:
         tokens.leave(token)
-
-

@@ -13,6 +13,14 @@ import torch
 from torch.fx import GraphModule
 
 
+def compiling() -> object:
+    """What tells the compilation of a frame that runs in this thread from others; None for none. Checked on
+    torch 2.13."""
+    from torch._guards import CompileContext
+
+    return CompileContext.try_get()
+
+
 def guards_hold() -> bool:
     """Whether guards that are installed now will be checked when what is compiled runs. `aot_compile` compiles
     no frame, and drops guards. Checked on torch 2.13."""
