@@ -16,7 +16,7 @@ from .plan.schedule import SparsitySchedule
 from .report.explain import Report, SiteReport, explain
 from .runtime.denoising import denoising
 from .runtime.state import dense, video_grid
-from .training.gates import add_gates
+from .training.gates import add_gates, remove_gates
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ __all__ = [
     "prepare",
     "register_grid_rule",
     "register_method",
+    "remove_gates",
     "unprepare",
     "video_grid",
     "vsa",

@@ -123,6 +123,22 @@ def no_gate_site() -> str:
     )
 
 
+def gates_dropped(came: Iterable[str], known: Iterable[str]) -> str:
+    return (
+        f"the checkpoint holds gates that no gate of the model takes: {', '.join(came)}. The model has "
+        f"{', '.join(known) or 'none'}. Call vsa_compile.add_gates(model, ...) with inputs and options under "
+        "which these calls are sparse, or rename the keys."
+    )
+
+
+def gates_untrained(count: int) -> str:
+    return (
+        f"{count} gates have gradients, but no optimizer has them: it was made before add_gates. Make it "
+        "afterwards, or pass what add_gates returned to optimizer.add_param_group({'params': ...}); or call "
+        ".requires_grad_(False) on gates that are not to learn."
+    )
+
+
 def no_coarse_output() -> str:
     return (
         "gate is given, but this method has no coarse output to multiply it with. Drop the gate, or use "
@@ -187,9 +203,8 @@ def grid_versions(limit: int) -> str:
 
 def state_conflict(name: str, wanted: object, held: object) -> str:
     return (
-        f"{name} is to be {wanted!r} here, but another thread runs with {held!r}: it holds for all "
-        f"threads of a "
-        "process. Let the threads take turns, or run them as processes."
+        f"{name} is to be {wanted!r} here, but another thread runs with {held!r}: it holds for all threads "
+        "of a process. Let the threads take turns, or run them as processes."
     )
 
 
@@ -197,40 +212,35 @@ def forward_unknown(name: str) -> str:
     return (
         f"{name} was changed by one thread while another ran a forward that is now computed again "
         "(activation checkpointing), so that there is no telling what that forward saw. Change it in "
-        "the thread "
-        "that runs the model, between a backward and the next forward."
+        "the thread that runs the model, between a backward and the next forward."
     )
 
 
 def callback_never_came(steps: int) -> str:
     return (
         f"denoising({steps}) never heard the end of a step, and so took all for the first one. Pass the "
-        f"callback "
-        "that it gives: pipe(..., callback_on_step_end=on_step_end), or call it after every step."
+        "callback that it gives: pipe(..., callback_on_step_end=on_step_end), or call it after every step."
     )
 
 
 def never_sparse(steps: int, came: int) -> str:
     return (
         f"denoising({steps}, ...) ran dense from first to last: its loop had {came} steps, and none of "
-        f"them lies "
-        "where it is sparse. Give the number of steps of the loop, and fewer dense_steps than that."
+        "them lies where it is sparse. Give the number of steps of the loop, and fewer dense_steps than that."
     )
 
 
 def another_number_of_steps(steps: int, came: int) -> str:
     return (
         f"denoising({steps}) ran around a loop of {came} steps: start and end are fractions of {steps}. "
-        f"Give both "
-        "the same number."
+        "Give both the same number."
     )
 
 
 def captured_in_vain(model: str, why: str) -> str:
     return (
         f"Dynamo fails in {model} where it captures sizes that are data, as vsa_compile.prepare asks it "
-        f"to; the "
-        "model runs without. Graphs may break there, and attention next to the breaks stays dense "
+        "to; the model runs without. Graphs may break there, and attention next to the breaks stays dense "
         f"(vsa_compile.explain shows it). Dynamo said: {why.strip().splitlines()[0] if why.strip() else why}"
     )
 

@@ -73,6 +73,15 @@ def gate_shared() -> Reason:
     )
 
 
+def gate_outside() -> Reason:
+    return Reason(
+        "gate-outside",
+        "its gate is computed outside of the checkpointed function that holds the call; let the checkpoint "
+        "span the query projection too (the whole block), or call vsa_compile.remove_gates(model)",
+        asked=True,
+    )
+
+
 def gate_shape(came: str, wanted: str) -> Reason:
     return Reason("gate-shape", f"its gate is {came}, not {wanted}", asked=True)
 
@@ -105,9 +114,9 @@ def not_learned(why: str) -> str:
 def no_guards(what: str) -> Reason:
     return Reason(
         "no-guards",
-        f"this code is compiled ahead of time (aot_compile), which drops the guards that {what} needs: later "
-        'changes would be ignored. Pass options={"grid": (frames, rows, cols)} and a sparsity that is a number, '
-        "or call the compiled model itself",
+        f"this code is compiled ahead of time (aot_compile), which drops the guards that {what} needs: "
+        'later changes would be ignored. Pass options={"grid": (frames, rows, cols)} and a sparsity that is a '
+        "number, or call the compiled model itself",
         asked=True,
     )
 

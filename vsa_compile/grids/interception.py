@@ -70,8 +70,8 @@ class Prepared:
         return wrapped
 
     def name(self, base: type) -> str:
-        """For code of its own for each class of each prepared model: by code object Dynamo counts the versions
-        that it compiled, up to a limit."""
+        """For code of its own for each class of each prepared model: by code object Dynamo counts the
+        versions that it compiled, up to a limit."""
         return f"{base.__name__}_forward_{self.number}"
 
 
@@ -131,7 +131,7 @@ def release(module: nn.Module, prepared: Prepared) -> None:
 
 
 def _replace_own(module: nn.Module, forward: Callable) -> bool:
-    """Put `forward` wherever the module's own forward, of its class, is kept bound; whether it was anywhere."""
+    """Put `forward` wherever the module's own forward is kept bound; whether it was anywhere."""
     classes = {cls.__dict__.get("forward") for cls in type(module).__mro__} | {forward}
     found = False
     for holder, name in _places(module):

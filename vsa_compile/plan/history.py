@@ -45,7 +45,7 @@ class _Seen(Generic[Value]):
             del column[:-_KEPT]
 
     def at(self, number: int) -> set[Value]:
-        """What held when the thread made the node of that number; several values where that cannot be told."""
+        """What held when the thread made the node of that number; several where that cannot be told."""
         index = bisect_right(self.positions, number) - 1
         if index < 0:
             return set(self.values) if self.forgotten else {self.values[0]}

@@ -61,7 +61,7 @@ class SparsitySchedule:
 
     @property
     def bucket(self) -> int:
-        """How often the kept share was halved at most; DENSE at sparsity 0. Within a backward, of its forward."""
+        """How often the kept share was halved at most; DENSE at sparsity 0. In a backward, of its forward."""
         sparsity = self._sparsity.in_force()
         if sparsity == 0:
             return DENSE

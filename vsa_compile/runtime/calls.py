@@ -37,8 +37,8 @@ class Running(threading.local):
         self.entered: list[Call] = []
 
     def enter(self, call: Call) -> Callable[[], None]:
-        """It runs in this thread from now on. What is returned, called from any thread, ends that, in any order
-        with others."""
+        """It runs in this thread from now on. What is returned, called from any thread, ends that, in any
+        order with others."""
         here = self.__dict__  # of this thread
         here["entered"].append(call)
         here["now"] = call

@@ -35,8 +35,8 @@ def denoising(
 
     Around several loops, one after the other, every loop begins at its first step. Warns at the end if the
     callback never came, if no step was sparse, or if the loops had another number of steps.
-    Raises OptionError unless steps >= 1, dense_steps >= 0 and 0 <= start <= end <= 1, StateError (at the step)
-    if another thread wants the opposite at that time.
+    Raises OptionError unless steps >= 1, dense_steps >= 0 and 0 <= start <= end <= 1, StateError (at the
+    step) if another thread wants the opposite at that time.
     """
     allowed = "steps >= 1, dense_steps >= 0, 0 <= start <= end <= 1"
     counts = is_int(steps) and is_int(dense_steps) and steps >= 1 and dense_steps >= 0

@@ -41,7 +41,7 @@ class State:
 
     @property
     def grid(self) -> _Three | None:
-        """What a prepared model learned of its call, or what video_grid says. A plain tuple: Dynamo compares it."""
+        """What a prepared model learned of its call, or what video_grid says. A tuple: Dynamo compares it."""
         learned = running.now.grid if running.now is not None else None
         return learned or self.grid_tokens.in_force()
 

@@ -22,8 +22,8 @@ def compiling() -> object:
 
 
 def guards_hold() -> bool:
-    """Whether guards that are installed now will be checked when what is compiled runs. `aot_compile` compiles
-    no frame, and drops guards. Checked on torch 2.13."""
+    """Whether guards that are installed now will be checked when what is compiled runs: `aot_compile`
+    compiles no frame, and drops guards. Checked on torch 2.13."""
     from torch._guards import CompileContext, TracingContext
 
     return TracingContext.try_get() is None or CompileContext.current_compile_id() is not None
@@ -48,8 +48,8 @@ def guard_on_attribute(package: str, *attributes: str) -> None:
 
 @contextmanager
 def capturing(*, sizes_that_are_data: bool) -> Iterator[None]:
-    """For what Dynamo compiles within: whether `.item()` and `nonzero` are captured, as with fullgraph=True; and
-    no graph is cut where a bucket of DistributedDataParallel ends. For this thread. Checked on torch 2.13.
+    """For what Dynamo compiles within: whether `.item()` and `nonzero` are captured, as with fullgraph=True;
+    and no graph is cut where a bucket of DistributedDataParallel ends. For this thread. Checked on torch 2.13.
     """
     changes: dict[str, Any] = {"optimize_ddp": False}
     if sizes_that_are_data:
