@@ -26,11 +26,7 @@ SITES = ("tests/test_sites.py", "tests/test_rules.py", "tests/test_random_models
 CALL, FORWARD, BACKWARD, LANES, KERNEL = (
     f"vsa_compile/ops/cpu/{name}" for name in ("call.h", "forward.h", "backward.h", "lanes.h", "kernel.cpp")
 )
-PYTHON_CPU, PYTHON_ATEN, OPS = (
-    "vsa_compile/ops/cpu/__init__.py",
-    "vsa_compile/ops/aten.py",
-    "vsa_compile/ops/schema.py",
-)
+PYTHON_CPU, PYTHON_ATEN = "vsa_compile/ops/cpu/__init__.py", "vsa_compile/ops/aten.py"
 METHOD, SITE, SITES_PY = (
     "vsa_compile/methods/method.py",
     "vsa_compile/methods/site.py",
@@ -40,6 +36,7 @@ PRUNE, RULES, DIGEST = (f"vsa_compile/methods/{name}.py" for name in ("prune", "
 EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
+ARGS, CHECKS, TEST_ARGS = "vsa_compile/ops/args.py", "vsa_compile/ops/checks.py", ("tests/test_args.py",)
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
 
 KERNEL_MUTANTS = (
@@ -59,7 +56,7 @@ KERNEL_MUTANTS = (
     Mutant("F8 bf16", "scale +1 % in bf16 alone", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * (kConverts<T> ? 1.01 : 1.))", CPP),
     Mutant("F8 backward", "scale +1 %", BACKWARD + "::BackwardKeys", "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
     Mutant("F9", "bf16 accumulator", FORWARD + "::ForwardGroup.step", "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
-    Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN + "::Keys.__init__", "self.wide = torch.promote_types(k.dtype, torch.float32)", "self.wide = k.dtype", ATEN),
+    Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN + "::Keys.__init__", "self.wide = lse_dtype(k.dtype)", "self.wide = k.dtype", ATEN),
     Mutant("F10", "pooled mean / E", SITE + "::Site.tile_means", "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
     Mutant("F11", "one row zero", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) std::fill_n(rows.get(), c.width, 0.f);", CPP_FP32),
     Mutant("F12", "one element", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
@@ -112,7 +109,7 @@ COMPILER_MUTANTS = (
     Mutant("F22", "node.meta not copied", REWRITE + "::_convert", "new.meta = dict(node.meta)", "new.meta = {}", ("tests/test_backend.py",)),
     Mutant("F23", "sources missing from the cache key", BACKEND + "::source_hash", "return digest.digest()", "return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::vsa", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
-    Mutant("F24", "fake with wrong strides", OPS + "::_attend_fake", "q.new_empty((batch, tokens, heads, width))", "q.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
+    Mutant("F24", "fake with wrong strides", ARGS + "::_by_token", "x.new_empty((batch, tokens, heads, width))", "x.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
     Mutant("F25", "scores of the coarse part detached", METHOD + "::Method.__call__", "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
     Mutant("F27", "refusals counted as conversions", BACKEND + "::_count", 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
     Mutant("F28", "the grid of another video", SITES_PY + "::_video", "max(shared, ...)", "min(shared, key=lambda found: analysis.hint(found[0].tokens))", SITES),
@@ -127,7 +124,7 @@ COMPILER_MUTANTS = (
     Mutant("stale hint", "no guard on the hinted grid", BACKEND + "::convert", "state.guard_grid()", "", ("tests/test_prepare.py",)),
     Mutant("stale marker", "the grid of the call before", "vsa_compile/grids/prepare.py::_learn_from", "learned.forget()", "", ("tests/test_prepare.py",)),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/graph_facts.py::broadcast", "agree", "unify", ("tests/test_rules.py",)),
-    Mutant("witness", "a recompute under another hinted grid", OPS + "::witness", "q.new_empty((*grid, 0))", "q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
+    Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_convert", "site.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),
     Mutant("counts", "text of one mask counted twice", "vsa_compile/analysis/equal_data_sizes.py::equal_counts", "return same", "return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
     Mutant("respelled", "all but the last n: another axis", "vsa_compile/analysis/optable/indexing.py::_sliced", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
@@ -146,17 +143,28 @@ PLAIN_MUTANTS = (
     Mutant("plain width", "32-bit offsets past 2^31", LAUNCH, "_FARTHEST = 2**31 - 1", "_FARTHEST = 2**31", PLAIN_QUICK),
     Mutant("plain numbers", "sizes for strides", LAUNCH + "::_measure", 'number.what == "size"', "number.what", PLAIN),
     Mutant("plain cache", "constants not in the key", LAUNCH + "::prepared", "tuple(constants.items())", "tuple(dict.fromkeys(constants, False).items())", PLAIN),
-    Mutant("eager shapes", "a wrong shape reaches the kernel", EAGER + "::_unsupported", "not leaf.fits(*arguments)", "False", PLAIN_QUICK),
-    Mutant("eager devices", "another device reaches the kernel", EAGER + "::_unsupported", "len(...) > 1", "len({x.device for x in arguments if isinstance(x, Tensor)}) > 2", PLAIN_QUICK),
-    Mutant("eager failure", "kernels that fail are tried again", EAGER + "::run", "_broken.add(name)", "", PLAIN_QUICK),
-    Mutant("eager memory", "a lack of memory becomes ATen", EAGER + "::run", "torch.OutOfMemoryError", "ZeroDivisionError", PLAIN_QUICK),
-    Mutant("eager silence", "ATen runs unsaid", EAGER + "::run", "_say_once(name, reason)", "", PLAIN_QUICK),
+    Mutant("args unchecked", "a wrong shape reaches the kernel", ARGS + "::takes", "call.check()", "", TEST_ARGS),
+    Mutant("args devices", "another device reaches the kernel", CHECKS + "::check_devices", "len(set(devices.values())) > 1", "len(set(devices.values())) > 2", PLAIN_QUICK),
+    Mutant("args packed", "a grid of the queries without their tile", ARGS + "::AttendArgs.check", "(self.q_grid is None) != (self.q_tile is None)", "False", TEST_ARGS),
+    Mutant("args start", "a video that ends behind its tokens", ARGS + "::AttendArgs._check_start", "surely(start + video > tokens)", "surely(start > tokens)", TEST_ARGS),
+    Mutant("args backward", "a gradient of another shape is read", ARGS + "::BackwardArgs.check", "check_shape(name, x, (batch, tokens, heads, width))", "", TEST_ARGS),
+    Mutant("args lse", "log-sum-exps of another type are read", ARGS + "::BackwardArgs.check", 'check_type("lse", self.lse, lse_dtype(q.dtype))', "", TEST_ARGS),
+    Mutant("lists unchecked", "lists are not looked at", ARGS + "::takes", "call.check_values()", "", TEST_ARGS),
+    Mutant("lists repeated", "an id twice is taken", ARGS + "::AttendArgs.check_values", "tiles[..., 1:] > tiles[..., :-1]", "tiles[..., 1:] >= tiles[..., :-1]", TEST_ARGS),
+    Mutant("lists range", "an id beyond all tiles is taken", ARGS + "::AttendArgs.check_values", "tiles < total", "tiles <= total", TEST_ARGS),
+    Mutant("lists width", "a count beyond the width is taken", ARGS + "::AttendArgs.check_values", "counts <= width", "counts > -9", TEST_ARGS),
+    Mutant("lists junk", "what follows the count is looked at", ARGS + "::AttendArgs.check_values", "good | (place >= counts[..., None])", "good", TEST_ARGS),
+    Mutant("lists shared", "shared lists are looked at once a head", ARGS + "::AttendArgs.check_values", "_shared(self.tiles)", "self.tiles", TEST_ARGS),
+    Mutant("eager threads", "an operator defined by two threads", EAGER + "::operator", "with _making:\n    return _operator(name)", "return _operator(name)", PLAIN_QUICK),
+    Mutant("eager failure", "kernels that fail are tried again", EAGER + "::_run", "_broken.add(name)", "", PLAIN_QUICK),
+    Mutant("eager memory", "a lack of memory becomes ATen", EAGER + "::_run", "torch.OutOfMemoryError", "ZeroDivisionError", PLAIN_QUICK),
+    Mutant("eager silence", "ATen runs unsaid", EAGER + "::_run", "_say_once(name, reason)", "", PLAIN_QUICK),
 )  # fmt: skip
 
 GRAPHS = ("tests/test_gpu_graphs.py",)
 GRAPH_MUTANTS = (
     Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD + "::_add_gated", "return fine + gate * coarse", "return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)", GRAPHS),
-    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py::lower", "[q, call.k, call.v, lse, ...]", "[q, ir.contiguous(call.k), call.v, lse, call.tiles, call.counts, *call.trailing_inputs()]", GRAPHS),
+    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py::lower", "[q, args.k, args.v, lse, ...]", "[q, ir.contiguous(args.k), args.v, lse, args.tiles, args.counts, *call.trailing_inputs()]", GRAPHS),
     Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE + "::Site.tile_means", "counts = counts.as_strided(counts.shape, counts.stride())", "", GRAPHS),
     Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND + "::vsa", "patches.setdefault(...)", "", GRAPHS),
     Mutant("share on host", "the share of a schedule read on the CPU", SITE + "::Site.count", "self.share.unbind()", "self.share.cpu().to(self.share.device).unbind()", GRAPHS),

@@ -238,6 +238,42 @@ def test_dense_layers_are_counted_by_the_module_path():
     assert "block 0 is listed in dense_layers" in sites[0].reason
 
 
+class TwoLists(torch.nn.Module):
+    """Blocks in several lists, one of them in stages."""
+
+    def __init__(self):
+        super().__init__()
+        blocks = lambda: torch.nn.ModuleList(ToyDiT(Habits(blocks=2)).blocks)  # noqa: E731
+        self.patch = torch.nn.Conv3d(4, 64, 1)
+        self.double, self.single, self.stages = blocks(), blocks(), torch.nn.ModuleList([blocks()])
+
+    def forward(self, latents):
+        x = self.patch(latents).flatten(2).transpose(1, 2)
+        for block in (*self.double, *self.single, *self.stages[0]):
+            x = block(x, None)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("layers", "dense"),
+    [
+        ((1,), {"double.1.attn", "single.1.attn"}),
+        (("single.1",), {"single.1.attn"}),
+        (("single", "double.0.attn"), {"single.0.attn", "single.1.attn", "double.0.attn"}),
+        (("stages.0.1", 0), {"double.0.attn", "single.0.attn", "stages.0.1.attn"}),
+        (("single.1.att",), set()),
+    ],
+)
+def test_dense_layers_of_several_lists(layers, dense):
+    """A number is the index in every list, a path is one module; several numbers in a path need a path."""
+    sites = explained(TwoLists(), torch.randn(1, 4, *GRID), options=ALL | {"dense_layers": layers})
+    assert {site.name for site in sites if site.slug == "dense-layer"} == dense
+    doubtful = {site.name for site in sites if site.slug == "several-indices"}
+    in_stages = {"stages.0.0.attn", "stages.0.1.attn"} if any(isinstance(x, int) for x in layers) else set()
+    assert doubtful == in_stages - dense
+    assert all("list blocks by their paths" in site.reason for site in sites if site.name in doubtful)
+
+
 def test_dense_layers_without_a_module_path_are_refused():
     def attend(latents):
         x = heads(latents.flatten(2).transpose(1, 2))

@@ -7,7 +7,7 @@ May be imported by everything; imports only the standard library.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VsaError(ValueError):
@@ -67,6 +67,15 @@ def differ(what: str, came: str) -> str:
 
 def misfit(shapes: str, allowed: str) -> str:
     return f"shapes do not fit: {shapes}. {allowed}"
+
+
+def bad_list(at: str, listed: Sequence[int], count: int, total: int) -> str:
+    shown = ", ".join(map(str, listed[:12])) + (", ..." if len(listed) > 12 else "")
+    return (
+        f"the list of key tiles of (batch, head, query tile) {at} is [{shown}] with count {count}, but its "
+        f"first count ids must be ascending, without repetition, from 0 to {total - 1}, and count from 0 to "
+        "its width. torch.ops.vsa_compile.select makes such lists."
+    )
 
 
 def kv_alike() -> str:

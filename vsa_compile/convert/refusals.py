@@ -166,14 +166,23 @@ def dtype(name: str) -> Reason:
     return Reason("dtype", f"dtype {name} is not one of float32, bfloat16, float16, float64", asked=True)
 
 
-def dense_layer(index: int) -> Reason:
-    return Reason("dense-layer", f"block {index} is listed in dense_layers")
+def dense_layer(layer: int | str) -> Reason:
+    return Reason("dense-layer", f"block {layer} is listed in dense_layers")
+
+
+def several_indices(path: str) -> Reason:
+    return Reason(
+        "several-indices",
+        f"dense_layers has a number, but {path} has several, and the block could be any of them; list blocks by "
+        f'their paths, such as dense_layers=("{path}",)',
+        asked=True,
+    )
 
 
 def no_layer_path() -> Reason:
     return Reason(
         "no-layer-path",
-        "dense_layers is set, but this call has no module path to read a block index from",
+        "dense_layers is set, but the graph has no module path, or no number in it, to tell this call's block by",
         asked=True,
     )
 

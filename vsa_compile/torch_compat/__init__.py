@@ -55,9 +55,11 @@ from .sizes import (
     surely_true,
     symbol_of,
 )
+from .tensors import assert_on_device
 
 __all__ = [
     "after_backward",
+    "assert_on_device",
     "backward_running",
     "capture_failures",
     "capturing",
