@@ -9,7 +9,7 @@ from torch import nn
 from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
-from vsa_compile.convert.judge import block_index
+from vsa_compile.convert.judge import block_indices
 
 pytestmark = pytest.mark.quick
 
@@ -284,11 +284,11 @@ def test_dense_layers_without_a_module_path_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("path", "index"),
-    [("blocks.3.attn1", 3), ("transformer_blocks.11.attn.0", 11), ("encoder.attn", None), ("", None)],
+    ("path", "indices"),
+    [("blocks.3.attn1", [3]), ("stages.0.blocks.11.attn", [0, 11]), ("encoder.attn", []), ("", [])],
 )
-def test_block_index(path, index):
-    assert block_index(path) == index
+def test_block_indices(path, indices):
+    assert block_indices(path) == indices
 
 
 def test_the_report_reads_well_and_serialises():

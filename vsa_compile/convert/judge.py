@@ -301,7 +301,7 @@ def _check_tokens(analysis: Analysis, tokens: Size, options: Options, guard: boo
 
 
 def _check_layer(name: str, options: Options) -> None:
-    """An index in dense_layers is that of a block in its list, in every list; a path is a module and all in it."""
+    """A number in dense_layers is a block's index in every list of blocks; a path, a module and all in it."""
     if not options.dense_layers:
         return
     if not name:

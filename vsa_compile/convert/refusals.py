@@ -115,8 +115,8 @@ def no_guards(what: str) -> Reason:
     return Reason(
         "no-guards",
         f"this code is compiled ahead of time (aot_compile), which drops the guards that {what} needs: "
-        'later changes would be ignored. Pass options={"grid": (frames, rows, cols)} and a sparsity that is a '
-        "number, or call the compiled model itself",
+        'later changes would be ignored. Pass options={"grid": (frames, rows, cols)} and a number as '
+        "sparsity, or call the compiled model itself",
         asked=True,
     )
 
@@ -173,8 +173,8 @@ def dense_layer(layer: int | str) -> Reason:
 def several_indices(path: str) -> Reason:
     return Reason(
         "several-indices",
-        f"dense_layers has a number, but {path} has several, and the block could be any of them; list blocks by "
-        f'their paths, such as dense_layers=("{path}",)',
+        f"dense_layers has a number, but {path} has several, and the block could be any of them; list "
+        f'blocks by their paths, such as dense_layers=("{path}",)',
         asked=True,
     )
 
@@ -182,7 +182,7 @@ def several_indices(path: str) -> Reason:
 def no_layer_path() -> Reason:
     return Reason(
         "no-layer-path",
-        "dense_layers is set, but the graph has no module path, or no number in it, to tell this call's block by",
+        "dense_layers is set, but this call has no module path, or no number in it, to tell its block by",
         asked=True,
     )
 

@@ -49,7 +49,8 @@ class Prepared:
             def own(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 if not isinstance(module, made):  # released since, and somebody kept the bound method
                     return base.forward(module, *args, **kwargs)
-                return super(made, module).forward(*args, **kwargs)  # looked up: others may patch the class
+                plain: Any = super(made, module)  # looks it up: others may patch the class
+                return plain.forward(*args, **kwargs)
 
             entries = {
                 "forward": self.forward(own, base, role),

@@ -99,8 +99,8 @@ def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
     names = [*inspect.signature(cls.forward).parameters][1:]
     handed = own_code(_handed(forward), prepared.name(cls))
     whole = no_frame(_whole(handed, prepared))
-    begin: Callable = torch.compiler.disable(_begin)
-    end: Callable = torch.compiler.disable(_end)
+    disable: Any = torch.compiler.disable
+    begin, end = disable(_begin), disable(_end)
 
     def learning_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if prepared.undone:

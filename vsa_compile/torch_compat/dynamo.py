@@ -49,7 +49,7 @@ def guard_on_attribute(package: str, *attributes: str) -> None:
 @contextmanager
 def capturing(*, sizes_that_are_data: bool) -> Iterator[None]:
     """For what Dynamo compiles within: whether `.item()` and `nonzero` are captured, as with fullgraph=True;
-    and no graph is cut where a bucket of DistributedDataParallel ends. For this thread. Checked on torch 2.13.
+    and no graph is cut where a bucket of DistributedDataParallel ends. For this thread. Checked on 2.13.
     """
     changes: dict[str, Any] = {"optimize_ddp": False}
     if sizes_that_are_data:
