@@ -245,11 +245,11 @@ class TwoLists(torch.nn.Module):
         super().__init__()
         blocks = lambda: torch.nn.ModuleList(ToyDiT(Habits(blocks=2)).blocks)  # noqa: E731
         self.patch = torch.nn.Conv3d(4, 64, 1)
-        self.double, self.single, self.stages = blocks(), blocks(), torch.nn.ModuleList([blocks()])
+        self.doubles, self.singles, self.stages = blocks(), blocks(), torch.nn.ModuleList([blocks()])
 
     def forward(self, latents):
         x = self.patch(latents).flatten(2).transpose(1, 2)
-        for block in (*self.double, *self.single, *self.stages[0]):
+        for block in (*self.doubles, *self.singles, *self.stages[0]):
             x = block(x, None)
         return x
 
@@ -257,11 +257,11 @@ class TwoLists(torch.nn.Module):
 @pytest.mark.parametrize(
     ("layers", "dense"),
     [
-        ((1,), {"double.1.attn", "single.1.attn"}),
-        (("single.1",), {"single.1.attn"}),
-        (("single", "double.0.attn"), {"single.0.attn", "single.1.attn", "double.0.attn"}),
-        (("stages.0.1", 0), {"double.0.attn", "single.0.attn", "stages.0.1.attn"}),
-        (("single.1.att",), set()),
+        ((1,), {"doubles.1.attn", "singles.1.attn"}),
+        (("singles.1",), {"singles.1.attn"}),
+        (("singles", "doubles.0.attn"), {"singles.0.attn", "singles.1.attn", "doubles.0.attn"}),
+        (("stages.0.1", 0), {"doubles.0.attn", "singles.0.attn", "stages.0.1.attn"}),
+        (("singles.1.att",), set()),
     ],
 )
 def test_dense_layers_of_several_lists(layers, dense):

@@ -11,6 +11,7 @@ May be imported by prepare alone; imports positions.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import types
 from collections.abc import Callable, Iterator
@@ -66,7 +67,9 @@ class Prepared:
 
     def forward(self, inner: Callable, base: type, role: Role, taken: Any = None) -> Callable:
         """A function (module, ...) in that role around another. `taken`: the forward on the module itself."""
-        wrapped = functools.wraps(base.forward)(role(inner, self, base))
+        wrapped: Any = functools.wraps(base.forward)(role(inner, self, base))
+        wrapped.__signature__ = inspect.signature(base.forward)
+        del wrapped.__wrapped__  # Accelerator.unwrap_model would unwrap this too
         setattr(wrapped, _MARK, (self, role, taken))
         return wrapped
 

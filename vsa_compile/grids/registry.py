@@ -6,6 +6,7 @@ May be imported by prepare and the package; imports positions and the libraries'
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,9 +52,9 @@ def learn(model: nn.Module, given: Mapping[str, Any], reader: Reader | None) -> 
     rule = next((_rules[cls] for cls in type(model).__mro__ if cls in _rules), None)
     if rule is not None and reader is not None:
         found = rule(model, given)
-        if isinstance(found, VideoTokens):
-            return found
         if found is not None:
-            return VideoTokens(tuple(read_grid(found.tolist() if isinstance(found, Tensor) else found)))
+            video = found if isinstance(found, VideoTokens) else VideoTokens(found)
+            sizes: Any = video.grid.tolist() if isinstance(video.grid, Tensor) else video.grid
+            return video if sizes is None else replace(video, grid=tuple(read_grid(sizes)))
     video = None if reader is None else reader.video(diffusers.POSITIONS, given)
     return video or diffusers.by_shapes(model, given) or VideoTokens(None)

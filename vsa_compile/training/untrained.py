@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..errors import gates_untrained
 
 
-@dataclass
+@dataclass(eq=False)
 class _Gate:
     parameters: list[weakref.ref]
     beside: weakref.ref  # the weight of the query projection
