@@ -27,7 +27,7 @@ def gates_of(analysis: Analysis, queries: list[Any]) -> list[Node | Reason | Non
         return [None] * len(queries)
     reached = [nearest(analysis, query, ("gate",)) for query in queries]
     times = Counter(marker for found in reached for marker in found)
-    return [_the_one(query, found, times) for query, found in zip(queries, reached, strict=True)]
+    return [_the_one(found, times) for found in reached]
 
 
 def _calls(module: GraphModule) -> list[Node]:
@@ -35,14 +35,13 @@ def _calls(module: GraphModule) -> list[Node]:
     return [node for part in parts for node in part.graph.nodes if node.op == "call_function"]
 
 
-def _the_one(query: Any, found: list[Node], times: Counter[Node]) -> Node | Reason | None:
+def _the_one(found: list[Node], times: Counter[Node]) -> Node | Reason | None:
     if not found:
         return None
     if len(found) > 1 or times[found[0]] > 1:
         return refusals.gate_shared()
     gate: Any = found[0].args[1]
-    # A body that is checkpointed has inputs of its own, which are not ours to add to.
-    return gate if gate.graph is query.graph else refusals.gate_outside()
+    return gate
 
 
 def misfit(analysis: Analysis, query: Node, video: Segment, gate: Node) -> Reason | None:

@@ -92,6 +92,12 @@ def gate_tokens() -> Reason:
     )
 
 
+def shared_body() -> Reason:
+    return Reason(
+        "shared-body", "the graph runs one body, with this call in it, in several places", asked=True
+    )
+
+
 def unknown_grid(why: str = "") -> Reason:
     """`why`: what a prepared model that runs says of it."""
     way_out = (
