@@ -269,6 +269,14 @@ def captured_in_vain(model: str, why: str) -> str:
     )
 
 
+def no_triton() -> str:
+    return (
+        "triton is not installed, so that nothing can be compiled for a GPU. Run "
+        "pip install 'vsa-compile[gpu]', or install torch for this GPU as pytorch.org says, which brings the "
+        "triton that goes with it."
+    )
+
+
 # --- The command line ---------------------------------------------------------------------------------
 
 FACTORY = (
@@ -324,50 +332,3 @@ def not_written(name: str, folder: str, why: str) -> str:
 def no_such_variant(variable: str, named: str, offered: Iterable[str]) -> str:
     allowed = f"one of {', '.join(offered)} and aten on this processor"
     return bad_value(f"the environment variable {variable}", named, allowed, "Unset it to use the fastest.")
-
-
-# --- doctor: problems, each with its way out ------------------------------------------------------------
-
-
-def no_triton() -> str:
-    return (
-        "triton is not installed, so that nothing can be compiled for a GPU. Run "
-        "pip install 'vsa-compile[gpu]', or install torch for this GPU as pytorch.org says, which brings the "
-        "triton that goes with it."
-    )
-
-
-def no_entry_point() -> str:
-    return (
-        'torch.compile(model, backend="vsa") does not find the backend: the package is importable but not '
-        "installed. Run pip install in its folder, or pass backend=vsa_compile.vsa."
-    )
-
-
-def another_installation(value: str) -> str:
-    return (
-        f'backend="vsa" is {value} of another package than this vsa_compile. Uninstall one of the two '
-        "(pip uninstall vsa-compile)."
-    )
-
-
-def no_cpp_kernel(why: str) -> str:
-    return f"{why}. This processor could run the C++ kernel: install a C++ compiler (g++ or clang++)."
-
-
-def unknown_templates(torch_version: str) -> str:
-    return (
-        f"Inductor's template interface of torch {torch_version} is unknown to vsa_compile. Use the version "
-        "in its pyproject.toml."
-    )
-
-
-def templates_unused(why: str) -> str:
-    return f"{why}. The GPU could run a template; please report this with TORCH_LOGS=+vsa_compile."
-
-
-def test_failed(what: str, why: str) -> str:
-    return (
-        f"the test on {what} failed: {why}. Reinstall torch and vsa_compile, and please report it if that "
-        'does not help; until then do not pass backend="vsa".'
-    )
