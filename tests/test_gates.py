@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from compare import assert_same_gradients, assert_same_output, output_and_gradients
 from converting import converting
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
@@ -170,6 +171,90 @@ def test_checkpoints_with_gates_and_without():
     assert all(not p.any() for p in fresh.to_gate_compress.parameters())
 
 
+def test_gates_made_on_meta_are_real_when_a_checkpoint_without_them_is_loaded():
+    model, plain = Attention().to("meta"), Attention()
+    add_gates(model, *(x.to("meta") for x in ARGUMENTS.values()), options=OPTIONS)
+    assert model.to_gate_compress.weight.is_meta
+    model.load_state_dict(plain.to(torch.float64).state_dict(), assign=True)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    assert model.to_gate_compress.weight.dtype == torch.float64
+    wide = {name: x.double() for name, x in ARGUMENTS.items()}
+    assert_same_output(compiled(model)[0](**wide), compiled(plain)[0](**wide))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_gates_that_a_checkpoint_keeps_beside_the_projection_load(strict: bool, recwarn):
+    """`blocks.0.attn.to_gate_compress`, as FastVideo calls them in LTX-2 and MiniMax-H3."""
+    habits = Habits(blocks=2)
+    model, fresh = ToyDiT(habits), ToyDiT(habits)
+    opened(model, *inputs(habits))
+    add_gates(fresh, *inputs(habits), options=OPTIONS)
+    saved = {
+        name.replace("to_gate_compress", "attn.to_gate_compress"): x for name, x in model.state_dict().items()
+    }
+    assert "blocks.1.attn.to_gate_compress.bias" in saved
+    fresh.load_state_dict(saved, strict=strict)
+    for name, x in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], x)
+    assert not recwarn.list
+
+
+def test_gates_of_a_checkpoint_that_nothing_takes_are_named():
+    habits = Habits(blocks=2)
+    model = ToyDiT(habits)
+    add_gates(model, *inputs(habits), options=OPTIONS | {"dense_layers": (1,)})
+    saved = model.state_dict() | {"blocks.1.to_gate_compress.weight": torch.ones(64, 64)}
+    with pytest.warns(
+        UserWarning, match=r"no gate of the model takes: blocks\.1\.to_gate_compress\. The model"
+    ):
+        model.load_state_dict(saved, strict=False)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_an_optimizer_that_was_made_before_the_gates_is_told(late: bool, recwarn):
+    model = Attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    gates = add_gates(model, *ARGUMENTS.values(), options=OPTIONS)
+    others = [] if late else [torch.optim.SGD(gates, lr=1e-3)]
+    run, _ = compiled(model)
+    for _ in range(3):
+        run(**ARGUMENTS).square().sum().backward()
+        for one in (optimizer, *others):
+            one.step()
+    said = [str(one.message) for one in recwarn.list if "no optimizer has them" in str(one.message)]
+    assert len(said) == late
+
+
+@pytest.mark.parametrize("how", [lambda model: model, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_gates_are_removed_without_a_trace(how):
+    model, plain = Attention(), Attention()
+    before = set(vars(model.to_q))
+    wanted = compiled(plain)[0](**ARGUMENTS)
+    run, _ = compiled(model)
+    opened(model, *ARGUMENTS.values())
+    model = how(model)
+    assert not torch.equal(compiled(model)[0](**ARGUMENTS), wanted)
+    assert vsa_compile.remove_gates(model) is model
+    assert_same_output(compiled(model)[0](**ARGUMENTS), wanted)
+    assert_same_output(run(**ARGUMENTS), run(**ARGUMENTS))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert set(vars(model.to_q)) == before
+    assert not any((model.to_q._forward_hooks, model._load_state_dict_pre_hooks))
+    model.load_state_dict(plain.state_dict())
+    assert len(add_gates(model, *ARGUMENTS.values(), options=OPTIONS)) == 2
+
+
+def test_compiled_code_hears_that_gates_are_gone():
+    model = Attention()
+    run, graphs = compiled(model)
+    before = run(**ARGUMENTS)
+    opened(model, *ARGUMENTS.values())
+    run(**ARGUMENTS)
+    vsa_compile.remove_gates(model)
+    assert torch.equal(run(**ARGUMENTS), before)
+    assert len(graphs) == 3
+
+
 def test_a_second_call_adds_what_is_missing():
     model, arguments = ToyDiT(Habits(blocks=2)), inputs(Habits(blocks=2))
     first = add_gates(model, *arguments, options=OPTIONS | {"dense_layers": (1,)})
@@ -231,11 +316,44 @@ def test_a_gate_that_does_not_fit_is_refused(wrong: str):
     assert {one.reason.slug for one in graphs[0]} == {f"gate-{wrong}"}
 
 
+class CheckpointsItsAttention(nn.Module):
+    """The query projection outside of what is checkpointed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.to_q = nn.Linear(32, 32)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = latents.flatten(2).transpose(1, 2)
+        q = self.to_q(x).unflatten(-1, (2, 16)).transpose(1, 2)
+        k = x.unflatten(-1, (2, 16)).transpose(1, 2)
+        return checkpoint(F.scaled_dot_product_attention, q, k, k, use_reentrant=False)
+
+
+def test_a_gate_outside_of_a_checkpointed_call_is_refused():
+    model, x = CheckpointsItsAttention(), torch.randn(2, 32, *GRID)
+    run, graphs = compiled(model)
+    assert_same_output(run(x), compiled(CheckpointsItsAttention())[0](x))
+    assert [type(one) for one in graphs[0]] == [Site]
+    opened(model, x)
+    out = run(x)
+    assert_same_output(out, model(x))
+    out.sum().backward()
+    (one,) = graphs[-1]
+    assert one.reason.slug == "gate-outside"
+    assert "let the checkpoint span the query projection" in one.reason.text
+    vsa_compile.remove_gates(model)  # the other way out
+    run(x)
+    assert [type(one) for one in graphs[-1]] == [Site]
+
+
 def test_a_model_without_a_sparse_call_is_an_error():
     with pytest.raises(ArgumentError, match="no attention call of this model can be given a gate"):
         add_gates(nn.Linear(3, 3), torch.randn(2, 3))
-    with pytest.raises(ArgumentError, match=r"must be a torch\.nn\.Module"):
-        add_gates(lambda x: x, 1)
+    for function in (add_gates, vsa_compile.remove_gates):
+        with pytest.raises(ArgumentError, match=r"must be a torch\.nn\.Module"):
+            function(lambda x: x)
 
 
 # --- Real models -------------------------------------------------------------------------------------

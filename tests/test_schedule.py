@@ -1,7 +1,9 @@
 """Sparsity that changes while compiled code runs: schedules, dense(), and loops of denoising steps."""
 
+import pickle
 from collections.abc import Callable
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import vsa_compile
 from vsa_compile import OptionError, SparsitySchedule
 from vsa_compile.grid import Grid, TileGrid, kept_tiles
 from vsa_compile.methods import Site
 from vsa_compile.plan.schedule import DENSE
+from vsa_compile.runtime.state import state
 
 GRID = Grid(4, 6, 8)
 Compiled = tuple[Callable, list]
@@ -104,6 +106,11 @@ def test_a_schedule_goes_on_from_a_checkpoint():
     second = SparsitySchedule.stairs(0.9, by=0.1, every=1)
     second.load_state_dict(first.state_dict())
     assert second.sparsity == first.sparsity == 0.4
+    third = pickle.loads(pickle.dumps(first))
+    first.step()
+    assert (first.sparsity, third.sparsity, third.number != first.number) == (0.5, 0.4, True)
+    third.step()
+    assert third.sparsity == 0.5
 
 
 # --- Compiled code that is driven --------------------------------------------------------------------
@@ -193,20 +200,10 @@ def test_in_and_out_of_dense_over_two_sizes_is_two_graphs_of_a_size():
     assert len(graphs) == 2
 
 
-def test_a_recompute_that_left_dense_is_an_error():
-    run, _ = compiled()
-    x = latents(GRID).requires_grad_()
-    run(x)
-    with vsa_compile.dense():
-        loss = checkpoint(run, x, use_reentrant=False).sum()
-    with pytest.raises(CheckpointError):
-        loss.backward()
-
-
 def test_dense_ends_with_an_error_too():
     with pytest.raises(ZeroDivisionError), vsa_compile.dense():
         1 / 0
-    assert not vsa_compile.state.state.dense
+    assert not state.dense
 
 
 # --- Denoising ---------------------------------------------------------------------------------------
@@ -216,9 +213,9 @@ def which_are_dense(steps: int, **window) -> str:
     seen = ""
     with vsa_compile.denoising(steps, **window) as on_step_end:
         for step in range(steps):
-            seen += "d" if vsa_compile.state.state.dense else "s"
+            seen += "d" if state.dense else "s"
             assert on_step_end(None, step, None, {"latents": 1}) == {"latents": 1}
-    assert not vsa_compile.state.state.dense
+    assert not state.dense
     return seen
 
 
@@ -227,7 +224,54 @@ def test_steps_of_a_denoising_loop():
     assert which_are_dense(5, dense_steps=2) == "ddsss"
     assert which_are_dense(10, start=0.2, end=0.9) == "ddsssssssd"
     assert which_are_dense(10, start=0.25, dense_steps=1) == "dddsssssss"
-    assert which_are_dense(3, dense_steps=7) == "ddd"
+    with pytest.warns(UserWarning, match="ran dense from first to last: its loop had 3 steps"):
+        assert which_are_dense(3, dense_steps=7) == "ddd"
+
+
+def test_a_loop_begins_anew_with_every_call_of_a_pipeline():
+    seen = ""
+    with vsa_compile.denoising(4, dense_steps=1) as on_step_end:
+        for length in (4, 4, 3, 4):  # diffusers knows when a call is shorter
+            for step in range(length):
+                seen += "d" if state.dense else "s"
+                on_step_end(SimpleNamespace(num_timesteps=length), step, None, {})
+    assert seen == "dsssdsssdssdsss"
+
+
+@pytest.mark.parametrize(
+    ("window", "steps", "said"),
+    [
+        ({"dense_steps": 10}, 0, "never heard the end of a step"),
+        ({"dense_steps": 10}, 8, "ran dense from first to last: its loop had 8 steps"),
+        ({"end": 0.5}, 8, r"denoising\(50\) ran around a loop of 8 steps"),
+        ({}, 51, r"denoising\(50\) ran around a loop of 51 steps"),
+    ],
+)
+def test_a_loop_that_is_not_as_announced_is_told(window, steps, said):
+    def run():
+        with vsa_compile.denoising(50, **window) as on_step_end:
+            for step in range(steps):
+                on_step_end(None, step, None, {})
+
+    with pytest.warns(UserWarning, match=said):
+        run()
+
+
+def test_a_loop_that_failed_says_nothing_else(recwarn):
+    with pytest.raises(ZeroDivisionError), vsa_compile.denoising(50):
+        1 / 0
+    assert not recwarn.list
+    assert not state.dense
+
+
+def test_dense_around_a_loop_makes_every_step_dense():
+    with vsa_compile.dense():
+        seen = ""
+        with vsa_compile.denoising(3) as on_step_end:
+            for step in range(3):
+                seen += "d" if state.dense else "s"
+                on_step_end(None, step, None, {})
+    assert seen == "ddd"
 
 
 @pytest.mark.parametrize(

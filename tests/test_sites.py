@@ -10,7 +10,7 @@ from torch import nn
 from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
-from vsa_compile.convert.judge import block_index
+from vsa_compile.convert.judge import block_indices
 
 pytestmark = pytest.mark.quick
 
@@ -239,6 +239,42 @@ def test_dense_layers_are_counted_by_the_module_path():
     assert "block 0 is listed in dense_layers" in sites[0].reason
 
 
+class TwoLists(torch.nn.Module):
+    """Blocks in several lists, one of them in stages."""
+
+    def __init__(self):
+        super().__init__()
+        blocks = lambda: torch.nn.ModuleList(ToyDiT(Habits(blocks=2)).blocks)  # noqa: E731
+        self.patch = torch.nn.Conv3d(4, 64, 1)
+        self.doubles, self.singles, self.stages = blocks(), blocks(), torch.nn.ModuleList([blocks()])
+
+    def forward(self, latents):
+        x = self.patch(latents).flatten(2).transpose(1, 2)
+        for block in (*self.doubles, *self.singles, *self.stages[0]):
+            x = block(x, None)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("layers", "dense"),
+    [
+        ((1,), {"doubles.1.attn", "singles.1.attn"}),
+        (("singles.1",), {"singles.1.attn"}),
+        (("singles", "doubles.0.attn"), {"singles.0.attn", "singles.1.attn", "doubles.0.attn"}),
+        (("stages.0.1", 0), {"doubles.0.attn", "singles.0.attn", "stages.0.1.attn"}),
+        (("singles.1.att",), set()),
+    ],
+)
+def test_dense_layers_of_several_lists(layers, dense):
+    """A number is the index in every list, a path is one module; several numbers in a path need a path."""
+    sites = explained(TwoLists(), torch.randn(1, 4, *GRID), options=ALL | {"dense_layers": layers})
+    assert {site.name for site in sites if site.slug == "dense-layer"} == dense
+    doubtful = {site.name for site in sites if site.slug == "several-indices"}
+    in_stages = {"stages.0.0.attn", "stages.0.1.attn"} if any(isinstance(x, int) for x in layers) else set()
+    assert doubtful == in_stages - dense
+    assert all("list blocks by their paths" in site.reason for site in sites if site.name in doubtful)
+
+
 def test_dense_layers_without_a_module_path_are_refused():
     def attend(latents):
         x = heads(latents.flatten(2).transpose(1, 2))
@@ -249,11 +285,11 @@ def test_dense_layers_without_a_module_path_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("path", "index"),
-    [("blocks.3.attn1", 3), ("transformer_blocks.11.attn.0", 11), ("encoder.attn", None), ("", None)],
+    ("path", "indices"),
+    [("blocks.3.attn1", [3]), ("stages.0.blocks.11.attn", [0, 11]), ("encoder.attn", []), ("", [])],
 )
-def test_block_index(path, index):
-    assert block_index(path) == index
+def test_block_indices(path, indices):
+    assert block_indices(path) == indices
 
 
 def test_the_report_reads_well_and_serialises():

@@ -1,8 +1,11 @@
 """State that changes between forward and backward: no change reaches the gradients, recomputed or not."""
 
 import functools
+import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
@@ -16,8 +19,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
-from vsa_compile import video_grid
+import vsa_compile
+from vsa_compile import SparsitySchedule, StateError, video_grid
 from vsa_compile.convert.judge import Refusal, Site
+from vsa_compile.plan.history import History
+from vsa_compile.runtime.state import state
 
 
 @contextmanager
@@ -169,27 +175,189 @@ def attend_hidden(tokens: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(x, x * 0.5, x)
 
 
-# Of equal numbers of tokens and of tiles: nothing but the witness of the grid differs.
+TURNED, LEVEL = (4, 7, 5), (4, 5, 7)  # of equal numbers of tokens and of tiles
+either_checkpoint = pytest.mark.parametrize("reentrant", [False, True], ids=["hooks", "reentrant"])
+
+
+@either_checkpoint
 @pytest.mark.parametrize(
     ("later", "backend"),
-    [((4, 5, 7), "aot_eager"), ((4, 7, 5), "aot_eager"), (None, "aot_eager"), ((4, 7, 5), "inductor")],
+    [(LEVEL, "aot_eager"), (TURNED, "aot_eager"), (None, "aot_eager"), (TURNED, "inductor")],
     ids=["same", "turned", "none", "turned, inductor"],
 )
-def test_a_recompute_under_another_hinted_grid_is_an_error(later: Grid | None, backend: str) -> None:
+def test_a_recompute_has_the_hinted_grid_of_its_forward(
+    later: Grid | None, backend: str, reentrant: bool
+) -> None:
     torch._dynamo.reset()
     graphs: list[list[Site | Refusal]] = []
     compiled = torch.compile(attend_hidden, backend=converting(graphs, backend, tile=(2, 4, 4)))
-    tokens = latents((4, 5, 7)).flatten(2).transpose(1, 2).requires_grad_()
-    for grid in ((4, 5, 7), (4, 7, 5)):  # both are compiled before; the recompute finds its own
-        with video_grid(*grid):
-            compiled(tokens)
-    with video_grid(4, 5, 7):
+    tokens = latents(LEVEL).flatten(2).transpose(1, 2).requires_grad_()
+    with video_grid(*LEVEL):
         wanted = torch.autograd.grad(compiled(tokens).square().sum(), tokens)[0]
-        loss = checkpointed(compiled)(tokens).square().sum()
+        out = checkpoint(compiled, tokens, use_reentrant=reentrant)
     with video_grid(*later) if later else nullcontext():
-        if later == (4, 5, 7):
-            assert torch.equal(torch.autograd.grad(loss, tokens)[0], wanted)
+        out.square().sum().backward()
+    assert_same_output(tokens.grad, wanted)
+    assert all(isinstance(decision, Site) for graph in graphs for decision in graph)
+
+
+@either_checkpoint
+def test_a_recompute_is_dense_as_its_forward(reentrant: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, backend=converting([], "aot_eager"))
+    x = latents(LEVEL).requires_grad_()
+    found = []
+    for inside in (True, False):
+        with vsa_compile.dense() if inside else nullcontext():
+            wanted = torch.autograd.grad(compiled(x).square().sum(), x)[0]
+            out = checkpoint(compiled, x, use_reentrant=reentrant)
+        x.grad = None
+        with nullcontext() if inside else vsa_compile.dense():
+            out.square().sum().backward()
+        assert_same_output(x.grad, wanted)
+        found.append(wanted)
+    assert (found[0] - found[1]).norm() > 0.01 * found[0].norm()
+
+
+@either_checkpoint
+def test_a_context_that_the_recompute_itself_enters_holds(reentrant: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, backend=converting([], "aot_eager"))
+    x = latents(LEVEL).requires_grad_()
+
+    def densely(x: Tensor) -> Tensor:
+        with vsa_compile.dense():
+            return compiled(x)
+
+    wanted = torch.autograd.grad(densely(x).square().sum(), x)[0]
+    checkpoint(densely, x, use_reentrant=reentrant).square().sum().backward()
+    assert_same_output(x.grad, wanted)
+    assert not state.dense
+
+
+@either_checkpoint
+@pytest.mark.parametrize("where", ["inside", "around"])
+def test_a_recompute_has_the_step_of_the_schedule_of_its_forward(where: str, reentrant: bool) -> None:
+    """Within a bucket, where nothing but the number that is read differs, and across."""
+    for steps in ((0.6, 0.7), (0.6, 0.9), (0.6, 0.0)):
+        torch._dynamo.reset()
+        schedule = SparsitySchedule(lambda step, steps=steps: steps[step])
+        twin = torch.compile(attend, backend=converting([], "aot_eager", sparsity=steps[0]))
+        backend = converting([], "aot_eager", sparsity=schedule)
+        again = functools.partial(checkpoint, use_reentrant=reentrant)
+        if where == "inside":
+            run = torch.compile(functools.partial(again, attend), backend=backend)
         else:
-            with pytest.raises(torch.utils.checkpoint.CheckpointError):
-                loss.backward()
-    assert sum(isinstance(decision, Site) for graph in graphs for decision in graph) == 2
+            run = functools.partial(again, torch.compile(attend, backend=backend))
+        x = latents((4, 6, 8)).requires_grad_()
+        (wanted,) = torch.autograd.grad(twin(x).square().sum(), x)
+        out = run(x)
+        schedule.step()
+        out.square().sum().backward()
+        assert_same_output(x.grad, wanted)
+
+
+def test_a_forward_of_which_there_is_no_telling_is_an_error() -> None:
+    """Another thread changes the value between two looks of this one, and nodes are made in between."""
+    history: History[int] = History("it", 0)
+    seen = []
+
+    class Asks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(history.in_force())
+            return grad
+
+    x = torch.ones(2, requires_grad=True)
+    history.in_force()
+    before = Asks.apply(x)
+    other = threading.Thread(target=lambda: history.set(1))
+    other.start(), other.join()
+    unsure = Asks.apply(x)
+    history.in_force()
+    after = Asks.apply(x)
+    history.set(2)
+    after.sum().backward()
+    assert seen == [1]
+    for doubtful in (before, unsure):
+        with pytest.raises(StateError, match="there is no telling what that forward saw"):
+            doubtful.sum().backward()
+
+
+def test_a_history_is_as_long_as_it_may_be() -> None:
+    history: History[int] = History("it", 0)
+    for value in range(1, 2000):
+        history.set(value)
+    assert history.in_force() == 1999
+    assert max(len(seen.values) for seen in history._seen.values()) < 300
+
+
+# --- Tokens ------------------------------------------------------------------------------------------
+
+
+def test_contexts_that_overlap_in_any_order_leave_nothing_behind() -> None:
+    for order in itertools.permutations(range(3)):
+        contexts = [vsa_compile.dense(), video_grid(1, 2, 3), video_grid(1, 2, 4)]
+        for context in contexts:
+            context.__enter__()
+        assert (state.dense, state.grid) == (True, (1, 2, 4))
+        for index in order:
+            contexts[index].__exit__(None, None, None)
+        assert (state.dense, state.grid) == (False, None)
+
+
+def in_a_thread(function: Callable) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_a_thread_that_wants_another_value_is_told() -> None:
+    def enter(context: Callable[[], AbstractContextManager]) -> Any:
+        with context():
+            return state.dense, state.grid
+
+    with video_grid(1, 2, 3), vsa_compile.dense():
+        assert in_a_thread(lambda: enter(lambda: video_grid(1, 2, 3))) == (True, (1, 2, 3))
+        with pytest.raises(StateError, match=r"\(1, 2, 4\) here, but another thread runs with \(1, 2, 3\)"):
+            in_a_thread(lambda: enter(lambda: video_grid(1, 2, 4)))
+        assert in_a_thread(lambda: enter(vsa_compile.dense)) == (True, (1, 2, 3))
+        with pytest.raises(StateError, match="dense is to be False here"):
+            in_a_thread(lambda: enter(lambda: vsa_compile.denoising(4)))
+    assert (state.dense, state.grid) == (False, None)
+    with vsa_compile.denoising(4) as end:
+        end(None, 3, None, {})
+        with pytest.raises(StateError, match="dense is to be True here"):
+            in_a_thread(lambda: enter(vsa_compile.dense))
+
+
+# --- aot_compile, which drops guards -----------------------------------------------------------------
+
+
+def test_what_needs_a_guard_stays_dense_where_guards_are_dropped() -> None:
+    grid = (4, 5, 7)
+    tokens = latents(grid).flatten(2).transpose(1, 2)
+    schedule = SparsitySchedule(0.5)
+    hidden, shown = (attend_hidden, tokens), (attend, latents(grid))
+    for (function, x), options, hint, slug in (
+        (hidden, {}, grid, "no-guards"),
+        (shown, {"sparsity": schedule}, None, "no-guards"),
+        (shown, {}, None, None),
+        (hidden, {"grid": grid}, None, None),
+    ):
+        torch._dynamo.reset()
+        graphs: list[list[Site | Refusal]] = []
+        backend = converting(graphs, **options)
+
+        def alone(module: torch.fx.GraphModule, inputs: list, backend: Callable = backend) -> Any:
+            backend(module, inputs)
+            raise RuntimeError("seen enough")
+
+        hinted = video_grid(*hint) if hint else nullcontext()
+        with hinted, pytest.raises(RuntimeError, match="seen enough"):
+            torch.compile(function, backend=alone, fullgraph=True).aot_compile(((x,), {}))
+        (one,) = graphs[0]
+        assert slug == (one.reason.slug if isinstance(one, Refusal) else None)

@@ -4,8 +4,10 @@ Importing this package registers the operators; it loads neither triton nor Indu
 """
 
 from .backend import convert_exported, vsa
-from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, VsaError
-from .grids.prepare import prepare
+from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, StateError, VsaError
+from .grids.positions import VideoTokens
+from .grids.prepare import prepare, unprepare
+from .grids.registry import register_grid_rule
 from .methods import register_method
 from .ops import aten, cpu, flops, gpu, schema  # noqa: F401  (operators, kernels and formulas register themselves)
 from .ops.functional import attention
@@ -13,8 +15,9 @@ from .options import Options
 from .plan.schedule import SparsitySchedule
 from .report.explain import explain
 from .report.table import Report, SiteReport
-from .runtime.state import denoising, dense, video_grid
-from .training.gates import add_gates
+from .runtime.denoising import denoising
+from .runtime.state import dense, video_grid
+from .training.gates import add_gates, remove_gates
 
 __version__ = "0.1.0"
 
@@ -27,6 +30,8 @@ __all__ = [
     "Report",
     "SiteReport",
     "SparsitySchedule",
+    "StateError",
+    "VideoTokens",
     "VsaError",
     "add_gates",
     "attention",
@@ -35,7 +40,10 @@ __all__ = [
     "dense",
     "explain",
     "prepare",
+    "register_grid_rule",
     "register_method",
+    "remove_gates",
+    "unprepare",
     "video_grid",
     "vsa",
 ]

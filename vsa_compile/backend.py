@@ -19,6 +19,7 @@ from .analysis import analyse
 from .analysis.graph_facts import example_of
 from .convert.edits import Edit, apply
 from .convert.judge import Refusal, Site, judge, wants_hint
+from .convert.refusals import no_guards
 from .convert.rewrite import plan
 from .errors import (
     OptionError,
@@ -186,6 +187,8 @@ def _refuse_if_asked(decisions: list[Site | Refusal], settings: Options) -> None
 def _decided(module: GraphModule, settings: Options) -> tuple[list[Site | Refusal], list[Edit]]:
     """What is to be done to a graph, and guards on what that was decided by."""
     decisions = judge(analyse(module), state.hinted(settings), why=state.state.why)
+    if not torch_compat.guards_hold():
+        decisions = [_unguarded(decision, settings) for decision in decisions]
     decisions, edits = plan(module, decisions, settings)
     if edits:
         state.guard_sparsity(settings)
@@ -194,6 +197,17 @@ def _decided(module: GraphModule, settings: Options) -> tuple[list[Site | Refusa
     if any(map(wants_hint, decisions)):
         state.guard_grid()
     return decisions, edits
+
+
+def _unguarded(decision: Site | Refusal, settings: Options) -> Site | Refusal:
+    """The decision where guards are dropped: what needs one is refused."""
+    if isinstance(decision, Refusal):
+        return decision
+    needs = "a hinted grid" if wants_hint(decision) and state.state.grid is not None else ""
+    needs = needs or ("a SparsitySchedule" if state.sparsity(settings)[1] >= 0 else "")
+    if not needs:
+        return decision
+    return Refusal(decision.call, decision.name, decision.segments, no_guards(needs))
 
 
 _grids: dict[Any, set[tuple[int, int, int]]] = {}  # that were hinted while a frame was compiled, by frame

@@ -1,4 +1,4 @@
-"""Every error and warning that a user can see; why an attention call stays dense is in reasons.py.
+"""Every error and warning that a user can see; why an attention call stays dense is in convert/refusals.py.
 
 Each says what came, what is allowed, and the way out.
 May be imported by everything; imports only the standard library.
@@ -24,6 +24,10 @@ class ArgumentError(VsaError):
 
 class RefusedError(VsaError):
     """An attention call was refused while `fallback="error"` was asked for."""
+
+
+class StateError(VsaError):
+    """Run-time state (`dense`, `video_grid`, `denoising`, a schedule) that cannot be as somebody wants it."""
 
 
 class DoubleBackwardError(VsaError, RuntimeError):
@@ -128,6 +132,22 @@ def no_gate_site() -> str:
     )
 
 
+def gates_dropped(came: Iterable[str], known: Iterable[str]) -> str:
+    return (
+        f"the checkpoint holds gates that no gate of the model takes: {', '.join(came)}. The model has "
+        f"{', '.join(known) or 'none'}. Call vsa_compile.add_gates(model, ...) with inputs and options under "
+        "which these calls are sparse, or rename the keys."
+    )
+
+
+def gates_untrained(count: int) -> str:
+    return (
+        f"{count} gates have gradients, but no optimizer has them: it was made before add_gates. Make it "
+        "afterwards, or pass what add_gates returned to optimizer.add_param_group({'params': ...}); or call "
+        ".requires_grad_(False) on gates that are not to learn."
+    )
+
+
 def no_coarse_output() -> str:
     return (
         "gate is given, but this method has no coarse output to multiply it with. Drop the gate, or use "
@@ -205,6 +225,58 @@ def grid_versions(limit: int, grids: int) -> str:
     )
 
 
+def state_conflict(name: str, wanted: object, held: object) -> str:
+    return (
+        f"{name} is to be {wanted!r} here, but another thread runs with {held!r}: it holds for all threads "
+        "of a process. Let the threads take turns, or run them as processes."
+    )
+
+
+def forward_unknown(name: str) -> str:
+    return (
+        f"{name} was changed by one thread while another ran a forward that is now computed again "
+        "(activation checkpointing), so that there is no telling what that forward saw. Change it in "
+        "the thread that runs the model, between a backward and the next forward."
+    )
+
+
+def callback_never_came(steps: int) -> str:
+    return (
+        f"denoising({steps}) never heard the end of a step, and so took all for the first one. Pass the "
+        "callback that it gives: pipe(..., callback_on_step_end=on_step_end), or call it after every step."
+    )
+
+
+def never_sparse(steps: int, came: int) -> str:
+    return (
+        f"denoising({steps}, ...) ran dense from first to last: its loop had {came} steps, and none of "
+        "them lies where it is sparse. Give the number of steps of the loop, and fewer dense_steps than that."
+    )
+
+
+def another_number_of_steps(steps: int, came: int) -> str:
+    return (
+        f"denoising({steps}) ran around a loop of {came} steps: start and end are fractions of {steps}. "
+        "Give both the same number."
+    )
+
+
+def captured_in_vain(model: str, why: str) -> str:
+    return (
+        f"Dynamo fails in {model} where it captures sizes that are data, as vsa_compile.prepare asks it "
+        "to; the model runs without. Graphs may break there, and attention next to the breaks stays dense "
+        f"(vsa_compile.explain shows it). Dynamo said: {why.strip().splitlines()[0] if why.strip() else why}"
+    )
+
+
+def no_triton() -> str:
+    return (
+        "triton is not installed, so that nothing can be compiled for a GPU. Run "
+        "pip install 'vsa-compile[gpu]', or install torch for this GPU as pytorch.org says, which brings the "
+        "triton that goes with it."
+    )
+
+
 # --- The command line ---------------------------------------------------------------------------------
 
 FACTORY = (
@@ -260,50 +332,3 @@ def not_written(name: str, folder: str, why: str) -> str:
 def no_such_variant(variable: str, named: str, offered: Iterable[str]) -> str:
     allowed = f"one of {', '.join(offered)} and aten on this processor"
     return bad_value(f"the environment variable {variable}", named, allowed, "Unset it to use the fastest.")
-
-
-# --- doctor: problems, each with its way out ------------------------------------------------------------
-
-
-def no_triton() -> str:
-    return (
-        "triton is not installed, so that nothing can be compiled for a GPU. Run "
-        "pip install 'vsa-compile[gpu]', or install torch for this GPU as pytorch.org says, which brings the "
-        "triton that goes with it."
-    )
-
-
-def no_entry_point() -> str:
-    return (
-        'torch.compile(model, backend="vsa") does not find the backend: the package is importable but not '
-        "installed. Run pip install in its folder, or pass backend=vsa_compile.vsa."
-    )
-
-
-def another_installation(value: str) -> str:
-    return (
-        f'backend="vsa" is {value} of another package than this vsa_compile. Uninstall one of the two '
-        "(pip uninstall vsa-compile)."
-    )
-
-
-def no_cpp_kernel(why: str) -> str:
-    return f"{why}. This processor could run the C++ kernel: install a C++ compiler (g++ or clang++)."
-
-
-def unknown_templates(torch_version: str) -> str:
-    return (
-        f"Inductor's template interface of torch {torch_version} is unknown to vsa_compile. Use the version "
-        "in its pyproject.toml."
-    )
-
-
-def templates_unused(why: str) -> str:
-    return f"{why}. The GPU could run a template; please report this with TORCH_LOGS=+vsa_compile."
-
-
-def test_failed(what: str, why: str) -> str:
-    return (
-        f"the test on {what} failed: {why}. Reinstall torch and vsa_compile, and please report it if that "
-        'does not help; until then do not pass backend="vsa".'
-    )

@@ -41,7 +41,9 @@ class Options:
     method: "vsa", "bsa", "sta", or a name given to `vsa_compile.register_method`.
     tile: (frames, rows, cols) tokens of a tile.
     min_tokens: calls with fewer video tokens stay dense, where sparsity does not pay.
-    dense_layers: indices of transformer blocks that stay dense.
+    dense_layers: transformer blocks that stay dense: by index, which means the block of that index in every
+        list of blocks that the model has, or by module path ("single_transformer_blocks.1"), which means that
+        module and all in it. Where a path has several numbers ("stages.0.blocks.11"), only paths will do.
     grid: (frames, rows, cols) in tokens, for graphs that do not show it.
     fallback: "dense", or "error" to raise when a call that looks like video attention is refused.
     mode: as torch.compile's mode ("max-autotune", "reduce-overhead", ...).
@@ -55,7 +57,7 @@ class Options:
     method: str = "vsa"
     tile: Tile = (4, 4, 4)
     min_tokens: int = 4096
-    dense_layers: tuple[int, ...] = ()
+    dense_layers: tuple[int | str, ...] = ()
     grid: Grid | None = None
     fallback: str = "dense"
     mode: str | None = None
@@ -139,16 +141,15 @@ def _read_min_tokens(value: Any) -> int:
     return _plain(value)
 
 
-def _read_dense_layers(value: Any) -> tuple[int, ...]:
+def _read_dense_layers(value: Any) -> tuple[int | str, ...]:
     try:
-        items = tuple(value)
+        items = (-1,) if isinstance(value, str) else tuple(value)
     except TypeError:
         items = (-1,)
-    if not all(is_int(item) and item >= 0 for item in items):
-        raise OptionError(
-            bad_value("dense_layers", value, "a sequence of block indices >= 0, such as (0, 1)")
-        )
-    return tuple(sorted({_plain(item) for item in items}))
+    if not all((is_int(item) and item >= 0) or (isinstance(item, str) and item) for item in items):
+        allowed = "a sequence of block indices >= 0 and module paths, such as (0, 1, 'single_blocks.7')"
+        raise OptionError(bad_value("dense_layers", value, allowed))
+    return tuple(sorted({_plain(item) for item in items}, key=lambda item: (isinstance(item, str), item)))
 
 
 def _read_fallback(value: Any) -> str:

@@ -22,7 +22,9 @@ SHARE = (
 KNOWN = "Known: dense_layers, fallback, grid, inductor, method, min_tokens, mode, sparsity, tile."
 OF_TILES = "but it must be a share above 0, at most 1."
 METHOD = "but it must be the name of a sparse attention method. Try 'vsa'."
-LAYERS = "but it must be a sequence of block indices >= 0, such as (0, 1)."
+LAYERS = (
+    "but it must be a sequence of block indices >= 0 and module paths, such as (0, 1, 'single_blocks.7')."
+)
 PATCHES = "but it must be a dict of Inductor config patches by name."
 QKV = "(batch, heads, tokens, width)."
 

@@ -127,9 +127,9 @@ def module_path(node: Node) -> str:
     return ".".join(re.findall(r"\w+", path))
 
 
-def block_index(path: str) -> int | None:
-    """The first number in a module path: the index of the transformer block."""
-    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+def block_indices(path: str) -> list[int]:
+    """The numbers in a module path: usually one, the index of the transformer block in its list."""
+    return [int(part) for part in path.split(".") if part.isdigit()]
 
 
 def _segments(analysis: Analysis, call: AttentionCall) -> tuple[Segment, ...]:
@@ -315,10 +315,19 @@ def _check_tokens(analysis: Analysis, tokens: Size, options: Options, guard: boo
 
 
 def _check_layer(name: str, options: Options) -> None:
+    """A number in dense_layers is a block's index in every list of blocks; a path, a module and all in it."""
     if not options.dense_layers:
         return
-    index = block_index(name)
-    if index is None:
+    if not name:
         raise _Refused(refusals.no_layer_path())
-    if index in options.dense_layers:
-        raise _Refused(refusals.dense_layer(index))
+    for path in (layer for layer in options.dense_layers if isinstance(layer, str)):
+        if f"{name}.".startswith(f"{path}."):
+            raise _Refused(refusals.dense_layer(path))
+    listed = {layer for layer in options.dense_layers if isinstance(layer, int)}
+    indices = block_indices(name)
+    if listed and not indices:
+        raise _Refused(refusals.no_layer_path())
+    if listed and len(indices) > 1:
+        raise _Refused(refusals.several_indices(name))
+    if listed.intersection(indices):
+        raise _Refused(refusals.dense_layer(indices[0]))

@@ -80,6 +80,15 @@ def gate_shared() -> Reason:
     )
 
 
+def gate_outside() -> Reason:
+    return Reason(
+        "gate-outside",
+        "its gate is computed outside of the checkpointed function that holds the call; let the checkpoint "
+        "span the query projection too (the whole block), or call vsa_compile.remove_gates(model)",
+        asked=True,
+    )
+
+
 def gate_shape(came: str, wanted: str) -> Reason:
     return Reason("gate-shape", f"its gate is {came}, not {wanted}", asked=True)
 
@@ -87,15 +96,6 @@ def gate_shape(came: str, wanted: str) -> Reason:
 def gate_tokens() -> Reason:
     return Reason(
         "gate-tokens", "its gate is not of the tokens of its queries, nor of their video", asked=True
-    )
-
-
-def gate_outside() -> Reason:
-    return Reason(
-        "gate-outside",
-        "its gate is computed outside of the checkpointed function that the call is in; move the query "
-        "projection into that function",
-        asked=True,
     )
 
 
@@ -108,7 +108,7 @@ def shared_body() -> Reason:
 def unknown_grid(why: str = "") -> Reason:
     """`why`: what a prepared model that runs says of it."""
     way_out = (
-        "call vsa_compile.prepare(model), "
+        "call vsa_compile.prepare(model), again if its forward was replaced since, "
         'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number'
     )
     text = f"the graph does not show the (frames, rows, cols) of these tokens; {why or way_out}"
@@ -121,6 +121,16 @@ def not_learned(why: str) -> str:
         f"vsa_compile.prepare did not learn them either: {why or 'no argument of the model shows them'}. If "
         "they are video, call the model within `with vsa_compile.video_grid(frames, rows, cols):`, in "
         "tokens, whose product is their number, and compile the model itself or its blocks, not what calls it"
+    )
+
+
+def no_guards(what: str) -> Reason:
+    return Reason(
+        "no-guards",
+        f"this code is compiled ahead of time (aot_compile), which drops the guards that {what} needs: "
+        'later changes would be ignored. Pass options={"grid": (frames, rows, cols)} and a number as '
+        "sparsity, or call the compiled model itself",
+        asked=True,
     )
 
 
@@ -169,14 +179,23 @@ def dtype(name: str) -> Reason:
     return Reason("dtype", f"dtype {name} is not one of float32, bfloat16, float16, float64", asked=True)
 
 
-def dense_layer(index: int) -> Reason:
-    return Reason("dense-layer", f"block {index} is listed in dense_layers")
+def dense_layer(layer: int | str) -> Reason:
+    return Reason("dense-layer", f"block {layer} is listed in dense_layers")
+
+
+def several_indices(path: str) -> Reason:
+    return Reason(
+        "several-indices",
+        f"dense_layers has a number, but {path} has several, and the block could be any of them; list "
+        f'blocks by their paths, such as dense_layers=("{path}",)',
+        asked=True,
+    )
 
 
 def no_layer_path() -> Reason:
     return Reason(
         "no-layer-path",
-        "dense_layers is set, but this call has no module path to read a block index from",
+        "dense_layers is set, but this call has no module path, or no number in it, to tell its block by",
         asked=True,
     )
 

@@ -1,15 +1,16 @@
 """`prepare(model)`: tells graphs that hide the grid of their tokens what it is, and keeps graphs whole.
 
 Blocks that are compiled one by one, graphs behind a break, and models that get their positions as data show
-no (frames, rows, cols). A prepared model learns them at run time and marks what enters its blocks.
-May be imported by everything above ops; imports errors, inputs, state and torch_compat.
+no (frames, rows, cols). A prepared model learns them at every call, as a value of that call: its blocks mark
+what enters them while the call runs, in its thread, and while a backward computes it again; never later.
+May be imported by the package and report; imports everything in grids, convert's reasons, runtime and
+torch_compat.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -17,33 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from ..convert.refusals import not_learned, not_learned_of_these
-from ..errors import ArgumentError, bad_value
-from ..runtime.state import state
-from ..torch_compat import capturing_data_dependent, known_equal, no_frame, own_code, uncut_by_ddp
-from .positions import Grid, Reader, Video, by_shapes
+from ..errors import ArgumentError, bad_value, captured_in_vain
+from ..runtime.calls import Call, running
+from ..torch_compat import capture_failures, capturing, known_equal, no_frame, own_code
+from .interception import Prepared, intercept, prepared_as, release
+from .positions import VideoTokens
+from .recompute import resume_in_backward
+from .registry import learn
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class Learned:
-    """Where the video is in the call that runs. A plain object, no module: Dynamo makes its ints symbolic."""
-
-    def __init__(self) -> None:
-        self.reader = Reader()
-        self.met = True  # see _handed
-        self.forget()
-
-    def forget(self) -> None:
-        self.grid: Grid | None = None
-        self.start = 0
-        self.length: int | None = None  # of the sequence; None if that is the video alone
-        self.images: tuple[int, int, int] | None = None  # batch * frames, rows, cols
-
-    def learn(self, video: Video) -> None:
-        self.grid, self.start, self.length = video.grid, video.start, video.length
-        state.why = not_learned(video.why) if video.grid is None else not_learned_of_these()
-        if video.grid is not None:
-            state.grid = video.grid  # for graphs that hold nothing but q, k and v
 
 
 def prepare(model: Model) -> Model:
@@ -51,150 +34,211 @@ def prepare(model: Model) -> Model:
 
     Call it once, before anything runs, on a transformer that is compiled block by block
     (`compile_repeated_blocks`), or that `explain` says hides its grid. The grid of a call is read from the
-    model's inputs where its class has a rule, or from its patch embedding (the first convolution whose kernel
-    is its stride). Positions that are data (coordinates, rotary tables, token indices) are read once for each
-    tensor, which waits for the device; compile the model itself or its blocks for that, not what calls it.
+    model's inputs where there is a rule (`register_grid_rule`), or from its patch embedding (the first
+    convolution whose kernel is its stride). Positions that are data (coordinates, rotary tables, token
+    indices) are read once for each tensor, which waits for the device; compile the model itself or its
+    blocks for that, not what calls it.
+
+    The grid belongs to the call that learned it, and to backwards that compute this call again: threads and
+    resolutions do not mix. Where something bypasses the model's forward (assigns another to the module), its
+    blocks are told nothing and stay dense, with that reason; call `prepare` again after it.
+
     Also lets Dynamo capture `.item()` and `nonzero` inside the model, which keeps models whole that pick
-    their text tokens by a mask, and lets Dynamo cut no graph by the buckets of DistributedDataParallel: there
-    compile the blocks, so that gradients are sent while others are computed. The uncompiled model computes
-    what it did.
+    their text tokens by a mask (and says so if Dynamo cannot do that, and goes on without), and cut no graph
+    by the buckets of DistributedDataParallel: there compile the blocks, so that gradients are sent while
+    others are computed. The uncompiled model computes what it did. It can be copied and pickled: the copy is
+    prepared, apart from the original. `unprepare(model)` undoes.
     Raises ArgumentError if `model` is no torch.nn.Module.
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
-    inner: nn.Module = getattr(model, "_orig_mod", model)
-    if not hasattr(inner, _PREPARED):
-        learned = Learned()
-        object.__setattr__(inner, _PREPARED, learned)
-        for block in _blocks(inner):
-            _wrap(block, _marking, learned)
-        _watch_patches(inner, learned)
-        _wrap(inner, _learning, learned)
+    inner = _plain(model)
+    prepared = prepared_as(inner, _learning) or Prepared()
+    for block in _blocks(inner):
+        intercept(block, _marking, prepared)
+    _watch_patches(inner, prepared)
+    intercept(inner, _learning, prepared)
     return model
 
 
-_PREPARED = "_vsa_compile_prepared"
+def unprepare(model: Model) -> Model:
+    """Undo `prepare(model)`; returns the model. Does nothing to a model that is not prepared.
+
+    Raises ArgumentError if `model` is no torch.nn.Module.
+    """
+    inner = _plain(model)
+    prepared = prepared_as(inner, _learning)
+    if prepared is not None:
+        prepared.undone = True
+        for module in inner.modules():
+            release(module, prepared)
+            for key, hook in [*module._forward_hooks.items()]:
+                if isinstance(hook, _Watching) and hook.prepared is prepared:
+                    del module._forward_hooks[key]
+    return model
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
+    return getattr(model, "_orig_mod", model)
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
     """Members of the outermost module lists, but for plain layers: those are handed what a block computed."""
     for child in model.children():
         if isinstance(child, nn.ModuleList):
-            yield from (block for block in child if any(True for _ in block.children()))
+            plain = (getattr(block, "_orig_mod", block) for block in child)
+            yield from (block for block in plain if any(True for _ in block.children()))
         else:
             yield from _blocks(child)
-
-
-def _wrap(module: nn.Module, wrapper: Callable[..., Callable], learned: Learned) -> None:
-    """Replace the forward of this one module. (Hooks would be frames of their own to Dynamo, where a block
-    is compiled alone.)"""
-    forward, name = module.__dict__.get("forward"), f"{type(module).__name__}_forward"
-    if forward is None:  # bound, so that a deep copy calls its own
-        wrapped = wrapper(type(module).forward, learned, name)
-    else:  # somebody has taken its place, with an unbound function
-        wrapped = wrapper(lambda _, *args, **kwargs: forward(*args, **kwargs), learned, name)
-    module.forward = types.MethodType(wrapped, module)
 
 
 # --- Learning ------------------------------------------------------------------------------------
 
 
-def _learning(forward: Callable, learned: Learned, name: str) -> Callable:
-    names = [*inspect.signature(forward).parameters][1:]
-    uncompiled: Callable = torch.compiler.disable(_learn_from)
-    handed = capturing_data_dependent(_handed(forward), name)
-    uncut = uncut_by_ddp(handed)
+def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
+    names = [*inspect.signature(cls.forward).parameters][1:]
+    handed = own_code(_handed(forward), prepared.name(cls))
+    whole = no_frame(_whole(handed, prepared))
+    disable: Any = torch.compiler.disable
+    begin, end = disable(_begin), disable(_end)
 
-    @functools.wraps(forward)
     def learning_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        before = state.grid, state.why
+        if prepared.undone:
+            return forward(model, *args, **kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if torch.compiler.is_compiling():
-            run = handed
-            _learn_from(learned, model, given, read=False)
-        else:
-            run = uncut
-            uncompiled(learned, model, given, read=True)  # pyright: ignore[reportCallIssue]
+            call, before = Call(prepared.number), running.now
+            _tell(call, learn(model, given, None))
+            running.now = call
+            try:
+                return handed(model, call, *args, **kwargs)
+            finally:
+                running.now = before
+        call, leave = begin(model, prepared, given)
+        out = None
         try:
-            return run(model, learned, *args, **kwargs)
+            out = whole(model, call, *args, **kwargs)
         finally:
-            state.grid, state.why = before
+            end(call, leave, out)
+        return out
 
     # Uncompiled, it can read values. Where compiled code calls the model it is traced all the same.
     return no_frame(learning_forward)
+
+
+def _begin(model: nn.Module, prepared: Prepared, given: dict[str, Any]) -> tuple[Call, Callable[[], None]]:
+    call = Call(prepared.number)
+    _tell(call, learn(model, given, prepared.reader))
+    return call, running.enter(call)
+
+
+def _end(call: Call, leave: Callable[[], None], out: Any) -> None:
+    leave()
+    resume_in_backward(call, out)
+
+
+def _tell(call: Call, video: VideoTokens) -> None:
+    call.grid, call.start, call.length = video.grid, video.start, video.length
+    call.why = not_learned(video.why) if video.grid is None else not_learned_of_these()
 
 
 def _handed(forward: Callable) -> Callable:
     """Takes what was learned as an argument. To Dynamo the ints of an argument may be symbolic, those that it
     first meets in a closure or behind a module are constants."""
 
-    def handed(module: nn.Module, learned: Learned, *args: Any, **kwargs: Any) -> Any:
-        return forward(module, *args, **kwargs) if learned.met else None
+    def handed(module: nn.Module, call: Call, *args: Any, **kwargs: Any) -> Any:
+        return forward(module, *args, **kwargs) if call.met else None
 
     return handed
 
 
-def _learn_from(learned: Learned, model: nn.Module, given: dict[str, Any], *, read: bool) -> None:
-    """`read`: whether the values of tensors may be looked at."""
-    learned.forget()
-    video = learned.reader.video(given) if read else None
-    learned.learn(video or by_shapes(model, given) or Video(None))
+def _whole(handed: Callable, prepared: Prepared) -> Callable:
+    """`handed`, in whose frames Dynamo captures sizes that are data, unless it fails at that; no graph is cut
+    where a bucket of DistributedDataParallel ends, which would part the marks from their attention calls."""
+
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        if prepared.captures:
+            try:
+                with capturing(sizes_that_are_data=True):
+                    return handed(*args, **kwargs)
+            except capture_failures() as error:
+                with capturing(sizes_that_are_data=False):
+                    out = handed(*args, **kwargs)  # raises again what is no matter of capturing
+                prepared.captures = False
+                warnings.warn(captured_in_vain(type(args[0]).__name__, str(error)), stacklevel=3)
+                return out
+        with capturing(sizes_that_are_data=False):
+            return handed(*args, **kwargs)
+
+    return whole
 
 
-def _watch_patches(model: nn.Module, learned: Learned) -> None:
-    """Learn from the first convolution of two or three dimensions whose kernel is its stride."""
+class _Watching:
+    """A hook of the first convolution whose kernel is its stride: learns from what it makes."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        call = running.now
+        if call is None or call.model != self.prepared.number or call.grid is not None:
+            return
+        if isinstance(module, nn.Conv3d):
+            _tell(call, VideoTokens(tuple(output.shape[-3:])))  # pyright: ignore[reportArgumentType]
+        else:
+            call.images = (output.shape[0], output.shape[-2], output.shape[-1])
+
+
+def _watch_patches(model: nn.Module, prepared: Prepared) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.kernel_size == module.stride:
-
-            def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-                if learned.grid is None and isinstance(module, nn.Conv3d):
-                    learned.learn(Video(tuple(output.shape[-3:])))  # pyright: ignore[reportArgumentType]
-                elif learned.grid is None:
-                    learned.images = (output.shape[0], output.shape[-2], output.shape[-1])
-
-            module.register_forward_hook(hook)
+            hooks = [hook for hook in module._forward_hooks.values() if isinstance(hook, _Watching)]
+            if not any(hook.prepared is prepared for hook in hooks):
+                module.register_forward_hook(_Watching(prepared))
             return
 
 
 # --- Marking -------------------------------------------------------------------------------------
 
 
-def _marking(forward: Callable, learned: Learned, name: str) -> Callable:
-    """Marks the first tensor that enters a block and is as long as the video."""
+def _marking(forward: Callable, prepared: Prepared, cls: type) -> Callable:
+    """Marks the first tensor that enters a block and is as long as the video of the call that runs."""
+    calls, number = running, prepared.number  # of a closure: the ints of a global are constants to Dynamo
 
-    @functools.wraps(forward)
     def marking_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            args, kwargs = _mark_first(args, kwargs, learned)
+            call = calls.now
+            if call is not None and call.model == number:
+                args, kwargs = _mark_first(args, kwargs, call)
         return forward(block, *args, **kwargs)
 
-    return own_code(marking_forward, name)
+    return own_code(marking_forward, prepared.name(cls))
 
 
-def _mark_first(args: tuple, kwargs: dict[str, Any], learned: Learned) -> tuple[tuple, dict[str, Any]]:
+def _mark_first(args: tuple, kwargs: dict[str, Any], call: Call) -> tuple[tuple, dict[str, Any]]:
     for index, value in enumerate(args):
-        marked = _marked(value, learned)
+        marked = _marked(value, call)
         if marked is not None:
             return (*args[:index], marked, *args[index + 1 :]), kwargs
     for name, value in kwargs.items():
-        marked = _marked(value, learned)
+        marked = _marked(value, call)
         if marked is not None:
             return args, {**kwargs, name: marked}
     return args, kwargs
 
 
-def _marked(value: Any, learned: Learned) -> Tensor | None:
+def _marked(value: Any, call: Call) -> Tensor | None:
     """(B, N, C) or (N, C), marked if N is the length of the sequence that holds the video."""
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         return None
-    grid = learned.grid
-    if grid is None and learned.images is not None and value.dim() == 3:
-        images, rows, cols = learned.images
+    grid = call.grid
+    if grid is None and call.images is not None and value.dim() == 3:
+        images, rows, cols = call.images
         grid = (images // value.shape[0], rows, cols)
     if grid is None:
         return None
-    alone = learned.length is None
-    length = grid[0] * grid[1] * grid[2] if alone else learned.length
+    alone = call.length is None
+    length = grid[0] * grid[1] * grid[2] if alone else call.length
     if not known_equal(value.shape[-2], length):
         return None
-    return torch.ops.vsa_compile.hint(value, list(grid), None if alone else learned.start)
+    return torch.ops.vsa_compile.hint(value, list(grid), None if alone else call.start)

@@ -201,8 +201,9 @@ register_autograd(
 @torch.library.impl(_LIBRARY, "share", "CompositeExplicitAutograd")
 def _share(like: Tensor, schedule: int) -> Tensor:
     """1 - sparsity at the step that the schedule is at: (2,) int64, numerator and denominator, on the device
-    of `like`. Read when the graph runs. The backward saves the lists that are made of it."""
-    return schedules[schedule].kept_share(like.device).clone()
+    of `like`. Read when the graph runs. The backward saves the lists that are made of it; where checkpointing
+    makes them again, it reads the step of the forward."""
+    return schedules[schedule].share_in_force(like.device).clone()
 
 
 @register_fake("vsa_compile::share")

@@ -2,19 +2,22 @@
 
 A graph serves a bucket of sparsities, between two halvings of the kept share: how many tiles a row may list
 is a constant of the graph, how many it does list is read from a tensor when the graph runs.
-May be imported by everything; imports errors.
+May be imported by everything; imports errors and history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError, bad_value
+from .history import History
 
 DENSE = -1  # the bucket of sparsity 0
 
@@ -25,6 +28,7 @@ class SparsitySchedule:
     sparsity: a number, or a function of the step (0, 1, ...) that gives one in [0, 1). Call `step()` after
     every optimizer step. Several models may share a schedule; others are not touched. Sparsity 0 is dense
     SDPA. Each halving of the kept share, and dense, is compiled once: four graphs from dense to 0.875.
+    A backward that computes activations again (checkpointing) has the sparsity of its forward.
     Raises OptionError for a sparsity that is no number from 0 to below 1.
     """
 
@@ -32,9 +36,9 @@ class SparsitySchedule:
         function = sparsity if callable(sparsity) else lambda _: sparsity
         self._function: Callable[[int], float] = function
         self._kept: dict[torch.device, Tensor] = {}
-        self.number = schedules.add(self)
         self._step = 0
-        self._apply()
+        self._sparsity = History("the sparsity of a schedule", self._of_step())
+        self.number = schedules.add(self)
 
     @classmethod
     def stairs(
@@ -48,24 +52,20 @@ class SparsitySchedule:
         allowed = "0 <= start <= to < 1, by > 0, every >= 1, hold >= 0"
         if not (0 <= start <= to < 1 and by > 0 and every >= 1 and hold >= 0):
             raise OptionError(bad_value("stairs", (to, by, every, start, hold), allowed))
-        first, last, rise = (Fraction(str(x)) for x in (start, to, by))
-
-        def sparsity(step: int) -> float:
-            return float(min(last, first + rise * (max(0, step - hold) // every)))
-
-        return cls(sparsity)
+        return cls(_Stairs(start, to, by, every, hold))
 
     @property
     def sparsity(self) -> float:
         """That of the current step."""
-        return self._sparsity
+        return self._sparsity.now
 
     @property
     def bucket(self) -> int:
-        """How often the kept share was halved at most; DENSE at sparsity 0."""
-        if self._sparsity == 0:
+        """How often the kept share was halved at most; DENSE at sparsity 0. In a backward, of its forward."""
+        sparsity = self._sparsity.in_force()
+        if sparsity == 0:
             return DENSE
-        kept, bucket = 1 - Fraction(str(self._sparsity)), 0
+        kept, bucket = 1 - Fraction(str(sparsity)), 0
         while kept < Fraction(1, 2 ** (bucket + 1)):
             bucket += 1
         return bucket
@@ -91,29 +91,65 @@ class SparsitySchedule:
         """(2,) int64 on `device`: numerator and denominator of 1 - sparsity. Always the same memory, so that
         a CUDA graph reads the current value."""
         if device not in self._kept:
-            with torch.inference_mode(False):  # a tensor of inference could not be written to in training
-                self._kept[device] = torch.tensor(self._fraction(), dtype=torch.int64, device=device)
+            self._kept[device] = _share(self._sparsity.now, device)
         return self._kept[device]
 
-    def _fraction(self) -> tuple[int, int]:
-        return (1 - Fraction(str(self._sparsity))).as_integer_ratio()
+    def share_in_force(self, device: torch.device) -> Tensor:
+        """`kept_share`; within a backward, where checkpointing computes it again, that of its forward."""
+        kept, sparsity = self.kept_share(device), self._sparsity.in_force()
+        return kept if sparsity == self._sparsity.now else _share(sparsity, device)
 
-    def _apply(self) -> None:
+    def _of_step(self) -> float:
         value = self._function(self._step)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             allowed = "a number from 0 (dense) to below 1"
             raise OptionError(bad_value(f"the sparsity of step {self._step}", value, allowed))
-        self._sparsity = round(float(value), 9)  # numerators stay far from 2^63
-        numerator, denominator = self._fraction()
+        return round(float(value), 9)  # numerators stay far from 2^63
+
+    def _apply(self) -> None:
+        self._sparsity.set(self._of_step())
         for kept in self._kept.values():
-            kept[0], kept[1] = numerator, denominator
-        schedules.say(self)
+            kept[0], kept[1] = _fraction(self.sparsity)
+
+    def __reduce__(self) -> tuple:
+        return _at_step, (self._function, self._step)
 
     def __deepcopy__(self, _: Any) -> SparsitySchedule:
         return self  # options that are copied still mean this schedule
 
     def __repr__(self) -> str:
-        return f"SparsitySchedule(step {self._step}: {self._sparsity})"
+        return f"SparsitySchedule(step {self._step}: {self.sparsity})"
+
+
+def _at_step(function: Callable[[int], float], step: int) -> SparsitySchedule:
+    """What a pickled schedule becomes: one of its own, that goes on from the same step."""
+    schedule = SparsitySchedule(function)
+    schedule.load_state_dict({"step": step})
+    return schedule
+
+
+@dataclass(frozen=True)
+class _Stairs:
+    """The function of `SparsitySchedule.stairs`: a value, so that it can be pickled."""
+
+    first: float
+    last: float
+    by: float
+    every: int
+    hold: int
+
+    def __call__(self, step: int) -> float:
+        first, last, rise = (Fraction(str(x)) for x in (self.first, self.last, self.by))
+        return float(min(last, first + rise * (max(0, step - self.hold) // self.every)))
+
+
+def _fraction(sparsity: float) -> tuple[int, int]:
+    return (1 - Fraction(str(sparsity))).as_integer_ratio()
+
+
+def _share(sparsity: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a tensor of inference could not be written to in training
+        return torch.tensor(_fraction(sparsity), dtype=torch.int64, device=device)
 
 
 class Schedules:
@@ -122,13 +158,18 @@ class Schedules:
 
     def __init__(self) -> None:
         self._all: list[SparsitySchedule] = []
+        self._adding = Lock()
 
     def add(self, schedule: SparsitySchedule) -> int:
-        self._all.append(schedule)
-        return len(self._all) - 1
+        with self._adding:
+            self._all.append(schedule)
+            return len(self._all) - 1
 
-    def say(self, schedule: SparsitySchedule) -> None:
-        setattr(self, bucket_name(schedule), schedule.bucket)
+    def __getattr__(self, name: str) -> int:
+        number = name.removeprefix("bucket")
+        if number.isdigit():
+            return self._all[int(number)].bucket
+        raise AttributeError(name)
 
     def __getitem__(self, number: int) -> SparsitySchedule:
         return self._all[number]

@@ -1,34 +1,54 @@
 """What is known of a process at run time and of no graph: a hinted grid, dense or sparse, how sparse.
 
-May be imported by everything above options; imports errors, grid, options, schedule and torch_compat.
+May be imported by everything above options; imports errors, grid, options, plan and torch_compat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..errors import OptionError, bad_value
 from ..grid import Grid
-from ..options import Options, is_int, read_grid
+from ..options import Options, read_grid
 from ..plan.schedule import SparsitySchedule, bucket_name
 from ..torch_compat import guard_on_attribute
+from .calls import running
+from .tokens import Tokens
+
+_Three = tuple[int, int, int]
 
 
 class State:
     """One plain object per process. Dynamo guards what a graph's conversion read of it, so that another
     value compiles again, or finds what was compiled for it before.
 
+    Guards ask in the thread that calls compiled code, each time: so a backward that computes a forward again
+    is given what held in that forward, and a thread the grid of its own prepared model.
     No ContextVar: Dynamo cannot trace one, and the threads of a backward do not inherit it.
     """
 
     def __init__(self) -> None:
-        self.grid: tuple[int, int, int] | None = None  # a plain tuple: Dynamo compares it
-        self.dense = False  # whether sparse calls run dense for now
+        self.dense_tokens: Tokens[bool] = Tokens("dense", any)
+        self.grid_tokens: Tokens[_Three | None] = Tokens("video_grid", lambda grids: [None, *grids][-1])
         self.gates = 0  # how often gates were added: Dynamo guards no hooks
-        self.why = ""  # why a prepared model that runs could not learn its grid; words alone, no guard
+
+    @property
+    def dense(self) -> bool:
+        """Whether sparse calls run dense for now."""
+        return self.dense_tokens.in_force()
+
+    @property
+    def grid(self) -> _Three | None:
+        """What a prepared model learned of its call, or what video_grid says. A tuple: Dynamo compares it."""
+        learned = running.now.grid if running.now is not None else None
+        return learned or self.grid_tokens.in_force()
+
+    @property
+    def why(self) -> str:
+        """Why a prepared model that runs could not learn its grid; words alone, no guard."""
+        return running.now.why if running.now is not None else ""
 
 
 state = State()
@@ -36,7 +56,8 @@ state = State()
 
 def hinted(options: Options) -> Options:
     """The options, with the grid that holds now."""
-    return options if state.grid is None else replace(options, grid=Grid(*state.grid))
+    grid = state.grid
+    return options if grid is None else replace(options, grid=Grid(*grid))
 
 
 def sparsity(options: Options) -> tuple[float, int]:
@@ -45,7 +66,8 @@ def sparsity(options: Options) -> tuple[float, int]:
     if state.dense:
         return 0.0, -1
     if isinstance(asked, SparsitySchedule):
-        return asked.literal, asked.number if asked.literal else -1
+        literal = asked.literal
+        return literal, asked.number if literal else -1
     return asked, -1
 
 
@@ -80,65 +102,33 @@ def guard_sparsity(options: Options) -> None:
 @contextmanager
 def dense() -> Iterator[None]:
     """Within this, what `backend="vsa"` made sparse runs dense SDPA (and adds gate * coarse where there are
-    gates). Process-wide, for all threads. Compiles once; going in and out costs nothing afterwards.
+    gates). For all threads of the process. Compiles once; going in and out costs nothing afterwards.
 
-    A backward that computes activations again (checkpointing) must run in the state of its forward.
+    A backward that computes activations again (checkpointing) sees what its forward saw.
+    Raises StateError if another thread is within `denoising` at a step that is sparse.
     """
-    before = state.dense
-    state.dense = True
-    try:
+    with _within(state.dense_tokens, True):
         yield
-    finally:
-        state.dense = before
-
-
-@contextmanager
-def denoising(
-    steps: int, *, dense_steps: int = 0, start: float = 0.0, end: float = 1.0
-) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Some of the `steps` of a denoising loop dense; gives a callback for the end of every step.
-
-    dense_steps: so many first steps are dense; start, end: fractions of the steps between which it is sparse.
-    A step is sparse if all of these say so. With diffusers:
-
-        with vsa_compile.denoising(50, dense_steps=10) as on_step_end:
-            pipe(..., num_inference_steps=50, callback_on_step_end=on_step_end)
-
-    Raises OptionError unless steps >= 1, dense_steps >= 0 and 0 <= start <= end <= 1.
-    """
-    allowed = "steps >= 1, dense_steps >= 0, 0 <= start <= end <= 1"
-    counts = is_int(steps) and is_int(dense_steps) and steps >= 1 and dense_steps >= 0
-    if not (counts and 0 <= start <= end <= 1):
-        raise OptionError(bad_value("denoising", (steps, dense_steps, start, end), allowed))
-
-    def begin(step: int) -> None:
-        state.dense = before or not (step >= dense_steps and start * steps <= step < end * steps)
-
-    def on_step_end(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        begin(step + 1)
-        return kwargs
-
-    before = state.dense
-    begin(0)
-    try:
-        yield on_step_end
-    finally:
-        state.dense = before
 
 
 @contextmanager
 def video_grid(frames: int, rows: int, cols: int) -> Iterator[None]:
     """Within this, attention calls whose graph does not show the grid of their tokens have this one.
 
-    frames, rows, cols: in tokens (after patchify), raster order. Process-wide, for all threads. A call
+    frames, rows, cols: in tokens (after patchify), raster order. For all threads of the process. A call
     converts if one run of its sequence is frames * rows * cols tokens long, among queries and keys alike.
     Each grid gets its own compiled code, also where the number of tokens is equal (landscape, portrait).
-    Raises OptionError unless all three are positive integers.
+    A backward that computes activations again (checkpointing) sees the grid of its forward.
+    Raises OptionError unless all three are positive integers, StateError if another thread has another grid.
     """
-    grid = tuple(read_grid((frames, rows, cols)))
-    before = state.grid
-    state.grid = grid
+    with _within(state.grid_tokens, tuple(read_grid((frames, rows, cols)))):  # pyright: ignore[reportArgumentType]
+        yield
+
+
+@contextmanager
+def _within(tokens: Tokens, value: Any) -> Iterator[None]:
+    token = tokens.enter(value)
     try:
         yield
     finally:
-        state.grid = before
+        tokens.leave(token)

@@ -20,6 +20,7 @@ from ..ops.cpu import loader
 from ..ops.functional import attention
 from ..ops.gpu.call import too_old
 from ..ops.gpu.templates import template_files
+from . import problems
 from .bench.log import heard, reason_of
 from .bench.setting import cpu_name, driver, version
 
@@ -75,9 +76,9 @@ def _entry_point(findings: _Findings) -> None:
     entries = [e for e in metadata.entry_points(group="torch_dynamo_backends") if e.name == "vsa"]
     findings.add('backend="vsa"', entries[0].value if entries else "not installed")
     if not entries:
-        findings.problems.append(errors.no_entry_point())
+        findings.problems.append(problems.no_entry_point())
     elif entries[0].load() is not vsa:
-        findings.problems.append(errors.another_installation(entries[0].value))
+        findings.problems.append(problems.another_installation(entries[0].value))
 
 
 # --- CPU ----------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def _cpu_kernel(findings: _Findings) -> str:
             picked = f"; {loader.VARIABLE} picks it, {faster} is faster" if variant != faster else ""
             return f"C++ kernel for {variant}{picked}"
     why = texts[0] if texts else "the C++ kernel was not built, and the log said why when it was tried"
-    findings.problems.append(errors.no_cpp_kernel(why))
+    findings.problems.append(problems.no_cpp_kernel(why))
     return f"ATen: {why}"
 
 
@@ -124,7 +125,7 @@ def _gpus(findings: _Findings) -> None:
     with heard() as texts:
         known = gpu.register()
     if not known:
-        findings.problems.append(texts[0] if texts else errors.unknown_templates(torch.__version__))
+        findings.problems.append(texts[0] if texts else problems.unknown_templates(torch.__version__))
     for index in range(torch.cuda.device_count()):
         _gpu(torch.device("cuda", index), known, findings)
 
@@ -143,7 +144,7 @@ def _gpu(device: torch.device, known: bool, findings: _Findings) -> None:
     with heard() as texts:
         _compare(what, device, _compiled(), findings)
     if texts and reason is None:
-        findings.problems.append(errors.templates_unused(texts[0]))
+        findings.problems.append(problems.templates_unused(texts[0]))
 
 
 def _compiled() -> Callable:
@@ -165,11 +166,13 @@ def _compare(what: str, device: torch.device, run: Callable, findings: _Findings
         missed = float((got - F.scaled_dot_product_attention(q, k, v)).abs().max())
     except Exception as error:  # whatever it is, the report shall be printed whole
         findings.add(f"{what}, test", "failed")
-        findings.problems.append(errors.test_failed(what, reason_of(error)))
+        findings.problems.append(problems.test_failed(what, reason_of(error)))
         return
     findings.add(f"{what}, test", f"all tiles kept is dense attention within {missed:.0e}")
     if not missed <= 1e-4:
-        findings.problems.append(errors.test_failed(what, f"it differs from dense attention by {missed:.1e}"))
+        findings.problems.append(
+            problems.test_failed(what, f"it differs from dense attention by {missed:.1e}")
+        )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -3,20 +3,23 @@
 May be imported by everything but grid, errors and options.
 """
 
+from .autograd import after_backward, backward_running, position, position_of_forward
 from .dynamo import (
-    capturing_data_dependent,
+    capture_failures,
+    capturing,
     check_in_compile,
     compiled_by,
     compiled_with,
+    compiling,
     counters,
     explaining_compile,
     fake_mode_of,
     frame_version,
     guard_on_attribute,
+    guards_hold,
     no_frame,
     on_examples,
     own_code,
-    uncut_by_ddp,
     unwrapped,
     version_of,
 )
@@ -68,14 +71,18 @@ from .sizes import (
 from .tensors import assert_on_device
 
 __all__ = [
+    "after_backward",
     "assert_on_device",
+    "backward_running",
     "bytes_of",
-    "capturing_data_dependent",
+    "capture_failures",
+    "capturing",
     "ceil_div",
     "check_in_compile",
     "compile_with_inductor",
     "compiled_by",
     "compiled_with",
+    "compiling",
     "contiguous",
     "counters",
     "depends_on_data",
@@ -87,6 +94,7 @@ __all__ = [
     "guard_at_least",
     "guard_equal",
     "guard_on_attribute",
+    "guards_hold",
     "has_tensor_map",
     "inductor_settings",
     "is_floor_division",
@@ -104,6 +112,8 @@ __all__ = [
     "on_examples",
     "own_code",
     "owned_namespaces",
+    "position",
+    "position_of_forward",
     "register_lowering",
     "registered_name",
     "reset_inductor",
@@ -119,7 +129,6 @@ __all__ = [
     "template_buffer",
     "triton_missing",
     "triton_template",
-    "uncut_by_ddp",
     "unwrapped",
     "version_of",
     "written_arguments",

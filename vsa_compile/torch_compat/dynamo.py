@@ -13,6 +13,22 @@ import torch
 from torch.fx import GraphModule
 
 
+def compiling() -> object:
+    """What tells the compilation of a frame that runs in this thread from others; None for none. Checked on
+    torch 2.13."""
+    from torch._guards import CompileContext
+
+    return CompileContext.try_get()
+
+
+def guards_hold() -> bool:
+    """Whether guards that are installed now will be checked when what is compiled runs: `aot_compile`
+    compiles no frame, and drops guards. Checked on torch 2.13."""
+    from torch._guards import CompileContext, TracingContext
+
+    return TracingContext.try_get() is None or CompileContext.current_compile_id() is not None
+
+
 def guard_on_attribute(package: str, *attributes: str) -> None:
     """Make Dynamo compile the frame that it is compiling again when `package.attribute...` compares unequal.
 
@@ -30,42 +46,23 @@ def guard_on_attribute(package: str, *attributes: str) -> None:
     install_guard(source.make_guard(GuardBuilder.EQUALS_MATCH))
 
 
-def capturing_data_dependent(function: Callable, name: str) -> Callable:
-    """A method, traced with what torch.compile(fullgraph=True) captures: `.item()` and `nonzero`.
-
-    Inside a traced frame and outside; nothing changes outside of the call. Where torch lacks the means, the
-    function itself. `name` is for Dynamo's logs and limits. Checked on torch 2.13.
+@contextmanager
+def capturing(*, sizes_that_are_data: bool) -> Iterator[None]:
+    """For what Dynamo compiles within: whether `.item()` and `nonzero` are captured, as with fullgraph=True;
+    and no graph is cut where a bucket of DistributedDataParallel ends. For this thread. Checked on 2.13.
     """
-    import torch._dynamo
-
-    if not hasattr(torch._dynamo, "patch_dynamo_config"):
-        return own_code(function, name)
-    allow = torch._dynamo.assume_constant_result(_allow_data_dependent_shapes)
-
-    @functools.wraps(function)
-    def capturing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            allow()
-            with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
-                return function(self, *args, **kwargs)
-        with torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
-            return function(self, *args, **kwargs)
-
-    return own_code(capturing, name)
+    changes: dict[str, Any] = {"optimize_ddp": False}
+    if sizes_that_are_data:
+        changes |= {"capture_scalar_outputs": True, "capture_dynamic_output_shape_ops": True}
+    with torch._dynamo.config.patch(changes):
+        yield
 
 
-def uncut_by_ddp(function: Callable) -> Callable:
-    """`function`, in whose frames Dynamo cuts no graph where a bucket of DistributedDataParallel ends.
+def capture_failures() -> tuple[type[Exception], ...]:
+    """What Dynamo raises where it, and not the code that it compiles, fails. Checked on torch 2.13."""
+    from torch._dynamo import exc
 
-    The cuts would part gates, and the marks of a grid, from their attention calls. Checked on torch 2.13.
-    """
-
-    @functools.wraps(function)
-    def uncut(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(optimize_ddp=False):
-            return function(*args, **kwargs)
-
-    return no_frame(uncut)
+    return (exc.TorchDynamoException,)
 
 
 def own_code(function: Callable, name: str) -> Callable:
@@ -188,18 +185,6 @@ def _callback_of(function: Any) -> Any:
         return None
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return next((cell.cell_contents for name, cell in cells if name == "callback"), None)
-
-
-def _allow_data_dependent_shapes() -> bool:
-    """Runs while Dynamo traces a frame: this frame may hold operators whose output shape is data."""
-    from torch._guards import TracingContext
-
-    context = TracingContext.try_get()
-    environment = getattr(getattr(context, "fake_mode", None), "shape_env", None)
-    settings = getattr(environment, "settings", None)
-    if hasattr(settings, "allow_dynamic_output_shape_ops"):
-        object.__setattr__(settings, "allow_dynamic_output_shape_ops", True)
-    return True
 
 
 def counters() -> Any:

@@ -2,7 +2,7 @@
 
 The gate of VSA (arXiv 2505.13389, section 2.2) is a linear layer on the hidden states that the query
 projection sees. It is named as in FastVideo, and starts at zero, so that the model computes what it did.
-May be imported by the package alone; imports report's neighbours, state and torch_compat.
+May be imported by the package alone; imports convert, runtime, loading and torch_compat.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ from ..errors import ArgumentError, bad_value, no_gate_site
 from ..options import Options
 from ..runtime import state
 from ..torch_compat import compiled_by, explaining_compile
+from .loading import NAME, Loading, Unclaimed, load_hooks
+from .untrained import expect_training
 
-NAME = "to_gate_compress"
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def add_gates(
@@ -56,13 +58,38 @@ def add_gates(
         if hasattr(owner, NAME):
             owner = model.get_submodule(owners[id(projection.module)].rpartition(".")[0])
         setattr(owner, NAME, gate)
-        owner.register_load_state_dict_pre_hook(_absent_means_zero)
+        inside = next(name for name, module in owner.named_modules() if module is projection.module)
+        owner.register_load_state_dict_pre_hook(Loading(inside))
         projection.module.register_forward_hook(Marking(owner), with_kwargs=True)
         added += gate.parameters()
+        expect_training([*gate.parameters()], projection.weight)
     if not found:
         raise ArgumentError(no_gate_site())
+    if not any(isinstance(hook, Unclaimed) for hook in load_hooks(model).values()):
+        model.register_load_state_dict_pre_hook(Unclaimed())
     state.state.gates += 1
     return added
+
+
+def remove_gates(model: Model) -> Model:
+    """Undo `add_gates(model)`: the gates, what marks queries with them and loads them; returns the model.
+
+    Compiled code is compiled again. Does nothing to a model without gates.
+    Raises ArgumentError if `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
+    for module in [*model.modules()]:
+        for key, hook in [*module._forward_hooks.items()]:
+            if isinstance(hook, Marking):
+                del module._forward_hooks[key], module._forward_hooks_with_kwargs[key]
+                if hasattr(hook.owner, NAME):
+                    delattr(hook.owner, NAME)
+        for key, hook in load_hooks(module).items():
+            if isinstance(hook, (Loading, Unclaimed)):
+                del module._load_state_dict_pre_hooks[key]
+    state.state.gates += 1
+    return model
 
 
 class Marking:
@@ -80,12 +107,6 @@ class Marking:
             return None
         hidden = args[0] if args else next(iter(kwargs.values()))
         return torch.ops.vsa_compile.gate(output, getattr(self.owner, NAME)(hidden))
-
-
-def _absent_means_zero(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A checkpoint that knows no gates loads as gates of zero."""
-    for name, parameter in getattr(module, NAME).named_parameters():
-        state_dict.setdefault(f"{prefix}{NAME}.{name}", torch.zeros_like(parameter))
 
 
 def _gated(model: nn.Module) -> set[nn.Module]:

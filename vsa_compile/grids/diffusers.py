@@ -1,0 +1,101 @@
+"""What diffusers' models are given that tells their grid.
+
+Most arguments tell it by shapes or integers. Positions tell it by their values, and their names stand for
+classes: who takes `video_coords` is an LTX.
+May be imported by registry alone; imports positions and convert's reasons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..convert import refusals
+from .positions import Grid, VideoTokens, largest_raster, raster, runs
+
+# --- By shapes and integers -----------------------------------------------------------------------
+
+# Where frames, rows and cols are in the shape of a five-dimensional `hidden_states`.
+_AXES = {
+    "CogVideoXTransformer3DModel": (1, 3, 4),
+    "ConsisIDTransformer3DModel": (1, 3, 4),
+    "AnyFlowTransformer3DModel": (1, 3, 4),
+    "Kandinsky5Transformer3DModel": (1, 2, 3),
+}
+_PACKED = ("num_frames", "height", "width")  # of classes whose hidden_states are (B, N, C)
+
+
+def by_shapes(model: nn.Module, given: Mapping[str, Any]) -> VideoTokens | None:
+    """From what a traced call knows too: the model's configuration, shapes and integers."""
+    hidden = given.get("hidden_states")
+    if not isinstance(hidden, Tensor):
+        return None
+    packed = tuple(given.get(name) for name in _PACKED)
+    if hidden.dim() == 3 and all(isinstance(size, (int, torch.SymInt)) for size in packed):
+        return VideoTokens(packed)  # pyright: ignore[reportArgumentType]
+    patch = _patch_size(getattr(model, "config", None))
+    if hidden.dim() != 5 or patch is None:
+        return None
+    axes = _AXES.get(type(model).__name__, (2, 3, 4))
+    frames, rows, cols = (hidden.shape[axis] for axis in axes)
+    return VideoTokens((-(-frames // patch[0]), rows // patch[1], cols // patch[2]))
+
+
+def _patch_size(config: Any) -> Grid | None:
+    """(frames, rows, cols) of a patch as diffusers' configurations spell it."""
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, (tuple, list)) and len(patch) == 3:
+        return tuple(patch)
+    if isinstance(patch, int):
+        return getattr(config, "patch_size_t", None) or 1, patch, patch
+    return None
+
+
+# --- By positions ---------------------------------------------------------------------------------
+
+
+def _cosmos3(shapes: Sequence, indices: Tensor, text: int, length: int) -> VideoTokens:
+    """Items of vision one after the other, each a grid: the largest is the video. Text has its own blocks."""
+    sizes = [math.prod(shape) for shape in shapes]
+    item = sizes.index(max(sizes))
+    before = sum(sizes[:item])
+    if len(runs(indices[before : before + sizes[item], None].cpu())) != 1:
+        return VideoTokens(None, why=refusals.scattered("vision_sequence_indexes"))
+    frames, rows, cols = map(int, shapes[item])
+    return VideoTokens((frames, rows, cols), int(indices[before]) - text, length - text)
+
+
+def _minimax_h3(positions: Tensor, indices: Tensor) -> VideoTokens:
+    """Rows of all kinds, packed by index."""
+    return largest_raster(positions[indices].cpu(), indices.cpu(), len(positions))
+
+
+def _coordinates(coords: Tensor) -> VideoTokens:
+    """(B, 3, N), or (B, 3, N, 2) with the end of each patch."""
+    tokens = coords.shape[2]
+    places = coords.movedim(2, 0).reshape(tokens, coords.shape[0], 3, -1)[..., 0].cpu()
+    if (places != places[:, :1]).any():
+        return VideoTokens(None, why=refusals.not_one_grid("video_coords"))
+    return largest_raster(places[:, 0], torch.arange(tokens), tokens)
+
+
+def _tables(hidden: Tensor, tables: Sequence[Tensor]) -> VideoTokens:
+    """Rotary tables, for all tokens of hidden (B, N, C): every channel turns along one axis."""
+    tokens = hidden.shape[1]
+    table = tables[0]
+    axis = next((axis for axis in (table.dim() - 2, 1) if table.shape[axis] == tokens), None)
+    grid = None if axis is None else raster(table.movedim(axis, 0).reshape(tokens, -1))
+    return VideoTokens(grid, why=refusals.not_one_grid("video_rotary_emb"))
+
+
+# Each with the names of its arguments: the first whose arguments are all there reads them.
+POSITIONS = {
+    _cosmos3: ("vision_token_shapes", "vision_sequence_indexes", "und_len", "sequence_length"),
+    _minimax_h3: ("position_ids", "video_indices"),
+    _coordinates: ("video_coords",),
+    _tables: ("hidden_states", "video_rotary_emb"),
+}

@@ -1,0 +1,162 @@
+"""Taking the place of a module's forward, so that copies, hooks of others and undoing keep working.
+
+The class of the module becomes a subclass of the same name whose forward is ours, as FSDP2 does it: what
+makes a new module of an old one's class and `__dict__` (accelerate's compile_regions), or takes
+`module.forward.__func__` (Accelerator.prepare), then still has the forward of the right module. A forward
+that somebody put on the module itself is wrapped where it is, or inside, where it is known to keep the
+module's own one (accelerate's and diffusers' hooks), which outlasts the hook.
+May be imported by prepare alone; imports positions.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .positions import Reader
+
+_numbers = itertools.count()
+_MARK = "_vsa_compile_interception"
+
+
+class Prepared:
+    """One prepared model: what its blocks share. A copy of the model is another one."""
+
+    def __init__(self) -> None:
+        self.number = next(_numbers)
+        self.reader = Reader()
+        self.undone = False
+        self.captures = True  # whether Dynamo is to capture sizes that are data
+        self._classes: dict[tuple[type, Any], type] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        copy = memo[id(self)] = Prepared()
+        return copy
+
+    def __reduce__(self) -> tuple:
+        return Prepared, ()
+
+    def subclass(self, base: type, role: Role) -> type:
+        """`base` with a forward in that role."""
+        if (base, role) not in self._classes:
+
+            def own(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                if not isinstance(module, made):  # released since, and somebody kept the bound method
+                    return base.forward(module, *args, **kwargs)
+                plain: Any = super(made, module)  # looks it up: others may patch the class
+                return plain.forward(*args, **kwargs)
+
+            entries = {
+                "forward": self.forward(own, base, role),
+                "__reduce_ex__": _reduce,
+                "__module__": base.__module__,
+                "__qualname__": base.__qualname__,
+                "__doc__": base.__doc__,
+                _MARK: (self, role, base),
+            }
+            made = type(base)(base.__name__, (base,), entries)
+            self._classes[base, role] = made
+        return self._classes[base, role]
+
+    def forward(self, inner: Callable, base: type, role: Role, taken: Any = None) -> Callable:
+        """A function (module, ...) in that role around another. `taken`: the forward on the module itself."""
+        wrapped: Any = functools.wraps(base.forward)(role(inner, self, base))
+        wrapped.__signature__ = inspect.signature(base.forward)
+        del wrapped.__wrapped__  # Accelerator.unwrap_model would unwrap this too
+        setattr(wrapped, _MARK, (self, role, taken))
+        return wrapped
+
+    def name(self, base: type) -> str:
+        """For code of its own for each class of each prepared model: by code object Dynamo counts the
+        versions that it compiled, up to a limit."""
+        return f"{base.__name__}_forward_{self.number}"
+
+
+Role = Callable[[Callable, Prepared, type], Callable]
+"""(forward, prepared model, class) -> the function in its place."""
+
+
+def _reduce(module: nn.Module, protocol: Any) -> tuple:
+    """For copy and pickle: the class is made anew, and shared by the modules of one copy."""
+    prepared, role, base = getattr(type(module), _MARK)
+    make, arguments, *rest = super(type(module), module).__reduce_ex__(protocol)
+    if not arguments or arguments[0] is not type(module):
+        return make, arguments, *rest
+    return _again, (prepared, role, make, base, *arguments[1:]), *rest
+
+
+def _again(prepared: Prepared, role: Role, make: Callable, base: type, *arguments: Any) -> Any:
+    module = make(base, *arguments)
+    module.__class__ = prepared.subclass(base, role)
+    return module
+
+
+def prepared_as(module: nn.Module, role: Role) -> Prepared | None:
+    """What the module was intercepted for in that role, and not released since."""
+    for cls in type(module).__mro__:
+        prepared, its_role, _ = cls.__dict__.get(_MARK, (None, None, None))
+        if its_role is role and not prepared.undone:
+            return prepared
+    prepared, its_role, _ = getattr(module.__dict__.get("forward"), _MARK, (None, None, None))
+    return prepared if its_role is role and prepared is not None and not prepared.undone else None
+
+
+def intercept(module: nn.Module, role: Role, prepared: Prepared) -> None:
+    """Once or again: after it calls of the module pass through the role."""
+    cls = type(module)
+    if prepared_as(module, role) is not prepared and not isinstance(module, torch.jit.ScriptModule):
+        module.__class__ = cls = prepared.subclass(cls, role)
+    taken = module.__dict__.get("forward")
+    if taken is None or getattr(taken, _MARK, (None,))[0] is prepared:
+        return
+    if not _replace_own(module, cls.forward):
+        bound = getattr(taken, "__self__", None) is module
+        inner = taken.__func__ if bound else lambda _, *args, **kwargs: taken(*args, **kwargs)
+        around = prepared.forward(inner, cls, role, taken)
+        module.forward = types.MethodType(around, module)
+
+
+def release(module: nn.Module, prepared: Prepared) -> None:
+    """Undo the interception; where somebody has wrapped it since, it stays and only passes on."""
+    owner, _, taken = getattr(module.__dict__.get("forward"), _MARK, (None, None, None))
+    if owner is prepared and taken is not None:
+        module.forward = taken
+    owner, _, base = type(module).__dict__.get(_MARK, (None, None, None))
+    if owner is prepared:
+        module.__class__ = base
+        _replace_own(module, base.forward)
+
+
+def _replace_own(module: nn.Module, forward: Callable) -> bool:
+    """Put `forward` wherever the module's own forward is kept bound; whether it was anywhere."""
+    classes = {cls.__dict__.get("forward") for cls in type(module).__mro__} | {forward}
+    found = False
+    for holder, name in _places(module):
+        kept = getattr(holder, name, None)
+        function = getattr(kept, "__func__", None)
+        if getattr(kept, "__self__", None) is module and (function in classes or _of_class(function)):
+            setattr(holder, name, types.MethodType(forward, module))
+            found = True
+    return found
+
+
+def _of_class(function: Any) -> bool:
+    """Whether it is the forward of a class that `Prepared.subclass` made."""
+    return hasattr(function, _MARK) and getattr(function, _MARK)[2] is None
+
+
+def _places(module: nn.Module) -> Iterator[tuple[Any, str]]:
+    """Where a module's own forward may be kept: on itself, by accelerate's hooks, by diffusers' hooks."""
+    if "forward" in module.__dict__:
+        yield module, "forward"
+    if "_old_forward" in module.__dict__:
+        yield module, "_old_forward"
+    for reference in getattr(module.__dict__.get("_diffusers_hook"), "_fn_refs", ()):
+        yield reference, "original_forward"

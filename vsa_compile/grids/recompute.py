@@ -1,0 +1,68 @@
+"""The grid of a call, while a backward computes its blocks again.
+
+Checkpointed blocks run a second time within the backward, after the call is over. When gradients reach what
+the call returned, its backward begins; nodes of one call are not mixed with those of another, as autograd
+takes those first that were made last.
+May be imported by prepare alone; imports runtime and torch_compat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime.calls import Call, running
+from ..torch_compat import after_backward, backward_running
+
+
+def resume_in_backward(call: Call, out: Any) -> None:
+    """Let `call` be running again when a backward arrives at what it returned, until this backward ends."""
+    known = call.grid is not None or call.images is not None
+    if known and torch.is_grad_enabled():
+        resuming = torch.compiler.disable(_Resuming(call))
+        for tensor in _tensors(out):
+            if tensor.requires_grad:
+                tensor.register_hook(resuming)
+
+
+class _Resuming:
+    """A hook of what a call returned."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.backwards: set[int] = set()  # those that run, and have arrived
+
+    def __call__(self, grad: Tensor) -> None:
+        number = backward_running()
+        if number not in self.backwards:  # else at another output of the same call
+            self.backwards.add(number)
+            after_backward(_Resumed(self, number, running.enter(self.call)))
+
+
+class _Resumed:
+    """Owned by a backward: over when it ends, or is gone because it failed."""
+
+    def __init__(self, resuming: _Resuming, number: int, leave: Callable[[], None]) -> None:
+        self.resuming, self.number, self.leave = resuming, number, leave
+
+    def __call__(self) -> None:
+        if self.number in self.resuming.backwards:
+            self.resuming.backwards.remove(self.number)
+            self.leave()
+
+    __del__ = __call__
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    """The tensors that a model returned: in tuples, dicts and objects with attributes."""
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, Mapping):
+        yield from (x for value in out.values() for x in _tensors(value))
+    elif isinstance(out, (tuple, list)):
+        yield from (x for value in out for x in _tensors(value))
+    elif hasattr(out, "__dict__"):
+        yield from (x for x in vars(out).values() if isinstance(x, Tensor))

@@ -1,0 +1,54 @@
+"""The calls of prepared models that run now, in each thread its own.
+
+May be imported by everything above options; imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a prepared model, and where the video lies in the sequence of its blocks.
+
+    A plain object, whose ints Dynamo makes symbolic; those of an nn.Module it takes for constants.
+    model: the number of the prepared model. images: batch * frames, rows, cols.
+    """
+
+    model: int
+    grid: Grid | None = None
+    start: int = 0
+    length: int | None = None  # of the sequence; None if that is the video alone
+    images: Grid | None = None
+    why: str = ""  # why there is no grid
+    met: bool = True
+
+
+class Running(threading.local):
+    """`now` is the innermost call of a prepared model that this thread runs, or computes again."""
+
+    def __init__(self) -> None:
+        self.now: Call | None = None
+        self.entered: list[Call] = []
+
+    def enter(self, call: Call) -> Callable[[], None]:
+        """It runs in this thread from now on. What is returned, called from any thread, ends that, in any
+        order with others."""
+        here = self.__dict__  # of this thread
+        here["entered"].append(call)
+        here["now"] = call
+
+        def leave() -> None:
+            entered: list[Call] = here["entered"]
+            entered.remove(call)
+            here["now"] = entered[-1] if entered else None
+
+        return leave
+
+
+running = Running()

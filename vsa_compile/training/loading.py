@@ -1,0 +1,73 @@
+"""How gates are read from checkpoints: absent ones, and those that other projects keep elsewhere.
+
+May be imported by gates alone; imports errors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import gates_dropped
+
+NAME = "to_gate_compress"
+
+
+class Loading:
+    """A hook before the state of a gate's owner is loaded: absent means zero.
+
+    projection: the path of the query projection inside the owner. A checkpoint may keep the gate beside it,
+    on the attention module, as FastVideo does for LTX-2 and MiniMax-H3.
+    """
+
+    def __init__(self, projection: str) -> None:
+        self.projection = projection
+
+    def __call__(self, owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name, parameter in getattr(owner, NAME).named_parameters():
+            key = f"{prefix}{NAME}.{name}"
+            beside = f"{prefix}{self.beside}.{name}"
+            if key not in state_dict and beside in state_dict:
+                state_dict[key] = state_dict.pop(beside)
+            elif key not in state_dict:
+                state_dict[key] = self._zeros(parameter, state_dict, prefix)
+
+    @property
+    def beside(self) -> str:
+        """The name of a gate on the module that has the projection."""
+        return ".".join([*self.projection.split(".")[:-1], NAME])
+
+    def _zeros(self, parameter: Tensor, state_dict: Mapping[str, Any], prefix: str) -> Tensor:
+        """Like the parameter, but never on meta, where `assign` would leave it: then like the projection that
+        the checkpoint holds."""
+        if not parameter.is_meta:
+            return torch.zeros_like(parameter)
+        weight = state_dict.get(f"{prefix}{self.projection}.weight")
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
+            return torch.zeros(parameter.shape, dtype=parameter.dtype)
+        return torch.zeros(parameter.shape, dtype=weight.dtype, device=weight.device)
+
+
+class Unclaimed:
+    """A hook before the state of a whole model is loaded: says which gates of the checkpoint no gate takes,
+    as load_state_dict(strict=False) drops them in silence."""
+
+    def __call__(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        taken = set()
+        for path, module in model.named_modules():
+            at = f"{prefix}{path}." if path else prefix
+            for hook in load_hooks(module).values():
+                if isinstance(hook, Loading):
+                    taken |= {f"{at}{NAME}", f"{at}{hook.beside}"}
+        gates = {key.rpartition(".")[0] for key in state_dict if f".{NAME}." in f".{key}"}
+        if gates - taken:
+            warnings.warn(gates_dropped(sorted(gates - taken), sorted(taken)), stacklevel=2)
+
+
+def load_hooks(module: nn.Module) -> dict[int, Any]:
+    """The hooks before a module's state is loaded, by their key."""
+    return {key: getattr(hook, "hook", hook) for key, hook in module._load_state_dict_pre_hooks.items()}

@@ -1,0 +1,63 @@
+"""Says so where gates get gradients and no optimizer uses them: an optimizer that was made before the gates.
+
+May be imported by gates alone; imports errors.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..errors import gates_untrained
+
+
+@dataclass(eq=False)
+class _Gate:
+    parameters: list[weakref.ref]
+    beside: weakref.ref  # the weight of the query projection
+
+
+_waiting: list[_Gate] = []
+_steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+
+
+def expect_training(parameters: Sequence[Tensor], beside: Tensor) -> None:
+    """Watch for an optimizer that trains `beside` while no optimizer trains `parameters`."""
+    _listen()
+    _waiting.append(_Gate([weakref.ref(parameter) for parameter in parameters], weakref.ref(beside)))
+
+
+@functools.cache
+def _listen() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """At the first step of an optimizer its gates are known to be trained; at the second one, all others have
+    had their first."""
+    if not _waiting or _steps.get(optimizer, 0) == 2:
+        return
+    _steps[optimizer] = _steps.get(optimizer, 0) + 1
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for gate in [*_waiting]:
+        parameters = [parameter for one in gate.parameters if (parameter := one()) is not None]
+        if not parameters or any(id(parameter) in trained for parameter in parameters):
+            _waiting.remove(gate)
+    if _steps[optimizer] == 2:
+        late = [gate for gate in _waiting if id(gate.beside()) in trained and _has_gradients(gate)]
+        if late:
+            warnings.warn(gates_untrained(len(late)), stacklevel=3)
+            for gate in late:
+                _waiting.remove(gate)
+
+
+def _has_gradients(gate: _Gate) -> bool:
+    return any((parameter := one()) is not None and parameter.grad is not None for one in gate.parameters)
