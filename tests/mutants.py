@@ -99,7 +99,13 @@ METHOD_MUTANTS = (
     Mutant("slide", "boxes cut at the border, not pushed inside", RULES + "::SlidingTiles.lists", "first = first.minimum(first * 0 + n - extent)", "", METHODS),
     Mutant("overlap", "a query tile's last key tile is not its own", RULES + "::OwnTiles.mask", "(key < start + box) & (key + tile > start)", "(key < start + box - 1) & (key + tile > start)", METHODS),
     Mutant("closure", "closure values have no part in the digest", DIGEST + "::_collect_function", "_collect(cell.cell_contents, parts, seen)", "", METHODS),
-    Mutant("helpers", "helpers have no part in the digest", DIGEST + "::_collect_function", "_collect(function.__globals__[name], parts, seen)", "", METHODS),
+    Mutant("helpers", "helpers have no part in the digest", DIGEST + "::_collect_function", "_collect_named(function.__globals__[name], names, parts, seen)", "", METHODS),
+    Mutant("helpers elsewhere", "helpers in other modules have no part in the digest", DIGEST + "::_collect_named", "names & vars(thing).keys()", "()", METHODS),
+    Mutant("helpers inside", "modules that a method imports itself have no part in the digest", DIGEST + "::_collect_function", "_imported(function)", "()", METHODS),
+    Mutant("helpers installed", "another version of a package keeps the digest", DIGEST + "::_is_known_module", 'parts.append(str(getattr(sys.modules.get(top), "__version__", "")))', "", METHODS),
+    Mutant("stale method", "no guard on what is registered", BACKEND + "::convert", "methods.guard_version(settings.method)", "", METHODS),
+    Mutant("replaced unsaid", "a method is replaced in silence", "vsa_compile/methods/registry.py::_register", "before not in (None, made_of)", "False", METHODS),
+    Mutant("own replaced", "one of ours is replaced", "vsa_compile/methods/registry.py::register_method", "name in _OURS and method is not _METHODS[name]", "False", METHODS),
 )  # fmt: skip
 
 COMPILER_MUTANTS = (

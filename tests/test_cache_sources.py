@@ -79,7 +79,7 @@ def test_a_change_in_any_source_misses(relative: Path, copied: Path) -> None:
 
 def test_version_new_file_and_lost_file_miss(copied: Path) -> None:
     DENSE()
-    init, header = copied / "vsa_compile" / "__init__.py", copied / "vsa_compile" / "cpu" / "lanes.h"
+    init, header = copied / "vsa_compile" / "__init__.py", copied / "vsa_compile" / "ops" / "cpu" / "lanes.h"
     text, lost = init.read_text(), header.read_bytes()
     assert '"0.1.0"' in text
     for edit, undo in (
@@ -87,8 +87,8 @@ def test_version_new_file_and_lost_file_miss(copied: Path) -> None:
         (lambda: header.with_name("new.h").touch(), lambda: header.with_name("new.h").unlink()),
         (header.unlink, lambda: header.write_bytes(lost)),
         (
-            lambda: header.rename(copied / "vsa_compile" / "gpu" / "lanes.h"),
-            lambda: (copied / "vsa_compile" / "gpu" / "lanes.h").rename(header),
+            lambda: header.rename(copied / "vsa_compile" / "ops" / "gpu" / "lanes.h"),
+            lambda: (copied / "vsa_compile" / "ops" / "gpu" / "lanes.h").rename(header),
         ),
     ):
         edit()

@@ -85,6 +85,7 @@ def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
     decisions = _judged(module, state.hinted(settings))
     if any(isinstance(decision, Site) for decision in decisions):
         state.guard_sparsity(settings)
+        methods.guard_version(settings.method)
     if any(map(wants_hint, decisions)):
         state.guard_grid()
         _warn_of_the_limit()

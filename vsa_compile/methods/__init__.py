@@ -10,7 +10,7 @@ from __future__ import annotations
 from .bsa import bsa
 from .method import GatedCoarse, MeanDot, Method
 from .prune import Queries, WindowPruner
-from .registry import get, literal, names, readable, register_method
+from .registry import get, guard_version, literal, names, readable, register_method
 from .select import (
     AtLeast,
     AtMost,
@@ -48,6 +48,7 @@ __all__ = [
     "WindowPruner",
     "bsa",
     "get",
+    "guard_version",
     "literal",
     "names",
     "readable",
