@@ -18,14 +18,18 @@ import time
 from mutation import Mutant, run_all
 
 ATTEND = ("tests/test_attend.py", "tests/test_attend_relations.py")
-CPP, CPP_FP32 = (*ATTEND, "-k", "cpp"), (*ATTEND, "-k", "cpp-float32")
+CPP, CPP_FP32 = (*ATTEND, "-k", "cpp and not slower"), (*ATTEND, "-k", "cpp-float32 and not slower")
+CPP_EACH, CPP_CALLS = (*ATTEND, "-k", "cpp-float32"), ("tests/test_cpu_kernel.py",)
 ATEN = (*ATTEND, "-k", "aten and not cuda")
 SELECT = ("tests/test_select.py", "-k", "not cuda")
 FUNCTIONAL = ("tests/test_functional.py", "tests/test_aten.py")
 SITES = ("tests/test_sites.py", "tests/test_rules.py", "tests/test_random_models.py")
-CALL, FORWARD, BACKWARD, LANES, KERNEL = (
-    f"vsa_compile/ops/cpu/{name}" for name in ("call.h", "forward.h", "backward.h", "lanes.h", "kernel.cpp")
-)
+CALL, FORWARD, BACKWARD, ROWS, PRODUCT, VECTORS, ARGUMENTS, KERNEL = (
+    f"vsa_compile/ops/cpu/{name}"
+    for name in (
+        "call.h", "forward.h", "backward.h", "rows.h", "product.h", "vectors.h", "arguments.h", "kernel.cpp",
+    )
+)  # fmt: skip
 PYTHON_CPU, PYTHON_ATEN = "vsa_compile/ops/cpu/__init__.py", "vsa_compile/ops/aten.py"
 METHOD, SITE, SITES_PY = (
     "vsa_compile/methods/method.py",
@@ -45,7 +49,7 @@ KERNEL_MUTANTS = (
     Mutant("F2", "pad not masked in K", FORWARD + "::ForwardGroup.step", "if (keys.rows(g) > n) std::fill_n", "if (keys.rows(g) < n) std::fill_n", CPP),
     Mutant("F2 aten", "pad not masked in K", PYTHON_ATEN + "::Keys._gather", "self.tiling.real[ids].flatten(1)", "self.tiling.real[ids].flatten(1) | listed.repeat_interleave(self.tiling.real.shape[1], 1)", ATEN),
     Mutant("F2 backward", "pad not masked in K", BACKWARD + "::BackwardGroup.add", "std::fill_n(scores.get() + n * columns, columns, -kInfinity);", "", CPP),
-    Mutant("F3", "V load unmasked", LANES + "::gather", "std::fill(to + groups.size(g) * c.width, to + padded * c.width, 0.f);", "", CPP),
+    Mutant("F3", "V load unmasked", ROWS + "::gather", "std::fill(to + groups.size(g) * c.packed_width, to + rows * c.packed_width, 0.f);", "", CPP),
     Mutant("F3 aten", "V load unmasked", PYTHON_ATEN + "::Tiling.to_tiles", "video.new_zeros", "video.new_empty", ATEN),
     Mutant("F4", "one wrong tile", CALL + "::list_keys", "clamp<int64_t>(ids[i], 0", "clamp<int64_t>(ids[i] + (i == 2), 0", CPP_FP32),
     Mutant("F4 aten", "one wrong tile", PYTHON_ATEN + "::Keys._gather", "self.tiles.flatten(0, 2)[units]", "self.tiles.flatten(0, 2)[units].roll(1, 0)", ATEN),
@@ -55,30 +59,42 @@ KERNEL_MUTANTS = (
     Mutant("F8", "scale +1 %", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * 1.01)", CPP_FP32),
     Mutant("F8 bf16", "scale +1 % in bf16 alone", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * (kConverts<T> ? 1.01 : 1.))", CPP),
     Mutant("F8 backward", "scale +1 %", BACKWARD + "::BackwardKeys", "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
-    Mutant("F9", "bf16 accumulator", FORWARD + "::ForwardGroup.step", "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
+    Mutant("F9", "bf16 accumulator", FORWARD + "::ForwardGroup.step", "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.packed_width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
     Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN + "::Keys.__init__", "self.wide = lse_dtype(k.dtype)", "self.wide = k.dtype", ATEN),
     Mutant("F10", "pooled mean / E", SITE + "::Site.tile_means", "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
-    Mutant("F11", "one row zero", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) std::fill_n(rows.get(), c.width, 0.f);", CPP_FP32),
-    Mutant("F12", "one element", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
+    Mutant("F11", "one row zero", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);\n    if (g == 1) std::fill_n(rows.get(), c.packed_width, 0.f);", CPP_FP32),
+    Mutant("F12", "one element", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
     Mutant("F13", "index of another head", CALL + "::list_keys", "int64_t row = (at.batch * c.heads + at.index) * query_tiles + g;", "int64_t row = (at.batch * c.heads) * query_tiles + g;", CPP_FP32),
     Mutant("F13 aten", "keys of another head", PYTHON_ATEN + "::Keys._gather", "head % heads // (heads // self.kv_heads)", "head % self.kv_heads", ATEN),
-    Mutant("F14", "batch stride ignored", LANES + "::with_head", "at.batch * view.batch + at.index", "at.index", CPP_FP32),
+    Mutant("F14", "batch stride ignored", ROWS + "::with_head", "at.batch * view.batch + at.index", "at.index", CPP_FP32),
     Mutant("F14 padding", "key padding of the first batch", CALL + "::Plan.keys_of", "keys.size() == 1 ? 0 : b", "0 * b", CPP_FP32),
-    Mutant("F15", "int32 offset", LANES + "::with_head", "int64_t offset = at.batch", "int32_t offset = at.batch", ("tests/test_cpu_kernel.py", "-k", "offsets")),
+    Mutant("F15", "int32 offset", ROWS + "::with_head", "int64_t offset = at.batch", "int32_t offset = at.batch", ("tests/test_cpu_kernel.py", "-k", "offsets")),
     Mutant("F16", "LSE base 2 for e", FORWARD + "::ForwardGroup.finish", "kLn2 * highest[i]", "highest[i]", CPP_FP32),
     Mutant("F16 backward", "LSE base 2 for e", BACKWARD + "::BackwardGroup.pack", "static_cast<float>(value * kLog2e)", "value", CPP_FP32),
-    Mutant("F17", "dK misses the last query of a partial tile", BACKWARD + "::BackwardGroup.add", "int64_t even = round_up(n, 2), pairs = round_up(queries, 2)", "int64_t even = round_up(n, 2), pairs = queries / 2 * 2", CPP_FP32),
-    Mutant("F18", "delta in bf16", BACKWARD + "::BackwardGroup.pack", "dot(rows.get() + i * c.width, turned.get() + i * c.width);", "BFloat16(dot(rows.get() + i * c.width, turned.get() + i * c.width));", CPP),
-    Mutant("F18 sign", "delta added", BACKWARD + "::BackwardGroup.differentiate", "_mm512_sub_ps(grad, mean)", "_mm512_add_ps(grad, mean)", CPP_FP32),
+    Mutant("F17", "dK misses the last query of a partial tile", BACKWARD + "::BackwardGroup.add", "int64_t even = padded<T>(n), pairs = padded<T>(queries)", "int64_t even = padded<T>(n), pairs = queries / 2 * 2", CPP_FP32),
+    Mutant("F18", "delta in bf16", BACKWARD + "::BackwardGroup.pack", "dot(rows.get() + i * c.packed_width, turned.get() + i * c.packed_width);", "BFloat16(dot(rows.get() + i * c.packed_width, turned.get() + i * c.packed_width));", CPP),
+    Mutant("F18 sign", "delta added", BACKWARD + "::BackwardGroup.differentiate", "load_lanes(score_grads.get() + at) - mean", "load_lanes(score_grads.get() + at) + mean", CPP_FP32),
     Mutant("F20", "tiles to tokens by position, not by the inverse", PYTHON_ATEN + "::Tiling.to_tokens", "boxes.flatten(2, 3).index_select(2, self.slot)", "boxes.flatten(2, 3)[:, :, : self.slot.numel()].clone()", ATEN),
     Mutant("F20 coarse", "coarse rows to tokens by position", SITE + "::spread", "boxed = boxed.expand(-1, -1, t_f, -1, t_r, -1, t_c, -1, -1)", "boxed = boxed.expand(-1, -1, t_f, -1, t_c, -1, t_r, -1, -1)", SELECT),
     Mutant("F21", "rows and cols swapped", CALL + "::add_tile", "(f * video.grid[1] + r) * video.grid[2] + x", "(f * video.grid[2] + r) * video.grid[1] + x", CPP_FP32),
-    Mutant("F26", "a row that sees nothing is NaN", FORWARD + "::softmax_step", "__m512 reference = _mm512_maskz_mov_ps(any, now);", "__m512 reference = now;", CPP_FP32),
-    Mutant("F26 division", "a row that sees nothing is NaN", FORWARD + "::ForwardGroup.finish", "_mm512_maskz_div_ps(any, ", "_mm512_div_ps(", CPP_FP32),
+    Mutant("F26", "a row that sees nothing is NaN", FORWARD + "::softmax_step", "only_where(now != V(-kInfinity), now)", "now", CPP_FP32),
+    Mutant("F26 division", "a row that sees nothing is NaN", FORWARD + "::ForwardGroup.finish", "only_where(total != V(0.f), V(1.f) / total)", "V(1.f) / total", CPP_FP32),
     Mutant("F29", "ties to the highest id", KERNEL + "::select_row", "<< 32 | i;", "<< 32 | (tiles - 1 - i);", SELECT),
     Mutant("F29 aten", "ties in any order", PYTHON_ATEN + "::select", "torch.sort(scores, dim=-1, descending=True, stable=True)", "torch.sort(scores, dim=-1, descending=True, stable=False)", SELECT),
     Mutant("F30", "a padding row written over a neighbour", FORWARD + "::ForwardGroup.finish", "scatter(c, c.out, at, groups, g, rows.get());", "scatter(c, c.out, at, groups, g, rows.get());\n    if (groups.size(g) % 2 && g + 1 < groups.count()) with_head(c, c.out, at, [&](auto* to) { copy_row(rows.get(), c.width, to + groups.tokens(g + 1)[0] * c.out.token); });", CPP_FP32),
-    Mutant("F30 backward", "scratch read before it is written", BACKWARD + "::BackwardGroup.operator()", "std::fill_n(grad_q.get(), c.width * columns, 0.f);", "", CPP_FP32),
+    Mutant("F30 backward", "scratch read before it is written", BACKWARD + "::BackwardGroup.operator()", "std::fill_n(grad_q.get(), c.packed_width * columns, 0.f);", "", CPP_FP32),
+    Mutant("width", "packed rows not cleared behind the width", ROWS + "::gather", "std::fill(row + c.width, row + c.packed_width, 0.f);", "", CPP_FP32),
+    Mutant("last width", "the last places of a row not copied", ROWS + "::copy_row", "for (; d < width; ++d)", "for (; d + 1 < width; ++d)", CPP_FP32),
+    Mutant("pad query", "a query that is not there weighs in bf16", BACKWARD + "::BackwardGroup.add", "if (pairs > queries) clear_pad(n, weights, left);", "", CPP),
+    Mutant("power", "2^x below the normal numbers", VECTORS + "::exp2_lanes", "x = at::vec::clamp_min(x, V(-127.f));", "", CPP_FP32),
+    Mutant("turned", "rows of an odd block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 2 * 2)", CPP_FP32),
+    Mutant("own rows", "the last rows of our own product", PRODUCT + "::multiply_columns", "for (; r < m; ++r)", "for (; r + 1 < m; ++r)", CPP_EACH),
+    Mutant("own columns", "the last columns of our own product", PRODUCT + "::multiply_here", "for (; q < n; q += kLanes)", "for (; q + kLanes < n; q += kLanes)", CPP_EACH),
+    Mutant("own sum", "our own product forgets what it adds to", PRODUCT + "::multiply_block", "add ? V::loadu(c + r * ldb + q * kLanes) : V(0.f)", "V(0.f)", CPP_EACH),
+    Mutant("switched off", "oneDNN is asked though it is switched off", PRODUCT + "::takes_brgemm", "taken && at::globalContext().userEnabledMkldnn()", "taken", CPP_CALLS),
+    Mutant("grad unchecked", "a gradient of another shape is read", KERNEL + "::attend_backward", 'query_rows("grad_out", c, q, grad_out)', 'View{grad_out.data_ptr(), c.q.batch, c.q.head, c.q.token}', CPP_CALLS),
+    Mutant("start unchecked", "a video that begins behind its end", ARGUMENTS + "::check_raster", "start <= tokens - video.tokens()", "true", CPP_CALLS),
+    Mutant("q_tile unchecked", "lists of other query tiles", ARGUMENTS + "::make_call", "video_queries(c).tiles()", "lists.tiles.size(2)", CPP_CALLS),
 )  # fmt: skip
 
 BSA, METHODS = ("tests/test_bsa.py", "-k", "not backend and not symbolic"), ("tests/test_methods.py",)

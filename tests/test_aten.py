@@ -66,7 +66,7 @@ def small_case(dtype: torch.dtype) -> Case:
     return make_case(11, grid=(2, 3, 3), tile=(2, 2, 2), before=1, after=2, padding=1, width=16, dtype=dtype)
 
 
-@pytest.mark.parametrize("kernel", ["aten", "cpp"])
+@pytest.mark.parametrize("kernel", ["aten", ""], ids=["aten", "cpp"])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=["fp32", "bf16"]
 )

@@ -12,6 +12,7 @@ from attend_cases import (
     ATEN_GPU,
     CPP,
     LAYOUTS,
+    SLOWER,
     Case,
     Kernel,
     assert_same_bits,
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from vsa_compile.ops import reference
 
-ALL = ATEN + CPP + ATEN_GPU
+ALL = ATEN + CPP + SLOWER + ATEN_GPU
 FP32 = [kernel for kernel in ALL if kernel.dtype == torch.float32]
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 32}
 each = each_kernel(ALL)
@@ -76,7 +77,7 @@ NAMED = {
 }
 
 
-@each_kernel([*FP32[:1], *CPP[:2]])
+@each_kernel([*FP32[:1], *CPP[:2], *SLOWER])
 @pytest.mark.parametrize("name", NAMED)
 def test_named_case(kernel: Kernel, name: str):
     case = make_case(1, dtype=kernel.dtype, **NAMED[name])

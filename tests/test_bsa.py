@@ -11,7 +11,6 @@ from unittest import mock
 import cached
 import pytest
 import torch
-from attend_cases import needs_avx512
 from compare import assert_same_output, relative_error
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -231,7 +230,6 @@ def test_ragged_lists_are_counted_as_they_are():
 # --- The kernels with packed queries ------------------------------------------------------------------
 
 
-@needs_avx512
 @examples(20)
 @given(
     grid=st.tuples(side, side, side), tile=st.tuples(edge, edge, edge), q_grid=st.tuples(side, side, side),

@@ -246,6 +246,11 @@ def not_written(name: str, folder: str, why: str) -> str:
     return f"{name} is {folder!r}, where nothing can be written ({why}). Give a folder of yours."
 
 
+def no_such_variant(variable: str, named: str, offered: Iterable[str]) -> str:
+    allowed = f"one of {', '.join(offered)} and aten on this processor"
+    return bad_value(f"the environment variable {variable}", named, allowed, "Unset it to use the fastest.")
+
+
 # --- doctor: problems, each with its way out ------------------------------------------------------------
 
 
