@@ -52,7 +52,7 @@ from .sizes import (
     surely_true,
     symbol_of,
 )
-from .tensors import assert_on_device
+from .tensors import assert_on_device, flash_backward_on_cpu, flash_on_cpu
 
 __all__ = [
     "assert_on_device",
@@ -67,6 +67,8 @@ __all__ = [
     "expanded",
     "explaining_compile",
     "fake_mode_of",
+    "flash_backward_on_cpu",
+    "flash_on_cpu",
     "guard_at_least",
     "guard_equal",
     "guard_on_attribute",
