@@ -169,7 +169,7 @@ class Kernel:
     name: str
     dtype: torch.dtype
     device: str = "cpu"
-    variant: str = ""  # of the C++; "" for the fastest
+    variant: str = ""  # of the C++, "" for the fastest; "blind": ATen as on devices where nothing may wait
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -179,7 +179,8 @@ class Kernel:
     @property
     def id(self) -> str:
         parts = (self.name, str(self.dtype).removeprefix("torch."), self.device)
-        return "-".join((*parts, *(("slower", self.variant) if self.variant else ())))
+        kind = () if not self.variant else ("slower", self.variant) if self.name == "cpp" else (self.variant,)
+        return "-".join((*parts, *kind))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -188,6 +189,8 @@ class Kernel:
             stack.enter_context(nan_in_unwritten_memory())
             named = "aten" if self.name == "aten" else self.variant
             stack.enter_context(mock.patch.dict(os.environ, {loader.VARIABLE: named}))
+            if self.variant == "blind":
+                stack.enter_context(mock.patch.object(aten, "host_looks", return_value=False))
             if self.name != "aten":
                 for name in ("attend", "attend_backward", "select"):
                     stack.enter_context(mock.patch.object(aten, name, _not_the_kernel))
@@ -222,6 +225,7 @@ CPP = [Kernel("cpp", dtype) for dtype in (torch.float32, torch.bfloat16, torch.f
 # What slower processors would run, as far as this one can: other instructions, all else alike.
 SLOWER = [replace(kernel, variant=variant) for variant in loader.variants()[1:] for kernel in CPP]
 ATEN = [Kernel("aten", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+BLIND = [Kernel("aten", dtype, variant="blind") for dtype in (torch.float32, torch.bfloat16)]
 ATEN_GPU = [replace(kernel, device="cuda") for kernel in ATEN]
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from attend_cases import (
     ATEN,
     ATEN_GPU,
+    BLIND,
     CPP,
     LAYOUTS,
     SLOWER,
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from vsa_compile.ops import reference
 
-ALL = ATEN + CPP + SLOWER + ATEN_GPU
+ALL = ATEN + BLIND + CPP + SLOWER + ATEN_GPU
 FP32 = [kernel for kernel in ALL if kernel.dtype == torch.float32]
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 32}
 each = each_kernel(ALL)

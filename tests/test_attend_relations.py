@@ -9,6 +9,7 @@ import torch
 from attend_cases import (
     ATEN,
     ATEN_GPU,
+    BLIND,
     CPP,
     SLOWER,
     Case,
@@ -27,7 +28,7 @@ from torch import Tensor
 from vsa_compile.grid import Grid
 from vsa_compile.ops import reference
 
-ALL = ATEN + CPP + SLOWER + ATEN_GPU
+ALL = ATEN + BLIND + CPP + SLOWER + ATEN_GPU
 EXACT = [kernel for kernel in ALL if kernel.dtype.itemsize >= 4]  # rule C
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 32}
 each = each_kernel(ALL)

@@ -222,10 +222,11 @@ def test_a_rule_that_ranks_needs_a_scorer():
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    before = dict(registry._METHODS), dict(registry._DIGESTS)
+    tables = registry._METHODS, vars(registry._digests)
+    before = [dict(table) for table in tables]
     yield
     sys.modules.pop("mine", None)
-    for table, saved in zip((registry._METHODS, registry._DIGESTS), before, strict=True):
+    for table, saved in zip(tables, before, strict=True):
         table.clear()
         table.update(saved)
 
@@ -319,12 +320,115 @@ def test_a_registered_method_is_an_option_and_a_literal_of_the_graph(tmp_path: P
         methods.get("doubled@0123456789abcdef")
 
 
-def test_another_method_of_the_same_name_is_an_error(tmp_path: Path):
+HELPERS = """
+import math
+RADIUS = 2
+
+class Blur:
+    @staticmethod
+    def run(x): return x + RADIUS
+
+def blur(x): return deeper.inner(x) * RADIUS
+def unused(x): return x
+"""
+DEEPER = """
+from . import helpers  # in a circle
+def inner(x): return helpers.RADIUS + x
+"""
+USES = {  # what stands before the method, and what it is made of
+    "a module": ("from lent import helpers", "return helpers.blur(q)"),
+    "a package": ("import lent.helpers", "return lent.helpers.blur(q)"),
+    "a module imported inside": ("", "import lent.helpers as h; return h.blur(q)"),
+    "a function imported inside": ("", "from lent.helpers import blur; return blur(q)"),
+    "a submodule imported inside": ("", "from lent import helpers; return helpers.blur(q)"),
+    "a name in a string": ("from lent import helpers", "return getattr(helpers, 'blur')(q)"),
+    "a class": ("from lent import helpers", "return helpers.Blur.run(q)"),
+    "inside a function inside": ("from lent import helpers", "return (lambda x: helpers.blur(x))(q)"),
+}
+
+
+def digest_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, use: str, helpers: str, deeper: str
+) -> str | None:
+    """The digest of a method that uses the package `lent`, written anew."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "lent"]:
+        monkeypatch.delitem(sys.modules, name)
+    source = "{}\ndef method(q, k, v, gate, site): {}".format(*use)
+    root = folder / "lent"
+    root.mkdir(parents=True)
+    for name, text in (("__init__", ""), ("helpers", "from . import deeper\n" + helpers), ("deeper", deeper)):
+        (root / f"{name}.py").write_text(text)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        return methods.source_digest.digest(load(folder / "mine.py", source).method)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("use", USES)
+def test_a_digest_changes_with_what_is_called_in_other_modules(use: str, tmp_path: Path, monkeypatch):
+    changes = {
+        "same": (HELPERS, DEEPER),
+        "unused": (HELPERS.replace("return x\n", "return -x\n"), DEEPER),
+        "constant": (HELPERS.replace("RADIUS = 2", "RADIUS = 3"), DEEPER),
+        "source": (HELPERS.replace("* RADIUS", "/ RADIUS").replace("x + RADIUS", "x - RADIUS"), DEEPER),
+        "deeper": (HELPERS, DEEPER.replace("RADIUS + x", "RADIUS - x")),
+    }
+    wanted = digest_with(tmp_path / "first", monkeypatch, USES[use], HELPERS, DEEPER)
+    assert len(wanted or "") == 16
+    for name, (helpers, deeper) in changes.items():
+        got = digest_with(tmp_path / name, monkeypatch, USES[use], helpers, deeper)
+        unread = name in ("same", "unused") or (name == "deeper" and use == "a class")
+        assert (got == wanted) == unread, name
+
+
+@pytest.mark.quick
+def test_installed_packages_count_by_their_version(tmp_path: Path, monkeypatch):
+    text = "import numpy as np\nfrom numpy import linalg\n"
+    text += "def method(q, k, v, gate, site): return q * float(np.sqrt(2)) * linalg.norm([1])"
+    method = load(tmp_path / "mine.py", text).method
+    before = methods.source_digest.digest(method)
+    assert before is not None
+    monkeypatch.setattr("numpy.__version__", "0.0")
+    assert methods.source_digest.digest(method) not in (None, before)
+
+
+@pytest.mark.quick
+def test_an_edited_method_replaces_the_one_before_with_one_line(tmp_path: Path, caplog):
     module = load(tmp_path / "mine.py", SOURCE)
-    vsa_compile.register_method("mine", module.make(2.0))
-    for name, method in (("mine", module.make(3.0)), ("vsa", module.first)):
-        with pytest.raises(vsa_compile.ArgumentError, match=f"another method is registered as '{name}'"):
-            vsa_compile.register_method(name, method)
+    x = torch.randn(1, 2, 120, 16)
+    where = {"grid": (4, 5, 6), "tile": (2, 2, 2), "sparsity": 0.5, "method": "edited"}
+    for factor, lines in ((2.0, 0), (2.0, 0), (3.0, 1), (3.0, 1), (2.0, 2)):
+        vsa_compile.register_method("edited", module.make(factor))
+        assert torch.equal(vsa_compile.attention(x, x, x, **where), (x + 1) * factor)
+        assert len(caplog.records) == lines
+    assert "the method 'edited' is replaced" in caplog.text
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("how", ["converted", "by hand"])
+def test_compiled_code_follows_an_edited_method(how: str, tmp_path: Path):
+    module = load(tmp_path / "mine.py", SOURCE)
+    vsa_compile.register_method("edited", module.make(2.0))
+    if how == "converted":
+        run = torch.compile(cached.model(), backend="vsa", options=cached.OPTIONS | {"method": "edited"})
+        x = cached.latents()
+        plain = x.flatten(2).transpose(1, 2)[:, None]
+    else:
+        where = {"grid": (4, 5, 6), "tile": (2, 2, 2), "sparsity": 0.5, "method": "edited"}
+        run = torch.compile(lambda x: vsa_compile.attention(x, x, x, **where), backend="vsa", fullgraph=True)
+        x = plain = torch.randn(1, 2, 120, 16)
+    for factor in (2.0, 3.0, 2.0):
+        vsa_compile.register_method("edited", module.make(factor))
+        assert torch.allclose(run(x), (plain + 1) * factor)
+
+
+@pytest.mark.parametrize("name", ["vsa", "bsa", "sta"])
+def test_our_own_methods_are_not_replaced(name: str, tmp_path: Path):
+    module = load(tmp_path / "mine.py", SOURCE)
+    with pytest.raises(vsa_compile.ArgumentError, match=f"'{name}' is a method of vsa_compile's own"):
+        vsa_compile.register_method(name, module.first)
+    vsa_compile.register_method(name, methods.get(name))  # the same again: nothing happens
+    assert methods.literal(name) == name
 
 
 @pytest.mark.parametrize(

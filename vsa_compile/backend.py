@@ -192,6 +192,7 @@ def _decided(module: GraphModule, settings: Options) -> tuple[list[Site | Refusa
     decisions, edits = plan(module, decisions, settings)
     if edits:
         state.guard_sparsity(settings)
+        methods.guard_version(settings.method)
         for edit in edits:
             state.place_share(settings, example_of(edit.node).device)
     if any(map(wants_hint, decisions)):

@@ -174,9 +174,13 @@ def another_digest(name: str) -> str:
 
 
 def name_taken(name: str) -> str:
+    return f"{name!r} is a method of vsa_compile's own. Register yours under another name."
+
+
+def method_replaced(name: str) -> str:
     return (
-        f"another method is registered as {name!r}; compiled code tells methods apart by it. Register this "
-        "one under another name, or start a new process after an edit."
+        f"the method {name!r} is replaced by another of that name, or by an edited one: calls that were "
+        "compiled with it are compiled again."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from unittest import mock
 
@@ -53,9 +54,10 @@ def poisoned(where: str, value: float, kernel: str) -> Callable[[], str]:
     return how
 
 
-def constant(value: float) -> Callable[[], str]:
-    """All of q, k and v are one number, so that all scores tie."""
+def constant(value: float, path: str = "") -> Callable[[], str]:
+    """All of q, k and v are one number, so that all scores tie. path: what VSA_COMPILE_CPU says."""
 
+    @mock.patch.dict(os.environ, VSA_COMPILE_CPU=path)
     def how() -> str:
         video = torch.full((1, 2, TOKENS, 16), value, requires_grad=True)
         args = arguments(q=video, k=video, v=video)
@@ -115,6 +117,7 @@ ROWS = (
     ),
     Row("X17", "an all-zero video", constant(0.0), "computed: 0.0 everywhere"),
     Row("X17", "a constant video", constant(3.0), "computed: 3.0 everywhere"),
+    Row("X17", "a constant video, without a C++ compiler", constant(3.0, "aten"), "computed: 3.0 everywhere"),
     Row(
         "X18",
         "denormal q and k: all weights are equal",

@@ -145,7 +145,7 @@ def render_all(folder: Path) -> None:
         # First: what is registered once stays so.
         with mock.patch.object(torch_compat, "triton_template", fails):
             render_fallback(folder, "missing")
-        gpu.register.cache_clear()
+        gpu._register.cache_clear()
         with mock.patch.object(graph, "template_buffer", fails):
             render_fallback(folder, "failing")
         for case in TRACED:

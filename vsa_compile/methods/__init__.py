@@ -11,7 +11,7 @@ from .bsa import bsa
 from .method import GatedCoarse, MeanDot, Method
 from .patterns import FirstFrames, OwnTiles, SlidingTiles
 from .prune import Queries, WindowPruner
-from .registry import get, literal, names, readable, register_method
+from .registry import get, guard_version, literal, names, readable, register_method
 from .select import AtLeast, AtMost, GaussQuantile, Intersection, Selector, TopK, TopP, Union
 from .site import Site
 from .sta import sta
@@ -37,6 +37,7 @@ __all__ = [
     "WindowPruner",
     "bsa",
     "get",
+    "guard_version",
     "literal",
     "names",
     "readable",

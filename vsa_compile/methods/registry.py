@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable
 
 from torch import Tensor
 
-from ..errors import ArgumentError, another_digest, bad_value, name_taken, unknown_name, unreadable_source
+from .. import torch_compat
+from ..errors import (
+    ArgumentError,
+    another_digest,
+    bad_value,
+    method_replaced,
+    name_taken,
+    unknown_name,
+    unreadable_source,
+)
 from .bsa import bsa
 from .site import Site
 from .source_digest import digest
@@ -20,9 +30,17 @@ log = logging.getLogger("vsa_compile.methods")
 Run = Callable[[Tensor, Tensor, Tensor, Tensor | None, Site], Tensor]
 
 _METHODS: dict[str, Run] = {"vsa": vsa, "bsa": bsa, "sta": sta}
-_DIGESTS: dict[str, str] = {}  # of the users' own; ours are in the key by backend.source_hash
+_OURS = frozenset(_METHODS)  # what they are made of is in the cache key by backend.source_hash
+_registering = threading.Lock()
 
 _UNREADABLE = "unreadable"
+
+
+class _Digests:
+    """What the users' methods are made of: an attribute for each, which Dynamo can guard."""
+
+
+_digests = _Digests()
 
 
 def names() -> tuple[str, ...]:
@@ -37,7 +55,8 @@ def literal(name: str) -> str:
     """
     get(name)
     known = name.split("@")[0]
-    return f"{known}@{_DIGESTS[known]}" if known in _DIGESTS else known
+    made_of = getattr(_digests, known, None)
+    return known if made_of is None else f"{known}@{made_of}"
 
 
 def get(name: str) -> Run:
@@ -49,9 +68,15 @@ def get(name: str) -> Run:
     known, _, wanted = name.partition("@")
     if known not in _METHODS:
         raise ArgumentError(unknown_name("method", known, names()))
-    if wanted and wanted != _DIGESTS.get(known):
+    if wanted and wanted != getattr(_digests, known, None):
         raise ArgumentError(another_digest(known))
     return _METHODS[known]
+
+
+def guard_version(name: str) -> None:
+    """Dynamo shall compile what it is compiling again when another method is registered under `name`."""
+    if name not in _OURS:
+        torch_compat.guard_on_attribute("vsa_compile", "methods", "registry", "_digests", name)
 
 
 def readable(name: str) -> bool:
@@ -66,10 +91,12 @@ def register_method(name: str, method: Run) -> None:
         (q, k, v, gate, site) -> out, with q and out (B, H, Nq, D), k and v (B, Hkv, Nkv, D), gate like q or
         None. It is traced: plain PyTorch, no `.item()`, and no state that changes.
 
-    Compiled code is cached under the method's source, the values its functions close over and the fields of
-    its dataclasses. Where the source cannot be read, caches are bypassed, and one log line says so.
-    Registering the same again does nothing. Raises ArgumentError if the name is taken by another, or is no
-    identifier.
+    Compiled code is cached under the method's source, the values its functions close over, the fields of its
+    dataclasses, and the source of what it calls in other modules of yours; installed packages count by their
+    version. Where the source cannot be read, caches are bypassed, and one log line says so.
+    Registering the same again does nothing. Registering another under the name, an edited one say, replaces
+    it, with one log line; what was compiled with the one before is compiled again at its next call.
+    Raises ArgumentError if the name is one of ours, or no identifier.
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ArgumentError(bad_value("name", name, "an identifier, such as 'nearest'"))
@@ -77,13 +104,23 @@ def register_method(name: str, method: Run) -> None:
         raise ArgumentError(
             bad_value("method", method, "a Method or a function (q, k, v, gate, site) -> out")
         )
+    if name in _OURS and method is not _METHODS[name]:
+        raise ArgumentError(name_taken(name))
+    with _registering:
+        _register(name, method)
+
+
+def _register(name: str, method: Run) -> None:
     made_of = digest(method)
+    before = getattr(_digests, name, None)
+    if _METHODS.get(name) is method and (made_of is None or name in _OURS):
+        return
     if made_of is None:
-        if _METHODS.get(name) is method:
-            return
         log.warning("%s", unreadable_source(name))
         # Nobody will ever look under this key again: what torch stores anyway is never found.
         made_of = f"{_UNREADABLE}-{uuid.uuid4().hex}"
-    if name in _METHODS and _DIGESTS.get(name) != made_of:
-        raise ArgumentError(name_taken(name))
-    _METHODS[name], _DIGESTS[name] = method, made_of
+    if before not in (None, made_of):
+        log.warning("%s", method_replaced(name))
+    # The method first: a thread that finds the digest finds what it was made of.
+    _METHODS[name] = method
+    setattr(_digests, name, made_of)

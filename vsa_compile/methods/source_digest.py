@@ -1,14 +1,20 @@
-"""One hash over what a user's method is made of: source, closure values, fields, and the helpers it names."""
+"""One hash over what a user's method is made of: source, closure values, fields, and the helpers it names, in
+its own module or in others of the user's. Installed packages count by their version."""
 
 from __future__ import annotations
 
 import dataclasses
+import dis
 import enum
 import functools
 import hashlib
+import importlib
 import inspect
+import site
 import sys
+import sysconfig
 import types
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -17,8 +23,10 @@ import torch
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Fraction, type(Ellipsis))
 _PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
 _NAMED = (types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
-# Code that is named, not read: what it does goes with torch's version and backend.source_hash.
+# Code that is named, not read: what it does goes with the versions of Python and torch, and with
+# backend.source_hash.
 _KNOWN = {*sys.stdlib_module_names, "torch", __name__.split(".")[0]}
+_INSTALLED = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages())
 
 
 class _UnreadableError(Exception):
@@ -35,7 +43,7 @@ def digest(method: Any) -> str | None:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _collect(thing: Any, parts: list[str], seen: dict[int, Any]) -> None:
+def _collect(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
     """Appends what describes `thing`."""
     if isinstance(thing, _PLAIN):
         parts.append(f"{type(thing).__name__} {thing!r}")
@@ -59,7 +67,7 @@ def _collect(thing: Any, parts: list[str], seen: dict[int, Any]) -> None:
             _collect_object(thing, parts, seen)
 
 
-def _collect_items(items: Any, parts: list[str], seen: dict[int, Any]) -> None:
+def _collect_items(items: Any, parts: list[str], seen: dict[Any, Any]) -> None:
     parts.append(f"{type(items).__name__} {len(items)}")
     if isinstance(items, dict):
         items = [part for pair in items.items() for part in pair]
@@ -72,7 +80,20 @@ def _collect_items(items: Any, parts: list[str], seen: dict[int, Any]) -> None:
 def _is_known(thing: Any, parts: list[str]) -> bool:
     """Appends the name of a function or class; whether that is all there is to say of it."""
     parts.append(f"{thing.__module__}.{thing.__qualname__}")
-    return (thing.__module__ or "").split(".")[0] in _KNOWN
+    return _is_known_module(thing.__module__ or "", parts)
+
+
+def _is_known_module(name: str, parts: list[str]) -> bool:
+    """Whether what a module holds is told by its name, and by the version of an installed package, which
+    this appends."""
+    top = name.split(".")[0]
+    if top in _KNOWN:
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    if not file.startswith(_INSTALLED):
+        return False
+    parts.append(str(getattr(sys.modules.get(top), "__version__", "")))
+    return True
 
 
 def _source(thing: Any) -> str:
@@ -82,7 +103,7 @@ def _source(thing: Any) -> str:
         raise _UnreadableError from error
 
 
-def _collect_function(function: types.FunctionType, parts: list[str], seen: dict[int, Any]) -> None:
+def _collect_function(function: types.FunctionType, parts: list[str], seen: dict[Any, Any]) -> None:
     """Its source, defaults, closure values, and the globals that it names."""
     if _is_known(function, parts):
         return
@@ -90,18 +111,65 @@ def _collect_function(function: types.FunctionType, parts: list[str], seen: dict
     _collect_items((function.__defaults__, function.__kwdefaults__), parts, seen)
     for cell in function.__closure__ or ():
         _collect(cell.cell_contents, parts, seen)
-    for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+    names = _names(function.__code__)
+    for name in sorted(names & function.__globals__.keys()):
         parts.append(name)
-        _collect(function.__globals__[name], parts, seen)
+        _collect_named(function.__globals__[name], names, parts, seen)
+    for module in _imported(function):
+        _collect_named(module, names, parts, seen)
+
+
+def _collect_named(thing: Any, names: set[str], parts: list[str], seen: dict[Any, Any]) -> None:
+    """What a function calls by name; of a module of the user's, all that it holds under one of the names."""
+    _collect(thing, parts, seen)
+    if not isinstance(thing, types.ModuleType) or _is_known_module(thing.__name__, parts):
+        return
+    here = (id(thing), frozenset(names))
+    for name in sorted(names & vars(thing).keys()) if here not in seen else ():
+        seen[here] = thing
+        parts.append(name)
+        _collect_named(vars(thing)[name], names, parts, seen)
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The names that code uses, functions inside it included."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+    """The names that code uses, functions inside it included; as strings too, as in getattr(module, "f")."""
+    codes = list(_codes(code))
+    strings = {constant for each in codes for constant in each.co_consts if isinstance(constant, str)}
+    return strings.union(*(each.co_names for each in codes))
 
 
-def _collect_class(kind: type, parts: list[str], seen: dict[int, Any]) -> None:
+def _imported(function: types.FunctionType) -> list[types.ModuleType]:
+    """The modules that a function imports itself."""
+    modules = []
+    for code in _codes(function.__code__):
+        steps = list(dis.get_instructions(code))
+        for at, step in enumerate(steps):
+            if step.opname == "IMPORT_NAME":
+                level, names = steps[at - 2].argval, steps[at - 1].argval  # from . import x: 1, ("x",)
+                package = function.__globals__.get("__package__") or ""
+                modules += _modules("." * level + step.argval, package, names or ())
+    return modules
+
+
+def _modules(name: str, package: str, names: Iterable[str]) -> list[types.ModuleType]:
+    """The module called `name`, and those of `names` that are modules inside it."""
+    try:
+        module = importlib.import_module(name, package)
+        inner = [x for x in names if x != "*" and not hasattr(module, x)]
+        return [module, *(importlib.import_module(f"{module.__name__}.{x}") for x in inner)]
+    except ImportError as error:
+        raise _UnreadableError from error
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code and that of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _collect_class(kind: type, parts: list[str], seen: dict[Any, Any]) -> None:
     """Its source and that of its bases, and what their functions name."""
     for base in kind.__mro__:
         if _is_known(base, parts):
@@ -114,7 +182,7 @@ def _collect_class(kind: type, parts: list[str], seen: dict[int, Any]) -> None:
                 _collect(function, parts, seen)
 
 
-def _collect_object(thing: Any, parts: list[str], seen: dict[int, Any]) -> None:
+def _collect_object(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
     """Its class, and its fields: all of a dataclass, or everything it holds."""
     if dataclasses.is_dataclass(thing):
         held = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}

@@ -1,30 +1,32 @@
-"""select, attend and attend_backward in chunked ATen: every device, dtype, head width and tile.
+"""select, attend and attend_backward in ATen: every device, dtype, head width and tile.
 
-The default kernels; cpu/ and gpu/ register faster ones. Memory stays bounded: key tiles are gathered
-for a few query tiles at a time, and nothing is ever N x N. A gathered slot that holds no key is zero
-in K and in V before it is masked, for 0 * NaN is NaN.
-May be imported by cpu and gpu; imports grid, args and schema.
+The default kernels; cpu/ and gpu/ register faster ones. Query tiles are answered a few at a time, each with
+the keys that it sees gathered for it. Memory stays bounded, and nothing is ever N x N. On a CPU the host
+looks at the lists: only real tokens are gathered, and torch's own fused attention computes a chunk. On other
+devices nothing waits for the host: empty places are gathered from a row of zeros and masked.
+May be imported by cpu and gpu; imports grid, args, schema and torch_compat.
 
-Notation: B batch, H heads, Hkv key heads, N tokens, D head width, E tile tokens, M tiles,
-T non-video keys, U query tiles of one chunk, L keys that each of them is offered.
+Notation: B batch, H heads, Hkv key heads, N tokens, D head width, E tile tokens, M tiles. A row is one token
+of one head, of tensors that lie as (B, N, H, D). A chunk has U units, each of n queries and L keys.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
+from .. import torch_compat
 from ..grid import TileGrid
 from . import schema  # noqa: F401 - defines the operators
 from .args import AttendArgs, BackwardArgs, SelectArgs, lse_dtype, takes
 
 SCRATCH_BYTES = 64 << 20  # what the keys, values and weights of one chunk may take
+UNITS_PER_THREAD = 8  # of a chunk: more is no faster, and what is gathered leaves the caches
 
 
 def select(args: SelectArgs) -> tuple[Tensor, Tensor]:
@@ -49,143 +51,175 @@ def select(args: SelectArgs) -> tuple[Tensor, Tensor]:
     return tiles.to(torch.int32), counts
 
 
-# --- Where tokens live --------------------------------------------------------------------------
+# --- Which tokens -------------------------------------------------------------------------------
+
+NOBODY = -1  # in the place of a token
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """A video cut into M tiles of E slots; border tiles leave slots empty, and tile M is all empty."""
-
-    slot: Tensor  # (video,) int64: tile * E + place in the tile, of each raster token
-    real: Tensor  # (M + 1, E) bool: the slots that hold a token
-
-    @classmethod
-    def of(cls, boxes: TileGrid, device: torch.device) -> Tiling:
-        index = torch.zeros((), dtype=torch.int64, device=device)
-        place = torch.zeros((), dtype=torch.int64, device=device)
-        for size, extent, tiles in zip(boxes.grid, boxes.tile, boxes.shape, strict=True):
-            along = torch.arange(size, device=device)
-            index = index[..., None] * tiles + along // extent
-            place = place[..., None] * extent + along % extent
-        slot = (index * boxes.tile_tokens + place).flatten()
-        real = torch.zeros((boxes.tiles + 1) * boxes.tile_tokens, dtype=torch.bool, device=device)
-        real[slot] = True
-        return cls(slot, real.view(boxes.tiles + 1, boxes.tile_tokens))
-
-    def to_tiles(self, video: Tensor) -> Tensor:
-        """(B, H, video, D) -> (B, H, M + 1, E, D), zero in the empty slots."""
-        batch, heads, _, width = video.shape
-        boxes = video.new_zeros(batch, heads, self.real.numel(), width)
-        return boxes.index_copy_(2, self.slot, video).unflatten(2, self.real.shape)
-
-    def to_tokens(self, boxes: Tensor) -> Tensor:
-        """(B, H, M or M + 1, E, ...) -> (B, H, video, ...)."""
-        return boxes.flatten(2, 3).index_select(2, self.slot)
+def members(boxes: TileGrid, first: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tokens of every tile (M + 1, E) int64, then NOBODY, and how many they are (M + 1,). `first` is the
+    video's first token; the last tile is one without tokens."""
+    tile = place = torch.zeros((), dtype=torch.int64, device=device)
+    for size, extent, tiles in zip(boxes.grid, boxes.tile, boxes.shape, strict=True):
+        along = torch.arange(size, device=device)
+        tile = tile[..., None] * tiles + along // extent
+        place = place[..., None] * extent + along % extent
+    slot = (tile * boxes.tile_tokens + place).flatten()
+    tokens = torch.full(((boxes.tiles + 1) * boxes.tile_tokens,), NOBODY, device=device)
+    tokens[slot] = torch.arange(len(slot), device=device) + first
+    tokens = tokens.view(-1, boxes.tile_tokens)
+    real = (tokens >= 0).sum(-1)
+    order = (tokens < 0).to(torch.int8).argsort(dim=-1, stable=True)
+    return tokens.gather(1, order), real
 
 
-def _split(x: Tensor, start: int, video: int) -> tuple[Tensor, Tensor]:
-    """(B, H, N, ...) -> its video tokens, and all others."""
-    others = torch.cat([x[:, :, :start], x[:, :, start + video :]], dim=2)
-    return x[:, :, start : start + video], others
+class Chunk(NamedTuple):
+    """Units that are answered at once, by rows of the queries and rows of the keys."""
+
+    queries: Tensor  # (U, n) int64
+    keys: Tensor  # (U, L) int64
+    seen: Tensor | None  # (U, L) bool; None where every key is
 
 
-def _join(video: Tensor, others: Tensor, start: int) -> Tensor:
-    """The inverse of `_split`."""
-    return torch.cat([others[:, :, :start], video, others[:, :, start:]], dim=2)
+def host_looks(device: torch.device) -> bool:
+    """Whether sizes may depend on what tensors hold: elsewhere the host would wait, and no CUDA graph could
+    be captured."""
+    return device.type == "cpu"
 
 
-# --- What a query sees --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some query tiles (of all batches and heads, flattened) with the keys they are offered."""
-
-    units: slice  # of the B * H * M query tiles
-    tiles: Tensor  # (U, Kcap) int64: rows of the flattened key tiles
-    heads: Tensor  # (U,) int64: rows of the flattened key heads
-    keys: Tensor  # (U, L, D), wide
-    values: Tensor  # (U, L, D), wide
-    seen: Tensor  # (U, 1, L) bool
-
-
-class Keys:
-    """Keys and values laid out by tile, and the gather of what each query sees."""
+class Work:
+    """A call cut into chunks."""
 
     def __init__(self, args: AttendArgs) -> None:
-        k, v, start, padding = args.k, args.v, args.kv_start, args.key_padding
-        self.wide = lse_dtype(k.dtype)
-        self.tiles, self.counts, self.start = args.tiles, args.counts, start
-        self.tiling = Tiling.of(args.boxes, k.device)
-        self.query_tiling = self.tiling if args.q_grid is None else Tiling.of(args.query_boxes, k.device)
-        self.video = self.tiling.slot.numel()
-        self.kv_heads = k.shape[1]
-        # What non-video queries see: everything but the padding among non-video keys.
-        self.seen = k.new_ones((k.shape[0], k.shape[2]), dtype=torch.bool)
-        if padding is not None:
-            self.seen &= padding
-            self.seen[:, start : start + self.video] = True
-            k, v = (x.masked_fill(~self.seen[:, None, :, None], 0) for x in (k, v))
-        self.k, self.v = k, v
-        _, others_seen = _split(self.seen[:, None].expand(-1, self.kv_heads, -1), start, self.video)
-        self.others_seen = others_seen.flatten(0, 1)
-        self.k_tiles, self.k_others = self._by_tile(k)
-        self.v_tiles, self.v_others = self._by_tile(v)
-
-    def _by_tile(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Hkv, N, D) -> (B * Hkv * (M + 1), E, D) and (B * Hkv, T, D)."""
-        video, others = _split(x, self.start, self.video)
-        return self.tiling.to_tiles(video).flatten(0, 2), others.flatten(0, 1)
+        self.args, device = args, args.device
+        self.host_looks = host_looks(device)
+        self.batch, self.heads, self.q_tokens, self.width = args.q.shape
+        self.kv_heads, self.kv_tokens = args.k.shape[1:3]
+        self.queries, self.real_queries = members(args.query_boxes, args.q_start, device)
+        self.keys, self.real_keys = members(args.boxes, args.kv_start, device)
+        self.listed = torch.arange(args.tiles.shape[-1], device=device) < args.counts.flatten()[:, None]
+        self.ids = args.tiles.flatten(0, 2).where(self.listed, len(self.keys) - 1).long()
+        video = args.kv_start, args.kv_start + args.boxes.grid.tokens
+        every = torch.arange(self.kv_tokens, device=device)
+        self.others = torch.cat([every[: video[0]], every[video[1] :]])
+        # What takes part: (B or 1, Nkv) tokens, or NOBODY.
+        self.every = every[None]
+        if args.key_padding is not None:
+            shown = args.key_padding.clone()
+            shown[:, video[0] : video[1]] = True
+            self.every = every.where(shown, NOBODY)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All video query tiles, as many at a time as SCRATCH_BYTES allows."""
-        units = self.counts.numel()
-        slots = self.tiling.real.shape[1]
-        offered = self.tiles.shape[-1] * slots + self.others_seen.shape[1]
-        each = 3 * self.wide.itemsize * offered * (self.k.shape[3] + slots)
-        step = max(1, SCRATCH_BYTES // max(1, each))
-        for first in range(0, units, step):
-            yield self._gather(slice(first, min(first + step, units)))
+        yield from self._video()
+        yield from self._not_video()
 
-    def _gather(self, units: slice) -> Chunk:
-        """The chunk of these query tiles: listed tiles first, then all other keys."""
-        _, heads, query_tiles = self.counts.shape
-        device = self.tiles.device
-        head = torch.arange(units.start, units.stop, device=device) // query_tiles
-        kv_head = head // heads * self.kv_heads + head % heads // (heads // self.kv_heads)
+    def _video(self) -> Iterator[Chunk]:
+        """The query tiles. Where the host looks, tiles of as many queries come together, and of these lists
+        of about as many keys: hardly anything has to be masked."""
+        tiles = len(self.queries) - 1
+        units = torch.arange(len(self.ids), device=self.args.device)
+        classes = [(self.queries.shape[1], units)]
+        offered = self.ids.shape[1] * self.keys.shape[1] + len(self.others)
+        if self.host_looks:
+            size, length = self.real_queries[units % tiles], self.real_keys[self.ids].sum(-1)
+            units = (size * (int(length.max()) + 1) + length).argsort(stable=True)
+            sizes, counts = size[units].unique_consecutive(return_counts=True)
+            classes = list(zip(sizes.tolist(), units.split(counts.tolist()), strict=True))
+            offered = int(length.max()) + len(self.others)
+        for queries, members_of_class in classes:
+            for some in members_of_class.split(self._step(queries, offered)):
+                head, tile = some // tiles, some % tiles
+                keys = self.keys[self.ids[some]].flatten(1)
+                others = self.every[:, self.others].expand(self.batch, -1)[head // self.heads]
+                keys = torch.cat([keys, others], dim=1) if len(self.others) else keys
+                yield from self._chunk(head, self.queries[tile, :queries], keys)
 
-        empty = self.tiling.real.shape[0] - 1
-        listed = torch.arange(self.tiles.shape[-1], device=device) < self.counts.flatten()[units, None]
-        ids = self.tiles.flatten(0, 2)[units].long().clamp(0, empty - 1).where(listed, empty)
-        rows = kv_head[:, None] * (empty + 1) + ids
-        seen = torch.cat([self.tiling.real[ids].flatten(1), self.others_seen[kv_head]], dim=1)
+    def _not_video(self) -> Iterator[Chunk]:
+        """Queries outside the video see every key that takes part."""
+        start, device = self.args.q_start, self.args.device
+        every = torch.arange(self.q_tokens, device=device)
+        others = torch.cat([every[:start], every[start + self.args.query_boxes.grid.tokens :]])
+        heads = torch.arange(self.batch * self.heads, device=device)
+        # Fused attention has no weights in memory, else they are what bounds a chunk.
+        most = max(1, SCRATCH_BYTES // (12 * self.kv_tokens))
+        for queries in others.split(len(others) if self.host_looks else most) if len(others) else ():
+            for some in heads.split(self._step(len(queries), self.kv_tokens)):
+                keys = self.every.expand(self.batch, -1)[some // self.heads]
+                yield from self._chunk(some, queries.expand(len(some), -1), keys)
 
-        def gather(tiles: Tensor, others: Tensor) -> Tensor:
-            return torch.cat([tiles[rows].flatten(1, 2), others[kv_head]], dim=1).to(self.wide)
+    def _step(self, queries: int, keys: int) -> int:
+        """How many units a chunk may have."""
+        size = lse_dtype(self.args.q.dtype).itemsize
+        if self.host_looks:
+            each, most = 2 * keys * self.width, UNITS_PER_THREAD * torch.get_num_threads()
+        else:
+            each, most = 3 * keys * (self.width + queries), 1 << 20
+        return max(1, min(most, SCRATCH_BYTES // max(1, size * each)))
 
-        keys, values = gather(self.k_tiles, self.k_others), gather(self.v_tiles, self.v_others)
-        return Chunk(units, rows, kv_head, keys, values, seen[:, None, :])
+    def _chunk(self, head: Tensor, queries: Tensor, keys: Tensor) -> Iterator[Chunk]:
+        """The chunk of these tokens, head by head of the B * H; none where no unit sees a key."""
+        seen: Tensor | None = keys >= 0
+        if self.host_looks:
+            length = seen.sum(-1)
+            if not length.all():  # units that see nothing are left out
+                some = length.nonzero()[:, 0]
+                head, queries, keys, length = head[some], queries[some], keys[some], length[some]
+                seen = keys >= 0
+            if not len(head):
+                return
+            if not seen.all():
+                keys, seen = _packed(keys, seen, length)
+            else:
+                seen = None
+        batch, own = head // self.heads, head % self.heads
+        kv_head = own // (self.heads // self.kv_heads)
+        yield Chunk(
+            _rows(queries, batch, own, self.q_tokens, self.heads, self.batch),
+            _rows(keys, batch, kv_head, self.kv_tokens, self.kv_heads, self.batch),
+            seen,
+        )
 
-    def dense_rows(self, q: Tensor) -> Iterator[tuple[tuple, tuple, Tensor, Tensor]]:
-        """Runs of non-video queries of one head whose weights fit the scratch: their index (b, h, rows), the
-        index (b, kv head) of what they see, its keys and values."""
-        batch, heads, tokens, _ = q.shape
-        step = max(1, SCRATCH_BYTES // (3 * self.wide.itemsize * max(1, self.k.shape[2])))
-        for b in range(batch if tokens else 0):
-            for h in range(heads):
-                kv = b, h // (heads // self.kv_heads)
-                keys, values = self.k[kv].to(self.wide), self.v[kv].to(self.wide)
-                for first in range(0, tokens, step):
-                    yield (b, h, slice(first, min(first + step, tokens))), kv, keys, values
+
+def _packed(keys: Tensor, seen: Tensor, length: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The tokens that are seen, moved to the front, and which of the places they fill. A place that is not
+    filled repeats a key that is seen: one that is not could hold NaN."""
+    longest = int(length.max())
+    place = (seen.cumsum(-1) - 1).where(seen, longest)
+    packed = keys.new_empty(len(keys), longest + 1).scatter_(1, place, keys)[:, :longest]
+    if int(length.min()) == longest:
+        return packed, None
+    filled = torch.arange(longest, device=keys.device) < length[:, None]
+    return packed.where(filled, packed[:, :1]), filled
 
 
-def _logits(q: Tensor, keys: Tensor, seen: Tensor, scale: float) -> Tensor:
-    return (q @ keys.transpose(-1, -2) * scale).masked_fill(~seen, -torch.inf)
+def _rows(tokens: Tensor, batch: Tensor, head: Tensor, count: int, heads: int, batches: int) -> Tensor:
+    """The rows of (U, n) tokens; of NOBODY the one behind all rows."""
+    rows = (batch[:, None] * count + tokens) * heads + head[:, None]
+    return rows.where(tokens >= 0, batches * count * heads)
+
+
+def _by_row(x: Tensor, work: Work) -> Tensor:
+    """(B, H, N, D) -> its rows (B * N * H, D), with a row of zeros behind them where that may be read."""
+    rows = x.transpose(1, 2).reshape(-1, x.shape[-1])
+    return rows if work.host_looks else torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+
+
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """(rows, ...) at (U, n) -> (U, n, ...)."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+# --- What is computed ---------------------------------------------------------------------------
 
 
 def _weights(logits: Tensor, lse: Tensor) -> Tensor:
     """exp(logits - lse): 0 for masked keys, and for the rows that see no key."""
     return torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0)[..., None])
+
+
+def _logits(q: Tensor, k: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    logits = q @ k.transpose(-1, -2) * scale
+    return logits if seen is None else logits.masked_fill(~seen[:, None], -torch.inf)
 
 
 def _in_given_types(kernel: Callable) -> Callable:
@@ -199,115 +233,66 @@ def _in_given_types(kernel: Callable) -> Callable:
     return run
 
 
-# --- Forward ------------------------------------------------------------------------------------
-
-
 @_in_given_types
 def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
     """Exact softmax attention over the listed tiles and all non-video keys: out (B, Nq, H, D), lse (B, H, Nq)
     in fp32 or wider, the witness of the grid."""
-    keys, q_start = Keys(args), args.q_start
-    q_video, q_others = _split(args.q, q_start, keys.query_tiling.slot.numel())
-    out, lse = _attend_video(q_video, keys, args.scale)
-    out_others, lse_others = _attend_others(q_others, keys, args.scale)
-    out = _join(out, out_others, q_start).transpose(1, 2).contiguous()
-    return out, _join(lse, lse_others, q_start), args.new_witness()
-
-
-def _attend_video(q: Tensor, keys: Keys, scale: float) -> tuple[Tensor, Tensor]:
-    """(B, H, video, D) -> out alike, lse (B, H, video)."""
-    boxes = keys.query_tiling.to_tiles(q)[:, :, :-1]
-    rows = boxes.flatten(0, 2)
-    out = torch.zeros_like(rows)
-    lse = torch.zeros(rows.shape[:-1], dtype=keys.wide, device=q.device)
-    for chunk in keys.chunks():
-        logits = _logits(rows[chunk.units].to(keys.wide), chunk.keys, chunk.seen, scale)
-        lse[chunk.units] = logits.logsumexp(-1)
-        out[chunk.units] = (_weights(logits, lse[chunk.units]) @ chunk.values).to(q.dtype)
-    to_tokens = keys.query_tiling.to_tokens
-    return to_tokens(out.view_as(boxes)), to_tokens(lse.view(boxes.shape[:-1]))
-
-
-def _attend_others(q: Tensor, keys: Keys, scale: float) -> tuple[Tensor, Tensor]:
-    """Dense attention of the non-video queries (B, H, T, D): out alike, lse (B, H, T)."""
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=keys.wide)
-    for at, _, k, v in keys.dense_rows(q):
-        logits = _logits(q[at].to(keys.wide), k, keys.seen[at[0]], scale)
-        lse[at] = logits.logsumexp(-1)
-        out[at] = (_weights(logits, lse[at]) @ v).to(q.dtype)
-    return out, lse
-
-
-# --- Backward -----------------------------------------------------------------------------------
-
-
-class Queries(NamedTuple):
-    """Some queries (B, H, n, D), what the backward knows of them, and delta = sum(grad_out * out)."""
-
-    q: Tensor
-    grad_out: Tensor
-    lse: Tensor
-    delta: Tensor
+    work, wide = Work(args), lse_dtype(args.q.dtype)
+    q, k, v = (_by_row(x, work) for x in (args.q, args.k, args.v))
+    out, lse = torch.zeros_like(q), torch.full(q.shape[:1], -torch.inf, dtype=wide, device=q.device)
+    for chunk in work.chunks():
+        inputs = _take(q, chunk.queries), _take(k, chunk.keys), _take(v, chunk.keys)
+        if work.host_looks:
+            some, some_lse = torch_compat.flash_on_cpu(*inputs, chunk.seen, args.scale)
+        else:
+            queries, keys, values = (x.to(wide) for x in inputs)
+            logits = _logits(queries, keys, chunk.seen, args.scale)
+            some_lse = logits.logsumexp(-1)
+            some = (_weights(logits, some_lse) @ values).to(q.dtype)
+        rows = chunk.queries.flatten()
+        out.index_copy_(0, rows, some.flatten(0, 1))
+        lse.index_copy_(0, rows, some_lse.flatten())
+    batch, heads, tokens, width = args.q.shape
+    out = out[: batch * tokens * heads].view(batch, tokens, heads, width)
+    lse = lse[: batch * tokens * heads].view(batch, tokens, heads).transpose(1, 2).contiguous()
+    return out, lse, args.new_witness()
 
 
 @_in_given_types
 def attend_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v as (B, N, H, D), recomputing the weights from lse."""
-    call, keys = args.call, Keys(args.call)
-    q_start, scale = call.q_start, call.scale
-    grad_out = args.grad_out.transpose(1, 2)  # to (B, H, N, D), as q
-    delta = (grad_out.to(keys.wide) * args.out.transpose(1, 2).to(keys.wide)).sum(-1)
-    parts = [_split(x, q_start, keys.query_tiling.slot.numel()) for x in (call.q, grad_out, args.lse, delta)]
-    inside, others = Queries(*(x for x, _ in parts)), Queries(*(x for _, x in parts))
-    grad_q, grad_k, grad_v = _video_gradients(inside, keys, scale)
-    grad_q = _join(grad_q, _add_others_gradients(others, keys, grad_k, grad_v, scale), q_start)
-    grads = ((grad_q, call.q), (grad_k, call.k), (grad_v, call.v))
-    return tuple(g.to(x.dtype).transpose(1, 2).contiguous() for g, x in grads)  # pyright: ignore[reportReturnType]
+    """Gradients of q, k and v as (B, N, H, D), recomputing the weights from lse. Keys collect theirs in the
+    order of the chunks, without atomics."""
+    call, work, wide = args.call, Work(args.call), lse_dtype(args.call.q.dtype)
+    q, k, v = (_by_row(x, work) for x in (call.q, call.k, call.v))
+    grad_out, out = (_by_row(x.transpose(1, 2), work) for x in (args.grad_out, args.out))
+    lse = _by_row(args.lse[..., None], work)[:, 0]
+    grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
+    for chunk in work.chunks():
+        queries, keys, values = _take(q, chunk.queries), _take(k, chunk.keys), _take(v, chunk.keys)
+        rows = (_take(x, chunk.queries) for x in (grad_out, out, lse))
+        inputs = tuple(x.to(wide) for x in (queries, keys, values, *rows))
+        gradients: Callable = torch_compat.flash_backward_on_cpu if work.host_looks else _gradients
+        some_q, some_k, some_v = gradients(*inputs, chunk.seen, call.scale)
+        grad_q.index_copy_(0, chunk.queries.flatten(), some_q.flatten(0, 1))
+        _add_rows(grad_k, chunk.keys.flatten(), some_k.flatten(0, 1))
+        _add_rows(grad_v, chunk.keys.flatten(), some_v.flatten(0, 1))
+
+    def result(rows: Tensor, like: Tensor) -> Tensor:
+        batch, heads, tokens, width = like.shape
+        return rows[: batch * tokens * heads].to(like.dtype).view(batch, tokens, heads, width)
+
+    return result(grad_q, call.q), result(grad_k, call.k), result(grad_v, call.v)
 
 
-def _score_gradient(weights: Tensor, grad_out: Tensor, values: Tensor, delta: Tensor) -> Tensor:
-    """Of the logits: weights * (grad_out values^T - delta)."""
-    return weights * (grad_out @ values.transpose(-1, -2) - delta[..., None])
-
-
-def _video_gradients(queries: Queries, keys: Keys, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Through the video queries: grad_q (B, H, video, D), and wide grad_k and grad_v (B, Hkv, N, D). Tiles of
-    keys collect their gradients in the order of the query tiles, without atomics."""
-    tiling, wide = keys.tiling, keys.wide
-
-    def by_tile(x: Tensor) -> Tensor:
-        return keys.query_tiling.to_tiles(x)[:, :, :-1].flatten(0, 2)
-
-    rows, grad_rows = by_tile(queries.q), by_tile(queries.grad_out)
-    lse_rows, delta_rows = (by_tile(x[..., None])[..., 0] for x in (queries.lse, queries.delta))
-    grad_q = torch.zeros_like(rows)
-    grad_k, grad_v = (
-        (torch.zeros_like(keys.k_tiles, dtype=wide), torch.zeros_like(keys.k_others, dtype=wide))
-        for _ in range(2)
-    )
-    for chunk in keys.chunks():
-        q_tiles, grad_tiles = rows[chunk.units].to(wide), grad_rows[chunk.units].to(wide)
-        weights = _weights(_logits(q_tiles, chunk.keys, chunk.seen, scale), lse_rows[chunk.units])
-        score_grad = _score_gradient(weights, grad_tiles, chunk.values, delta_rows[chunk.units]) * scale
-        grad_q[chunk.units] = (score_grad @ chunk.keys).to(rows.dtype)
-        _collect(grad_k, chunk, score_grad.transpose(1, 2) @ q_tiles)
-        _collect(grad_v, chunk, weights.transpose(1, 2) @ grad_tiles)
-
-    def to_tokens(tiles: Tensor, others: Tensor) -> Tensor:
-        shape = (-1, keys.kv_heads)
-        video = tiling.to_tokens(tiles.view(*shape, *tiling.real.shape, tiles.shape[-1]))
-        return _join(video, others.unflatten(0, shape), keys.start)
-
-    grad_q = keys.query_tiling.to_tokens(grad_q.view(*keys.counts.shape, *rows.shape[1:]))
-    return grad_q, to_tokens(*grad_k), to_tokens(*grad_v)
-
-
-def _collect(onto: tuple[Tensor, Tensor], chunk: Chunk, grad: Tensor) -> None:
-    """Adds (U, L, D), the gradient of what the chunk gathered, to (key tiles, other keys)."""
-    tiles, others = onto
-    listed = grad[:, : chunk.tiles.shape[1] * tiles.shape[1]]
-    _add_rows(tiles, chunk.tiles.flatten(), listed.reshape(-1, *tiles.shape[1:]))
-    _add_rows(others, chunk.heads, grad[:, listed.shape[1] :])
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, out: Tensor, lse: Tensor, seen: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of a chunk: q, grad_out, out (U, n, D), lse (U, n), k and v (U, L, D)."""
+    weights = _weights(_logits(q, k, seen, scale), lse)
+    delta = (grad_out * out).sum(-1, keepdim=True)
+    score_grad = weights * (grad_out @ v.transpose(-1, -2) - delta) * scale
+    return score_grad @ k, score_grad.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad_out
 
 
 def _add_rows(onto: Tensor, rows: Tensor, what: Tensor) -> None:
@@ -316,22 +301,6 @@ def _add_rows(onto: Tensor, rows: Tensor, what: Tensor) -> None:
         onto.index_put_((rows,), what, accumulate=True)  # sorts; index_add_ would use atomics
     else:
         onto.index_add_(0, rows, what)
-
-
-def _add_others_gradients(
-    queries: Queries, keys: Keys, grad_k: Tensor, grad_v: Tensor, scale: float
-) -> Tensor:
-    """Through the non-video queries: returns grad_q (B, H, T, D), adds to grad_k and grad_v."""
-    q, grad_out, lse, delta = queries
-    grad_q = torch.empty_like(q)
-    for at, kv, k, v in keys.dense_rows(q):
-        q_rows, grad_rows = q[at].to(keys.wide), grad_out[at].to(keys.wide)
-        weights = _weights(_logits(q_rows, k, keys.seen[at[0]], scale), lse[at])
-        score_grad = _score_gradient(weights, grad_rows, v, delta[at]) * scale
-        grad_q[at] = (score_grad @ k).to(q.dtype)
-        grad_k[kv] += score_grad.T @ q_rows
-        grad_v[kv] += weights.T @ grad_rows
-    return grad_q
 
 
 _KERNELS = Library("vsa_compile", "IMPL")

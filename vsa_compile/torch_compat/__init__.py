@@ -68,7 +68,7 @@ from .sizes import (
     surely_true,
     symbol_of,
 )
-from .tensors import assert_on_device
+from .tensors import assert_on_device, flash_backward_on_cpu, flash_on_cpu
 
 __all__ = [
     "after_backward",
@@ -90,6 +90,8 @@ __all__ = [
     "expanded",
     "explaining_compile",
     "fake_mode_of",
+    "flash_backward_on_cpu",
+    "flash_on_cpu",
     "frame_version",
     "guard_at_least",
     "guard_equal",

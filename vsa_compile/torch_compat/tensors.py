@@ -13,3 +13,32 @@ def assert_on_device(condition: Tensor, message: str) -> None:
         torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]
     elif not condition:
         raise AssertionError(message)
+
+
+def flash_on_cpu(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The fused attention of a CPU: q (U, n, D), k and v (U, L, D), seen (U, L) bool or None -> out alike q
+    and lse (U, n), in fp32 or wider. Differentiable attention gives no lse. Checked on torch 2.13."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q[:, None], k[:, None], v[:, None], attn_mask=_added(seen, q), scale=scale
+    )
+    return out[:, 0], lse[:, 0]
+
+
+def flash_backward_on_cpu(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, out: Tensor, lse: Tensor, seen: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of q, k and v of `flash_on_cpu`. Checked on torch 2.13."""
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out[:, None], q[:, None], k[:, None], v[:, None], out[:, None], lse[:, None], 0.0, False,
+        attn_mask=_added(seen, q), scale=scale,
+    )  # fmt: skip
+    return tuple(x[:, 0] for x in gradients)  # pyright: ignore[reportReturnType]
+
+
+def _added(seen: Tensor | None, q: Tensor) -> Tensor | None:
+    """The mask as what is added to the logits."""
+    if seen is None:
+        return None
+    mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf)
+    return mask[:, None, None].expand(-1, -1, q.shape[1], -1)

@@ -13,19 +13,28 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 
 from . import eager  # noqa: F401 - its kernels register themselves
 
 _log = logging.getLogger(__name__)
 
 
-@functools.cache
+_registering = threading.Lock()  # Inductor refuses a template's name twice
+
+
 def register() -> bool:
     """Teach Inductor our leaf operators; call before every compilation, all calls but the first are free.
 
     False, after one warning, if this torch's template interface is not what we know: the operators
     then run as they do in eager mode, the same kernels with nothing fused into them.
     """
+    with _registering:
+        return _register()
+
+
+@functools.cache
+def _register() -> bool:
     try:
         from .lowering import register_leaves
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ...ops.aten import Tiling
 from .clock import Clock, Task
 from .lists import Lists
 from .log import reason_of
 from .plan import Plan
+from .tiling import Tiling
 from .work import Work, fresh, timed
 
 _TUNING_REPEATS = 5
