@@ -1,39 +1,41 @@
-"""An adversary edits graphs: what changes their meaning is never converted wrongly, what keeps it loses nothing.
+"""An adversary edits graphs: what changes their meaning never converts wrongly, what keeps it is not lost.
 
-The truth of a conversion is found by running the graph (adversary/truth.py), so edits may be combined at will,
-and may undo one another.
+The truth of a conversion is found by running the graph (adversary/truth.py), so that edits may be combined at
+will, and may undo one another.
 """
 
-import torch
-from adversary.captured import capture, play, pool
-from adversary.strategy import CHANGING, KEEPING, Case, cases
-from adversary.truth import assert_true, claims, options
+from adversary.captured import pool
+from adversary.strategy import CHANGING, KEEPING, Case, cases, hinted_cases
+from adversary.truth import Claim, assert_true, options
 from hypothesis import assume, given
 from profiles import SCALE, examples
 
 PLANS = pool(12 * min(SCALE, 10), start=SCALE)
 
 
-@examples(200)
-@given(case=cases(PLANS, CHANGING + KEEPING))
-def test_what_is_converted_is_true(case: Case):
+def judged(case: Case) -> dict[str, Claim]:
+    """What is converted of an edited graph, once it is known to be true."""
     made = case.sketch()
     assume(made is not None)
     captured, module = made
-    assert_true(captured, module, options(captured, case.hinted))
+    return assert_true(captured, module, options(captured, case.hinted))
+
+
+@examples(200)
+@given(case=cases(PLANS, CHANGING + KEEPING))
+def test_what_is_converted_is_true(case: Case):
+    judged(case)
+
+
+@examples(60)
+@given(case=hinted_cases(PLANS))
+def test_a_hint_overrides_nothing_that_the_graph_shows(case: Case):
+    judged(case)
 
 
 @examples(100)
 @given(case=cases(PLANS, KEEPING))
 def test_another_spelling_loses_no_conversion(case: Case):
-    captured = capture(case.plan)
-    settings = options(captured, hinted=False)
-    plain = captured.copy()
-    with torch.no_grad():
-        play(plain, captured.fresh_inputs())
-    before, _ = claims(plain, settings)
+    before = judged(Case(case.plan, ()))
     assume(before)
-    made = case.sketch()
-    assume(made is not None)
-    assert made[0] is captured
-    assert assert_true(captured, made[1], settings) == before
+    assert judged(case) == before

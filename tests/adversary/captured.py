@@ -73,7 +73,7 @@ def _before_embedding(module: GraphModule, latents: int) -> frozenset[str]:
     found = {[node for node in nodes if node.op == "placeholder"][latents]}
     for node in nodes:
         if found & set(node.all_input_nodes):
-            if node.op == "call_function" and any(x in node.name for x in ("conv", "linear", "embed")):
+            if getattr(node.target, "__name__", "") in ("conv2d", "conv3d", "linear"):
                 break
             found.add(node)
     return frozenset(node.name for node in found)

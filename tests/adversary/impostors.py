@@ -12,14 +12,32 @@ from torch.fx import Node
 from .reorder import edit
 from .sketch import Spot
 
-NAMES = ("clone", "contiguous", "detach", "alias", "relu", "gelu", "to", "float", "layer_norm", "silu", "flatten")
+NAMES = (
+    "clone",
+    "contiguous",
+    "detach",
+    "alias",
+    "relu",
+    "gelu",
+    "to",
+    "float",
+    "layer_norm",
+    "silu",
+    "flatten",
+)
 _library = torch.library.Library("adversary", "DEF")
 
 for _name in NAMES:
     _library.define(f"{_name}(Tensor x, int dim) -> Tensor")
     _library.impl(_name, lambda x, dim: x.flip(dim), "CompositeExplicitAutograd")
-_library.define("transposed_(Tensor(a!) x, int dim) -> ()")
-_library.impl("transposed_", lambda x, dim: x.copy_(x.flip(dim)) and None, "CompositeExplicitAutograd")
+_library.define("turn_(Tensor(a!) x, int dim) -> ()")
+
+
+def _turn(x: Tensor, dim: int) -> None:
+    x.copy_(x.flip(dim))
+
+
+_library.impl("turn_", _turn, "CompositeExplicitAutograd")
 _library.define("gate(Tensor q, Tensor gate) -> Tensor")
 _library.impl("gate", lambda q, gate: q.flip(2), "CompositeExplicitAutograd")
 _library.define("scaled_dot_product_attention(Tensor q, Tensor k, Tensor v) -> Tensor")
@@ -41,7 +59,7 @@ def foreign_packet(x: Any, s: Spot) -> Any:
 
 @edit
 def foreign_write_(x: Any, s: Spot) -> None:
-    s.call(torch.ops.adversary.transposed_.default, x, s.dim)
+    s.call(torch.ops.adversary.turn_.default, x, s.dim)
 
 
 @edit
@@ -78,7 +96,11 @@ def disguise(node: Node, dim: int) -> None:
     name = target if isinstance(target, str) else target.__name__
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        out = getattr(args[0], name)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
+        out = (
+            getattr(args[0], name)(*args[1:], **kwargs)
+            if isinstance(target, str)
+            else target(*args, **kwargs)
+        )
         return out.flip(dim)
 
     function.__name__ = function.__qualname__ = name

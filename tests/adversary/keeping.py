@@ -48,7 +48,9 @@ def cloned(x: Any, s: Spot) -> Any:
 def converted_and_back(x: Any, s: Spot) -> Any:
     if s.value.dtype != torch.float32:
         return x.clone()
-    return s.random.choice((x.double().float(), x.to(torch.float64).to(torch.float32), x.to(dtype=torch.float32)))
+    return s.random.choice(
+        (x.double().float(), x.to(torch.float64).to(torch.float32), x.to(dtype=torch.float32))
+    )
 
 
 @edit
@@ -64,7 +66,7 @@ def added_nothing(x: Any, s: Spot) -> Any:
             lambda: x.mul(other=1),
             lambda: s.call(torch.sub, other=0, input=x),
             lambda: s.call(torch.true_divide, x, other=1),
-            lambda: -(-x),
+            lambda: x.neg().neg(),
             lambda: s.call(torch.lerp, x, x, 0.5),
         )
     )()
@@ -109,13 +111,17 @@ def permuted_and_back(x: Any, s: Spot) -> Any:
     order = list(range(len(s.shape)))
     s.random.shuffle(order)
     back = [order.index(i) for i in range(len(order))]
-    return s.random.choice((x.permute(order).permute(*back), s.call(torch.permute, x.permute(*order), dims=back)))
+    return s.random.choice(
+        (x.permute(order).permute(*back), s.call(torch.permute, x.permute(*order), dims=back))
+    )
 
 
 @edit
 def squeezed(x: Any, s: Spot) -> Any:
     d = s.random.randrange(len(s.shape) + 1)
-    return s.random.choice((x.unsqueeze(d).squeeze(d), x[None][0], s.call(torch.unsqueeze, x, dim=0).squeeze(0)))
+    return s.random.choice(
+        (x.unsqueeze(d).squeeze(d), x[None][0], s.call(torch.unsqueeze, x, dim=0).squeeze(0))
+    )
 
 
 @edit
@@ -140,7 +146,9 @@ def split_and_joined(x: Any, s: Spot) -> Any:
         (
             lambda: s.call(torch.cat, [x[s.at(slice(None, k))], x[s.at(slice(k, None))]], dim=s.dim),
             lambda: s.call(torch.cat, [x.narrow(s.dim, 0, k), x.narrow(s.dim, k, s.size - k)], s.dim),
-            lambda: s.call(torch.cat, [(parts := x.split([k, s.size - k], dim=s.dim))[0], parts[1]], dim=s.dim),
+            lambda: s.call(
+                torch.cat, [(parts := x.split([k, s.size - k], dim=s.dim))[0], parts[1]], dim=s.dim
+            ),
         )
     )()
 
@@ -159,7 +167,11 @@ def stacked_and_taken(x: Any, s: Spot) -> Any:
     if not s.value.dtype.is_floating_point:
         return x.clone()
     return s.random.choice(
-        (s.call(torch.stack, [x, x])[1], s.call(torch.stack, (x, x), dim=0).unbind(0)[0], s.call(torch.cat, [x]))
+        (
+            s.call(torch.stack, [x, x])[1],
+            s.call(torch.stack, (x, x), dim=0).unbind(0)[0],
+            s.call(torch.cat, [x]),
+        )
     )
 
 
@@ -173,7 +185,7 @@ def unused_writes(x: Any, s: Spot) -> Any:
 
 @edit
 def unused_mean_of_a_shift(x: Any, s: Spot) -> Any:
-    """What compares tokens with their neighbours makes them no others."""
+    """A comparison of tokens with their neighbours makes them no others."""
     if not s.value.dtype.is_floating_point:
         return None
     return x + (x - x.roll(1, s.dim)).mean() * 0 if s.random.random() < 0.5 else None
@@ -209,7 +221,12 @@ def respell(node: Node) -> bool:
     if not isinstance(first, Node) or not isinstance(first.meta.get("example_value"), Tensor):
         return False
     if target in (operator.add, operator.mul, operator.sub, operator.lt) and len(node.args) == 2:
-        functions = {operator.add: torch.add, operator.mul: torch.mul, operator.sub: torch.sub, operator.lt: torch.lt}
+        functions = {
+            operator.add: torch.add,
+            operator.mul: torch.mul,
+            operator.sub: torch.sub,
+            operator.lt: torch.lt,
+        }
         node.target, node.args, node.kwargs = functions[target], (), {"input": first, "other": node.args[1]}
         return True
     if target in _METHODS and target is not torch.cat:

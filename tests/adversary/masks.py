@@ -57,7 +57,9 @@ def sets_false_in_a_row_(m: Any, s: Spot) -> None:
 
 @edit
 def sets_false_through_a_view_(m: Any, s: Spot) -> None:
-    view = s.random.choice((m[s.at(_part(s))], m.narrow(s.dim, 0, 1), m.select(s.dim, s.size - 1), m.detach(), m[...]))
+    view = s.random.choice(
+        (m[s.at(_part(s))], m.narrow(s.dim, 0, 1), m.select(s.dim, s.size - 1), m.detach(), m[...])
+    )
     s.random.choice((view.zero_, lambda: view.fill_(False), lambda: view.logical_and_(~view)))()
 
 
@@ -99,7 +101,13 @@ def copies_over_the_mask_(m: Any, s: Spot) -> None:
 
 @edit
 def compares_in_place_(m: Any, s: Spot) -> None:
-    s.random.choice((lambda: m.lt_(1), lambda: m.eq_(False), lambda: m.sub_(1) if s.value.dtype != torch.bool else m.ne_(1)))()
+    s.random.choice(
+        (
+            lambda: m.lt_(1),
+            lambda: m.eq_(False),
+            lambda: m.sub_(1) if s.value.dtype != torch.bool else m.ne_(1),
+        )
+    )()
 
 
 # New masks made of it.
@@ -113,12 +121,16 @@ def filled_where(m: Any, s: Spot) -> Any:
 @edit
 def anded(m: Any, s: Spot) -> Any:
     cond = _cond(m, s)
-    return s.random.choice((m & cond, m.logical_and(other=cond), m * cond, s.call(torch.where, cond, m, False)))
+    return s.random.choice(
+        (m & cond, m.logical_and(other=cond), m * cond, s.call(torch.where, cond, m, False))
+    )
 
 
 @edit
 def negated(m: Any, s: Spot) -> Any:
-    return s.random.choice((m.logical_not(), m == 0, m ^ True if s.value.dtype == torch.bool else m.neg(), m < 1))
+    return s.random.choice(
+        (m.logical_not(), m == 0, m ^ True if s.value.dtype == torch.bool else m.neg(), m < 1)
+    )
 
 
 @edit
@@ -129,7 +141,11 @@ def replaced_by_nothing(m: Any, s: Spot) -> Any:
             lambda: s.call(torch.full_like, m, False),
             lambda: s.call(torch.full, s.shape, fill_value=False),
             lambda: m.new_zeros(s.shape),
-            lambda: m.new_ones(s.shape).sub(1) if s.value.dtype != torch.bool else m.new_ones(s.shape).logical_not(),
+            lambda: (
+                m.new_ones(s.shape).sub(1)
+                if s.value.dtype != torch.bool
+                else m.new_ones(s.shape).logical_not()
+            ),
         )
     )()
 
@@ -199,9 +215,9 @@ class Keys:
 @flat
 def joined(q: Any, k: Keys) -> Any:
     real = k.padding(q)
-    ones = k.s.random.choice((real.new_ones, real.new_zeros) if k.s.random.random() < 0.3 else (real.new_ones,))(
-        (k.batch, k.video)
-    )
+    ones = k.s.random.choice(
+        (real.new_ones, real.new_zeros) if k.s.random.random() < 0.3 else (real.new_ones,)
+    )((k.batch, k.video))
     parts = [real[:, : k.before], ones, real[:, k.before :]]
     if k.s.random.random() < 0.3:
         parts = [parts[1], parts[0], parts[2]]
@@ -234,31 +250,41 @@ def counted(q: Any, k: Keys) -> Any:
 @flat
 def written(q: Any, k: Keys) -> Any:
     """Ones or zeros, then parts written."""
-    s = k.s
-    m = s.random.choice((s.call(torch.ones, k.batch, k.all, dtype=torch.bool), s.call(torch.zeros, (k.batch, k.all), dtype=torch.bool), s.call(torch.full, (k.batch, k.all), True)))  # fmt: skip
+    s, shape = k.s, (k.batch, k.all)
+    m = s.random.choice(
+        (
+            lambda: s.call(torch.ones, *shape, dtype=torch.bool),
+            lambda: s.call(torch.zeros, shape, dtype=torch.bool),
+            lambda: s.call(torch.full, shape, True),
+        )
+    )()
     for _ in range(s.random.randrange(4)):
-        a = s.random.choice((0, k.before, k.before + k.video, s.random.randrange(k.all)))
-        b = s.random.choice((k.before, k.before + k.video, k.all, s.random.randrange(k.all)))
-        value = s.random.random() < 0.6
-        part = m[:, a:b]
-        s.random.choice(
-            (
-                lambda: s.put(m, (slice(None), slice(a, b)), value),
-                lambda: s.put(m, (0, slice(a, b)), value),
-                lambda: s.put(m, (..., slice(a, b)), value),
-                lambda: part.fill_(value),
-                lambda: part.logical_not_(),
-                lambda: part.masked_fill_(part, value),
-                lambda: m.masked_fill_(s.call(torch.arange, k.all) >= b, value),
-            )
-        )()
+        _write(m, k)
     return m
+
+
+def _write(m: Any, k: Keys) -> None:
+    s = k.s
+    a = s.random.choice((0, k.before, k.before + k.video, s.random.randrange(k.all)))
+    b = s.random.choice((k.before, k.before + k.video, k.all, s.random.randrange(k.all)))
+    value, part = s.random.random() < 0.6, m[:, a:b]
+    s.random.choice(
+        (
+            lambda: s.put(m, (slice(None), slice(a, b)), value),
+            lambda: s.put(m, (0, slice(a, b)), value),
+            lambda: s.put(m, (..., slice(a, b)), value),
+            lambda: part.fill_(value),
+            lambda: part.logical_not_(),
+            lambda: part.masked_fill_(part, value),
+            lambda: m.masked_fill_(s.call(torch.arange, k.all) >= b, value),
+        )
+    )()
 
 
 @flat
 def padded(q: Any, k: Keys) -> Any:
     real = k.padding(q)
-    pads = s_choice(k, ((k.video, 0), (0, k.video)))
+    pads = k.s.random.choice(((k.video, 0), (0, k.video)))
     return k.s.call(F.pad, real, pads, value=k.s.random.choice((True, True, 1.0, False)))
 
 
@@ -267,15 +293,18 @@ def both(q: Any, k: Keys) -> Any:
     """Two masks together."""
     make = [k.s.random.choice([joined, counted, written, padded]) for _ in range(2)]
     a, b = (one(q, k) for one in make)
-    return k.s.random.choice((a & b, a | b, a.logical_or(other=b), k.s.call(torch.logical_and, input=a, other=b), a ^ b))
-
-
-def s_choice(k: Keys, items: tuple) -> Any:
-    return k.s.random.choice(items)
+    return k.s.random.choice(
+        (a & b, a | b, a.logical_or(other=b), k.s.call(torch.logical_and, input=a, other=b), a ^ b)
+    )
 
 
 def widened(m: Any, s: Spot) -> Any:
     """(B, keys) -> (B, 1, 1, keys)."""
     return s.random.choice(
-        (m[:, None, None], m[:, None, None, :], m.unsqueeze(1).unsqueeze(1), m.unsqueeze(1).unsqueeze(2).contiguous())
+        (
+            m[:, None, None],
+            m[:, None, None, :],
+            m.unsqueeze(1).unsqueeze(1),
+            m.unsqueeze(1).unsqueeze(2).contiguous(),
+        )
     )

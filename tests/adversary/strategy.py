@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
-from random_models import Plan, truths
+from random_models import Plan
 from torch import Tensor
 from torch.fx import GraphModule, Proxy
 
@@ -18,6 +18,11 @@ from .truth import SDPA, mask_of, sdpa_calls
 
 CHANGING = (*reorder.EDITS, *masks.EDITS, "new mask", "disguise", "foreign attention", "swapped", "mingled")
 KEEPING = (*keeping.EDITS, "respelled")
+# What a graph shows to be another order. What it only does not understand, a hint may speak of.
+SHOWN = (
+    "indexed", "index_selected", "gathered", "taken_along", "rolled", "flipped", "sorted_by_value", "argsorted",
+    "cut_and_swapped", "split_and_swapped", "grid_transposed", "frames_turned", "in_boxes", "stacked_backwards",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,12 @@ class Change:
     seed: int
 
     def draw(self, captured: Captured, module: GraphModule) -> bool:
-        """Makes the edit and plays the graph again; False where there is no place for it."""
+        """Makes the edit and plays the graph again; False where there is no place for it.
+
+        Every second edit of a mask is one of a new mask.
+        """
+        if self.kind in masks.EDITS and self.seed % 2:
+            Change("new mask", self.place, self.seed).draw(captured, module)
         if not _draw(self, captured, module):
             return False
         with torch.no_grad():
@@ -58,14 +68,21 @@ class Case:
 
 
 def cases(plans: tuple[Plan, ...], kinds: tuple[str, ...], most: int = 3) -> st.SearchStrategy[Case]:
+    return st.builds(
+        Case, st.sampled_from(plans), st.lists(_changes(kinds), min_size=1, max_size=most).map(tuple)
+    )
+
+
+def hinted_cases(plans: tuple[Plan, ...]) -> st.SearchStrategy[Case]:
+    """One edit whose meaning the graph shows, of tokens whose order it knows, or none."""
+    known = tuple(plan for plan in plans if plan.patch != "tokens")
+    changes = st.lists(_changes(SHOWN), max_size=1).map(tuple)
+    return st.builds(Case, st.sampled_from(known), changes, st.just(True))
+
+
+def _changes(kinds: tuple[str, ...]) -> st.SearchStrategy[Change]:
     number = st.integers(0, 2**16 - 1)
-    change = st.builds(Change, st.sampled_from(kinds), number, number)
-    changes = st.lists(change, min_size=1, max_size=most).map(tuple)
-    return st.builds(Case, st.sampled_from(plans), changes, st.booleans())
-
-
-def shows_video(plan: Plan) -> bool:
-    return any(truth.grid == plan.grid for truth in truths(plan).values())
+    return st.builds(Change, st.sampled_from(kinds), number, number)
 
 
 def _draw(change: Change, captured: Captured, module: GraphModule) -> bool:
@@ -80,13 +97,15 @@ def _draw(change: Change, captured: Captured, module: GraphModule) -> bool:
     if change.kind == "swapped":
         return _swapped(change, module, chance)
     if change.kind == "respelled":
-        nodes = [n for part in modules(module) for n in part.graph.nodes if n.op in ("call_function", "call_method")]
+        nodes = [
+            n
+            for part in modules(module)
+            for n in part.graph.nodes
+            if n.op in ("call_function", "call_method")
+        ]
         return any(keeping.respell(pick(nodes, change.place + i)) for i in range(min(len(nodes), 20)))
     masking = change.kind in masks.EDITS
-    if masking:
-        found = [(part, n) for part, n in tensors(module, lambda x: not x.dtype.is_floating_point and x.dim() > 0 and x.numel() > 1)]  # fmt: skip
-    else:
-        found = tensors(module, lambda x: x.dim() > 0 and _dims(x, plan) != [])
+    found = tensors(module, _may_be_mask if masking else lambda x: _dims(x, plan) != [])
     found = [(part, n) for part, n in found if part is not module or n.name not in captured.before]
     if not found:
         return False
@@ -106,6 +125,10 @@ def _draw(change: Change, captured: Captured, module: GraphModule) -> bool:
         return False
     draw_on(spot, edits[change.kind])
     return True
+
+
+def _may_be_mask(x: Tensor) -> bool:
+    return not x.dtype.is_floating_point and not x.dtype.is_complex and x.dim() > 0 and x.numel() > 1
 
 
 def _dims(x: Tensor, plan: Plan) -> list[int]:
@@ -162,7 +185,11 @@ def _swapped(change: Change, module: GraphModule, chance: random.Random) -> bool
         if other is node:
             break
         value = other.meta.get("example_value")
-        if isinstance(value, Tensor) and value.shape == shape and value.dtype == old.meta["example_value"].dtype:
+        if (
+            isinstance(value, Tensor)
+            and value.shape == shape
+            and value.dtype == old.meta["example_value"].dtype
+        ):
             before.append(other)
     new = chance.choice(before)
     if new is old:
@@ -193,9 +220,15 @@ def _mingled(spot: Spot, found: list[tuple[GraphModule, torch.fx.Node]]) -> bool
         elif way == 1:
             made = a * (spot.call(torch.nn.functional.mse_loss, a, b) > 0)
         elif way == 2:
-            table = spot.call(torch.ones, spot.shape[-2:])[None] if len(spot.shape) > 1 else spot.call(torch.ones, 1)
+            table = (
+                spot.call(torch.ones, spot.shape[-2:])[None]
+                if len(spot.shape) > 1
+                else spot.call(torch.ones, 1)
+            )
             made, _ = a + table, b + table
-            for user in [user for user in other.users if user in old and nodes.index(user) > nodes.index(later)]:
+            for user in [
+                user for user in other.users if user in old and nodes.index(user) > nodes.index(later)
+            ]:
                 user.replace_input_with(other, _.node)
         elif way == 3:
             made = spot.call(torch.where, a == b, a, a)

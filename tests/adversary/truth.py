@@ -106,7 +106,9 @@ def _changed(
     dyed = _queries_and_keys(captured, module, believed, _dyed(captured, places))
     found: dict[str, list[Tensor]] = {}
     for name, claim in believed.items():
-        for start, before, after in zip((claim.q_start, claim.kv_start), clean[name], dyed[name], strict=True):
+        for start, before, after in zip(
+            (claim.q_start, claim.kv_start), clean[name], dyed[name], strict=True
+        ):
             assert before.shape[0] == captured.plan.batch, f"{name}: its batch is {before.shape[0]}"
             differs = (before != after).any(3).any(1)[:, start : start + captured.plan.tokens]
             found.setdefault(name, []).append(differs)
