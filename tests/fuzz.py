@@ -97,6 +97,7 @@ FAMILIES: dict[str, Callable[[int], Tally]] = {
     "relations": properties("test_attend_relations.py"),
     "template": template,
     "models": properties("test_random_models.py"),
+    "adversary": properties("test_adversary.py"),
 }
 
 
