@@ -193,26 +193,19 @@ def unused_mean_of_a_shift(x: Any, s: Spot) -> Any:
 
 # Other spellings of one node.
 
-_FUNCTIONS = {
-    "transpose": torch.transpose, "permute": torch.permute, "flatten": torch.flatten, "reshape": torch.reshape,
-    "unsqueeze": torch.unsqueeze, "squeeze": torch.squeeze, "chunk": torch.chunk, "split": torch.split,
-    "narrow": torch.narrow, "unflatten": torch.unflatten, "movedim": torch.movedim, "unbind": torch.unbind,
-}  # fmt: skip
-_METHODS = {
-    operator.add: "add", operator.mul: "mul", operator.sub: "sub", operator.lt: "lt", operator.and_: "__and__",
-    torch.cat: "concat", operator.truediv: "true_divide",
-}  # fmt: skip
+_NAMES = "transpose permute flatten reshape unsqueeze squeeze chunk split narrow unflatten unbind"
+_FUNCTIONS = {name: getattr(torch, name) for name in _NAMES.split()}
+_NAMED = {operator.add: torch.add, operator.mul: torch.mul, operator.sub: torch.sub, operator.lt: torch.lt}
+_METHODS = {operator.and_: "__and__", operator.truediv: "true_divide"}
 
 
 def respell(node: Node) -> bool:
     """Another spelling of the same call; False where none is known."""
     target, first = node.target, node.args[0] if node.args else None
-    if node.op == "call_method" and target in _FUNCTIONS:
+    if node.op == "call_method" and target in _FUNCTIONS and not (target == "split" and node.kwargs):
         sizes = node.args[1:]
         if target in ("permute", "reshape") and sizes and not isinstance(sizes[0], (tuple, list)):
             sizes = (tuple(sizes),)
-        if target == "movedim" or (target == "split" and node.kwargs):
-            return False
         node.op, node.target, node.args = "call_function", _FUNCTIONS[str(target)], (first, *sizes)
         return True
     if target is torch.cat:
@@ -220,16 +213,10 @@ def respell(node: Node) -> bool:
         return True
     if not isinstance(first, Node) or not isinstance(first.meta.get("example_value"), Tensor):
         return False
-    if target in (operator.add, operator.mul, operator.sub, operator.lt) and len(node.args) == 2:
-        functions = {
-            operator.add: torch.add,
-            operator.mul: torch.mul,
-            operator.sub: torch.sub,
-            operator.lt: torch.lt,
-        }
-        node.target, node.args, node.kwargs = functions[target], (), {"input": first, "other": node.args[1]}
+    if target in _NAMED and len(node.args) == 2:
+        node.target, node.args, node.kwargs = _NAMED[target], (), {"input": first, "other": node.args[1]}
         return True
-    if target in _METHODS and target is not torch.cat:
+    if target in _METHODS:
         node.op, node.target = "call_method", _METHODS[target]
         return True
     return False

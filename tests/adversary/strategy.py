@@ -20,8 +20,9 @@ CHANGING = (*reorder.EDITS, *masks.EDITS, "new mask", "disguise", "foreign atten
 KEEPING = (*keeping.EDITS, "respelled")
 # What a graph shows to be another order. What it only does not understand, a hint may speak of.
 SHOWN = (
-    "indexed", "index_selected", "gathered", "taken_along", "rolled", "flipped", "sorted_by_value", "argsorted",
-    "cut_and_swapped", "split_and_swapped", "grid_transposed", "frames_turned", "in_boxes", "stacked_backwards",
+    "indexed", "index_selected", "gathered", "taken_along", "rolled", "flipped", "sorted_by_value",
+    "argsorted", "cut_and_swapped", "split_and_swapped", "grid_transposed", "frames_turned", "in_boxes",
+    "stacked_backwards",
 )  # fmt: skip
 
 
