@@ -29,6 +29,7 @@ from attention_cpu import RESULTS
 from torch import Tensor
 
 from vsa_compile.grid import Grid, TileGrid
+from vsa_compile.ops.args import AttendArgs
 from vsa_compile.ops.gpu import attend, launch, render
 from vsa_compile.ops.gpu.configs import has_tma
 from vsa_compile.tools.bench.clock import Clock, Spread, Task
@@ -131,8 +132,8 @@ def forward(
         return launch.Value(launches[-1].arguments[render.OUTPUT])
 
     ir = SimpleNamespace(**{**vars(launch), "template_buffer": keep, "has_tensor_map": lambda _: maps})
-    site = (lists.tiles, lists.counts, grid, TILE, 0, 0, None, q.shape[-1] ** -0.5)
-    attend.lower(ir, *launch.values((q, k, v, *site)))
+    args = AttendArgs(q, k, v, lists.tiles, lists.counts, grid, TILE, 0, 0, None, q.shape[-1] ** -0.5)
+    attend.lower(ir, launch.values(args))
     return launches[0]
 
 

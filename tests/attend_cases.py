@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vsa_compile.grid import Grid, Tile, TileGrid
 from vsa_compile.ops import aten
+from vsa_compile.ops.cpu import loader
 
 # How q, k, v lie in memory; all of them are (B, H, N, D) to the operator.
 LAYOUTS = ("tokens", "heads", "fused", "strided", "expanded")
@@ -168,20 +169,26 @@ class Kernel:
     name: str
     dtype: torch.dtype
     device: str = "cpu"
+    variant: str = ""  # of the C++; "" for the fastest
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Head widths that it serves."""
-        return (16, 32, 48, 64, 128) if self.name == "cpp" else (1, 8, 20, 32)
+        """Head widths that it is tried with."""
+        return (1, 16, 20, 32, 48, 64, 128) if self.name == "cpp" else (1, 8, 20, 32)
+
+    @property
+    def id(self) -> str:
+        parts = (self.name, str(self.dtype).removeprefix("torch."), self.device)
+        return "-".join((*parts, *(("slower", self.variant) if self.variant else ())))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Nothing else answers, and memory that nobody has written holds NaN."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(nan_in_unwritten_memory())
-            if self.name == "aten":
-                stack.enter_context(mock.patch.dict(os.environ, VSA_COMPILE_CPU="aten"))
-            else:
+            named = "aten" if self.name == "aten" else self.variant
+            stack.enter_context(mock.patch.dict(os.environ, {loader.VARIABLE: named}))
+            if self.name != "aten":
                 for name in ("attend", "attend_backward", "select"):
                     stack.enter_context(mock.patch.object(aten, name, _not_the_kernel))
             yield
@@ -210,27 +217,25 @@ def nan_in_unwritten_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-needs_avx512 = pytest.mark.skipif(
-    "AVX512" not in torch.backends.cpu.get_cpu_capability(), reason="the C++ kernel needs AVX-512"
-)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPP = [Kernel("cpp", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+# What slower processors would run, as far as this one can: other instructions, all else alike.
+SLOWER = [replace(kernel, variant=variant) for variant in loader.variants()[1:] for kernel in CPP]
 ATEN = [Kernel("aten", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
 ATEN_GPU = [replace(kernel, device="cuda") for kernel in ATEN]
 
 
 def each_kernel(kernels: list[Kernel]) -> pytest.MarkDecorator:
     """Parametrizes `kernel`; those that this machine cannot run are skipped."""
-    marks = {"cpp": [needs_avx512], "cuda": [pytest.mark.gpu, needs_gpu]}
-    parameters = [
-        pytest.param(
-            kernel,
-            marks=marks.get(kernel.name, []) + marks.get(kernel.device, []),
-            id="-".join((kernel.name, str(kernel.dtype).removeprefix("torch."), kernel.device)),
-        )
-        for kernel in kernels
-    ]
+    parameters = [pytest.param(kernel, marks=_marks(kernel), id=kernel.id) for kernel in kernels]
     return pytest.mark.parametrize("kernel", parameters)
+
+
+def _marks(kernel: Kernel) -> list[pytest.MarkDecorator]:
+    if kernel.device == "cuda":
+        return [pytest.mark.gpu, needs_gpu]
+    # Narrow types differ in how rows are read and written; only the fastest multiplies them as they are.
+    return [pytest.mark.slow] if kernel.variant and kernel.dtype != torch.float32 else []
 
 
 def through_autograd(attend: Callable, case: Case) -> Results:

@@ -27,7 +27,7 @@ for name in ("vsa_compile.analysis", "vsa_compile.backend"):
 
 # Processes that tests start run the kernel as it is shipped.
 _source = loader.source
-loader.source = lambda: "#define VSA_POISON_SCRATCH\n" + _source()
+loader.source = lambda variant: "#define VSA_POISON_SCRATCH\n" + _source(variant)
 
 
 @pytest.fixture(autouse=True)

@@ -18,29 +18,34 @@ import time
 from mutation import Mutant, run_all
 
 ATTEND = ("tests/test_attend.py", "tests/test_attend_relations.py")
-CPP, CPP_FP32 = (*ATTEND, "-k", "cpp"), (*ATTEND, "-k", "cpp-float32")
+CPP, CPP_FP32 = (*ATTEND, "-k", "cpp and not slower"), (*ATTEND, "-k", "cpp-float32 and not slower")
+CPP_EACH, CPP_CALLS = (*ATTEND, "-k", "cpp-float32"), ("tests/test_cpu_kernel.py",)
 ATEN = (*ATTEND, "-k", "aten and not cuda")
 SELECT = ("tests/test_select.py", "-k", "not cuda")
 FUNCTIONAL = ("tests/test_functional.py", "tests/test_aten.py")
 SITES = ("tests/test_sites.py", "tests/test_rules.py", "tests/test_random_models.py")
-CALL, FORWARD, BACKWARD, LANES, KERNEL = (
-    f"vsa_compile/ops/cpu/{name}" for name in ("call.h", "forward.h", "backward.h", "lanes.h", "kernel.cpp")
-)
-PYTHON_CPU, PYTHON_ATEN, OPS = (
-    "vsa_compile/ops/cpu/__init__.py",
-    "vsa_compile/ops/aten.py",
-    "vsa_compile/ops/schema.py",
-)
+CALL, FORWARD, BACKWARD, ROWS, PRODUCT, VECTORS, ARGUMENTS, KERNEL = (
+    f"vsa_compile/ops/cpu/{name}"
+    for name in (
+        "call.h", "forward.h", "backward.h", "rows.h", "product.h", "vectors.h", "arguments.h", "kernel.cpp",
+    )
+)  # fmt: skip
+PYTHON_CPU, PYTHON_ATEN = "vsa_compile/ops/cpu/__init__.py", "vsa_compile/ops/aten.py"
 METHOD, SITE, SITES_PY = (
     "vsa_compile/methods/method.py",
     "vsa_compile/methods/site.py",
     "vsa_compile/convert/judge.py",
 )
-PRUNE, RULES, DIGEST = (f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "source_digest"))
+PRUNE, RULES, PATTERNS, DIGEST = (
+    f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "patterns", "source_digest")
+)
 EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
+ARGS, CHECKS, TEST_ARGS = "vsa_compile/ops/args.py", "vsa_compile/ops/checks.py", ("tests/test_args.py",)
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
+EDITS, STRIDES = "vsa_compile/convert/edits.py", "vsa_compile/convert/strides.py"
+DYNAMO, REWRITING = "vsa_compile/torch_compat/dynamo.py", "tests/test_rewrite.py"
 
 KERNEL_MUTANTS = (
     Mutant("F1", "pad off by one", FORWARD + "::ForwardGroup.step", "to + n * columns, columns, -kInfinity", "to + (n - 1) * columns, columns, -kInfinity", CPP),
@@ -48,7 +53,7 @@ KERNEL_MUTANTS = (
     Mutant("F2", "pad not masked in K", FORWARD + "::ForwardGroup.step", "if (keys.rows(g) > n) std::fill_n", "if (keys.rows(g) < n) std::fill_n", CPP),
     Mutant("F2 aten", "pad not masked in K", PYTHON_ATEN + "::Keys._gather", "self.tiling.real[ids].flatten(1)", "self.tiling.real[ids].flatten(1) | listed.repeat_interleave(self.tiling.real.shape[1], 1)", ATEN),
     Mutant("F2 backward", "pad not masked in K", BACKWARD + "::BackwardGroup.add", "std::fill_n(scores.get() + n * columns, columns, -kInfinity);", "", CPP),
-    Mutant("F3", "V load unmasked", LANES + "::gather", "std::fill(to + groups.size(g) * c.width, to + padded * c.width, 0.f);", "", CPP),
+    Mutant("F3", "V load unmasked", ROWS + "::gather", "std::fill(to + groups.size(g) * c.packed_width, to + rows * c.packed_width, 0.f);", "", CPP),
     Mutant("F3 aten", "V load unmasked", PYTHON_ATEN + "::Tiling.to_tiles", "video.new_zeros", "video.new_empty", ATEN),
     Mutant("F4", "one wrong tile", CALL + "::list_keys", "clamp<int64_t>(ids[i], 0", "clamp<int64_t>(ids[i] + (i == 2), 0", CPP_FP32),
     Mutant("F4 aten", "one wrong tile", PYTHON_ATEN + "::Keys._gather", "self.tiles.flatten(0, 2)[units]", "self.tiles.flatten(0, 2)[units].roll(1, 0)", ATEN),
@@ -58,30 +63,42 @@ KERNEL_MUTANTS = (
     Mutant("F8", "scale +1 %", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * 1.01)", CPP_FP32),
     Mutant("F8 bf16", "scale +1 % in bf16 alone", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * (kConverts<T> ? 1.01 : 1.))", CPP),
     Mutant("F8 backward", "scale +1 %", BACKWARD + "::BackwardKeys", "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
-    Mutant("F9", "bf16 accumulator", FORWARD + "::ForwardGroup.step", "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
-    Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN + "::Keys.__init__", "self.wide = torch.promote_types(k.dtype, torch.float32)", "self.wide = k.dtype", ATEN),
+    Mutant("F9", "bf16 accumulator", FORWARD + "::ForwardGroup.step", "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.packed_width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
+    Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN + "::Keys.__init__", "self.wide = lse_dtype(k.dtype)", "self.wide = k.dtype", ATEN),
     Mutant("F10", "pooled mean / E", SITE + "::Site.tile_means", "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
-    Mutant("F11", "one row zero", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) std::fill_n(rows.get(), c.width, 0.f);", CPP_FP32),
-    Mutant("F12", "one element", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.width, columns, rows.get(), c.width);", "transpose(out.get(), c.width, columns, rows.get(), c.width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
+    Mutant("F11", "one row zero", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);\n    if (g == 1) std::fill_n(rows.get(), c.packed_width, 0.f);", CPP_FP32),
+    Mutant("F12", "one element", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
     Mutant("F13", "index of another head", CALL + "::list_keys", "int64_t row = (at.batch * c.heads + at.index) * query_tiles + g;", "int64_t row = (at.batch * c.heads) * query_tiles + g;", CPP_FP32),
     Mutant("F13 aten", "keys of another head", PYTHON_ATEN + "::Keys._gather", "head % heads // (heads // self.kv_heads)", "head % self.kv_heads", ATEN),
-    Mutant("F14", "batch stride ignored", LANES + "::with_head", "at.batch * view.batch + at.index", "at.index", CPP_FP32),
+    Mutant("F14", "batch stride ignored", ROWS + "::with_head", "at.batch * view.batch + at.index", "at.index", CPP_FP32),
     Mutant("F14 padding", "key padding of the first batch", CALL + "::Plan.keys_of", "keys.size() == 1 ? 0 : b", "0 * b", CPP_FP32),
-    Mutant("F15", "int32 offset", LANES + "::with_head", "int64_t offset = at.batch", "int32_t offset = at.batch", ("tests/test_cpu_kernel.py", "-k", "offsets")),
+    Mutant("F15", "int32 offset", ROWS + "::with_head", "int64_t offset = at.batch", "int32_t offset = at.batch", ("tests/test_cpu_kernel.py", "-k", "offsets")),
     Mutant("F16", "LSE base 2 for e", FORWARD + "::ForwardGroup.finish", "kLn2 * highest[i]", "highest[i]", CPP_FP32),
     Mutant("F16 backward", "LSE base 2 for e", BACKWARD + "::BackwardGroup.pack", "static_cast<float>(value * kLog2e)", "value", CPP_FP32),
-    Mutant("F17", "dK misses the last query of a partial tile", BACKWARD + "::BackwardGroup.add", "int64_t even = round_up(n, 2), pairs = round_up(queries, 2)", "int64_t even = round_up(n, 2), pairs = queries / 2 * 2", CPP_FP32),
-    Mutant("F18", "delta in bf16", BACKWARD + "::BackwardGroup.pack", "dot(rows.get() + i * c.width, turned.get() + i * c.width);", "BFloat16(dot(rows.get() + i * c.width, turned.get() + i * c.width));", CPP),
-    Mutant("F18 sign", "delta added", BACKWARD + "::BackwardGroup.differentiate", "_mm512_sub_ps(grad, mean)", "_mm512_add_ps(grad, mean)", CPP_FP32),
+    Mutant("F17", "dK misses the last query of a partial tile", BACKWARD + "::BackwardGroup.add", "int64_t even = padded<T>(n), pairs = padded<T>(queries)", "int64_t even = padded<T>(n), pairs = queries / 2 * 2", CPP_FP32),
+    Mutant("F18", "delta in bf16", BACKWARD + "::BackwardGroup.pack", "dot(rows.get() + i * c.packed_width, turned.get() + i * c.packed_width);", "BFloat16(dot(rows.get() + i * c.packed_width, turned.get() + i * c.packed_width));", CPP),
+    Mutant("F18 sign", "delta added", BACKWARD + "::BackwardGroup.differentiate", "load_lanes(score_grads.get() + at) - mean", "load_lanes(score_grads.get() + at) + mean", CPP_FP32),
     Mutant("F20", "tiles to tokens by position, not by the inverse", PYTHON_ATEN + "::Tiling.to_tokens", "boxes.flatten(2, 3).index_select(2, self.slot)", "boxes.flatten(2, 3)[:, :, : self.slot.numel()].clone()", ATEN),
     Mutant("F20 coarse", "coarse rows to tokens by position", SITE + "::spread", "boxed = boxed.expand(-1, -1, t_f, -1, t_r, -1, t_c, -1, -1)", "boxed = boxed.expand(-1, -1, t_f, -1, t_c, -1, t_r, -1, -1)", SELECT),
     Mutant("F21", "rows and cols swapped", CALL + "::add_tile", "(f * video.grid[1] + r) * video.grid[2] + x", "(f * video.grid[2] + r) * video.grid[1] + x", CPP_FP32),
-    Mutant("F26", "a row that sees nothing is NaN", FORWARD + "::softmax_step", "__m512 reference = _mm512_maskz_mov_ps(any, now);", "__m512 reference = now;", CPP_FP32),
-    Mutant("F26 division", "a row that sees nothing is NaN", FORWARD + "::ForwardGroup.finish", "_mm512_maskz_div_ps(any, ", "_mm512_div_ps(", CPP_FP32),
+    Mutant("F26", "a row that sees nothing is NaN", FORWARD + "::softmax_step", "only_where(now != V(-kInfinity), now)", "now", CPP_FP32),
+    Mutant("F26 division", "a row that sees nothing is NaN", FORWARD + "::ForwardGroup.finish", "only_where(total != V(0.f), V(1.f) / total)", "V(1.f) / total", CPP_FP32),
     Mutant("F29", "ties to the highest id", KERNEL + "::select_row", "<< 32 | i;", "<< 32 | (tiles - 1 - i);", SELECT),
     Mutant("F29 aten", "ties in any order", PYTHON_ATEN + "::select", "torch.sort(scores, dim=-1, descending=True, stable=True)", "torch.sort(scores, dim=-1, descending=True, stable=False)", SELECT),
     Mutant("F30", "a padding row written over a neighbour", FORWARD + "::ForwardGroup.finish", "scatter(c, c.out, at, groups, g, rows.get());", "scatter(c, c.out, at, groups, g, rows.get());\n    if (groups.size(g) % 2 && g + 1 < groups.count()) with_head(c, c.out, at, [&](auto* to) { copy_row(rows.get(), c.width, to + groups.tokens(g + 1)[0] * c.out.token); });", CPP_FP32),
-    Mutant("F30 backward", "scratch read before it is written", BACKWARD + "::BackwardGroup.operator()", "std::fill_n(grad_q.get(), c.width * columns, 0.f);", "", CPP_FP32),
+    Mutant("F30 backward", "scratch read before it is written", BACKWARD + "::BackwardGroup.operator()", "std::fill_n(grad_q.get(), c.packed_width * columns, 0.f);", "", CPP_FP32),
+    Mutant("width", "packed rows not cleared behind the width", ROWS + "::gather", "std::fill(row + c.width, row + c.packed_width, 0.f);", "", CPP_FP32),
+    Mutant("last width", "the last places of a row not copied", ROWS + "::copy_row", "for (; d < width; ++d)", "for (; d + 1 < width; ++d)", CPP_FP32),
+    Mutant("pad query", "a query that is not there weighs in bf16", BACKWARD + "::BackwardGroup.add", "if (pairs > queries) clear_pad(n, weights, left);", "", CPP),
+    Mutant("power", "2^x below the normal numbers", VECTORS + "::exp2_lanes", "x = at::vec::clamp_min(x, V(-127.f));", "", CPP_FP32),
+    Mutant("turned", "rows of an odd block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 2 * 2)", CPP_FP32),
+    Mutant("own rows", "the last rows of our own product", PRODUCT + "::multiply_columns", "for (; r < m; ++r)", "for (; r + 1 < m; ++r)", CPP_EACH),
+    Mutant("own columns", "the last columns of our own product", PRODUCT + "::multiply_here", "for (; q < n; q += kLanes)", "for (; q + kLanes < n; q += kLanes)", CPP_EACH),
+    Mutant("own sum", "our own product forgets what it adds to", PRODUCT + "::multiply_block", "add ? V::loadu(c + r * ldb + q * kLanes) : V(0.f)", "V(0.f)", CPP_EACH),
+    Mutant("switched off", "oneDNN is asked though it is switched off", PRODUCT + "::takes_brgemm", "taken && at::globalContext().userEnabledMkldnn()", "taken", CPP_CALLS),
+    Mutant("grad unchecked", "a gradient of another shape is read", KERNEL + "::attend_backward", 'query_rows("grad_out", c, q, grad_out)', 'View{grad_out.data_ptr(), c.q.batch, c.q.head, c.q.token}', CPP_CALLS),
+    Mutant("start unchecked", "a video that begins behind its end", ARGUMENTS + "::check_raster", "start <= tokens - video.tokens()", "true", CPP_CALLS),
+    Mutant("q_tile unchecked", "lists of other query tiles", ARGUMENTS + "::make_call", "video_queries(c).tiles()", "lists.tiles.size(2)", CPP_CALLS),
 )  # fmt: skip
 
 BSA, METHODS = ("tests/test_bsa.py", "-k", "not backend and not symbolic"), ("tests/test_methods.py",)
@@ -99,20 +116,20 @@ METHOD_MUTANTS = (
     Mutant("quantile", "the sample's deviation for the population's", RULES + "::GaussQuantile._threshold", "torch.var_mean(scores, -1, correction=0)", "torch.var_mean(scores, -1, correction=1)", METHODS),
     Mutant("equal scores", "a row of equal scores below its own mean", RULES + "::GaussQuantile._threshold", "mean + ... - rounding", "mean + quantile.to(scores.dtype) * variance.sqrt() + rounding", BSA),
     Mutant("mass", "one tile too few", RULES + "::TopP._threshold", "best.where(before < self.mass, torch.inf)", "best.where(before + weights < self.mass, torch.inf)", METHODS),
-    Mutant("slide", "boxes cut at the border, not pushed inside", RULES + "::SlidingTiles.lists", "first = first.minimum(first * 0 + n - extent)", "", METHODS),
-    Mutant("overlap", "a query tile's last key tile is not its own", RULES + "::OwnTiles.mask", "(key < start + box) & (key + tile > start)", "(key < start + box - 1) & (key + tile > start)", METHODS),
+    Mutant("slide", "boxes cut at the border, not pushed inside", PATTERNS + "::SlidingTiles.lists", "first = first.minimum(first * 0 + n - extent)", "", METHODS),
+    Mutant("overlap", "a query tile's last key tile is not its own", PATTERNS + "::OwnTiles.mask", "(key < start + box) & (key + tile > start)", "(key < start + box - 1) & (key + tile > start)", METHODS),
     Mutant("closure", "closure values have no part in the digest", DIGEST + "::_collect_function", "_collect(cell.cell_contents, parts, seen)", "", METHODS),
     Mutant("helpers", "helpers have no part in the digest", DIGEST + "::_collect_function", "_collect(function.__globals__[name], parts, seen)", "", METHODS),
 )  # fmt: skip
 
 COMPILER_MUTANTS = (
     Mutant("F19", "gradient to the gate dropped", METHOD + "::GatedCoarse.__call__", "gate.transpose(1, 2)", "gate.detach().transpose(1, 2)", FUNCTIONAL),
-    Mutant("F21 pass", "rows and cols swapped", REWRITE + "::_convert", "site.grid", "(site.grid[0], site.grid[2], site.grid[1])", SITES),
+    Mutant("F21 pass", "rows and cols swapped", REWRITE + "::_edit", "site.grid", "(site.grid[0], site.grid[2], site.grid[1])", SITES),
     Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY + "::_judge", "Site(call, name, segments, grid, ...)", "Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start, kv_start, key_padding, both is not None, scale)", ("tests/test_backend.py", "tests/test_compiler.py")),
-    Mutant("F22", "node.meta not copied", REWRITE + "::_convert", "new.meta = dict(node.meta)", "new.meta = {}", ("tests/test_backend.py",)),
+    Mutant("F22", "node.meta not copied", EDITS + "::_insert", "node.meta = {name: known for name, known in value.meta.items() if name not in _OF_VALUES}", "node.meta = {}", ("tests/test_backend.py",)),
     Mutant("F23", "sources missing from the cache key", BACKEND + "::source_hash", "return digest.digest()", "return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
-    Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::vsa", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
-    Mutant("F24", "fake with wrong strides", OPS + "::_attend_fake", "q.new_empty((batch, tokens, heads, width))", "q.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
+    Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::_compiled", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
+    Mutant("F24", "fake with wrong strides", ARGS + "::_by_token", "x.new_empty((batch, tokens, heads, width))", "x.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
     Mutant("F25", "scores of the coarse part detached", METHOD + "::Method.__call__", "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
     Mutant("F27", "refusals counted as conversions", BACKEND + "::_count", 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
     Mutant("F28", "the grid of another video", SITES_PY + "::_video", "max(shared, ...)", "min(shared, key=lambda found: analysis.hint(found[0].tokens))", SITES),
@@ -122,23 +139,39 @@ COMPILER_MUTANTS = (
     Mutant("dropout", "dropout ignored", SITES_PY + "::_check_call", '_constant(arguments, "dropout_p")', "None", SITES),
     Mutant("causal", "causal ignored", SITES_PY + "::_check_call", '_constant(arguments, "is_causal")', "None", SITES),
     Mutant("scale", "the call's own scale ignored", SITES_PY + "::_judge", 'scale = _constant(arguments, "scale")', "scale = None", ("tests/test_backend.py", "tests/test_random_models.py")),
-    Mutant("mask text", "the mask of the text dropped", REWRITE + "::_key_padding", "mask is None", "True", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("mask text", "the mask of the text dropped", REWRITE + "::_edit", "padding is not None", "(padding := None)", ("tests/test_backend.py", "tests/test_random_models.py")),
     Mutant("history", "a hint read from the wrong axis", "vsa_compile/analysis/optable/views.py::_hint", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
-    Mutant("stale hint", "no guard on the hinted grid", BACKEND + "::convert", "state.guard_grid()", "", ("tests/test_prepare.py",)),
+    Mutant("stale hint", "no guard on the hinted grid", BACKEND + "::_decided", "state.guard_grid()", "", ("tests/test_prepare.py",)),
     Mutant("stale marker", "the grid of the call before", "vsa_compile/grids/prepare.py::_learn_from", "learned.forget()", "", ("tests/test_prepare.py",)),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/graph_facts.py::broadcast", "agree", "unify", ("tests/test_rules.py",)),
-    Mutant("witness", "a recompute under another hinted grid", OPS + "::witness", "q.new_empty((*grid, 0))", "q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
-    Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_convert", "site.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),
+    Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
+    Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "site.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),
     Mutant("counts", "text of one mask counted twice", "vsa_compile/analysis/equal_data_sizes.py::equal_counts", "return same", "return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
     Mutant("respelled", "all but the last n: another axis", "vsa_compile/analysis/optable/indexing.py::_sliced", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
     Mutant("quotient", "cols = tokens // (frames * rows) not seen", "vsa_compile/analysis/regroup.py::_pieces", "return split(atom, sizes[:stop])", "return ()", ("tests/test_random_models.py", "-k", "bare_tokens")),
     Mutant("sizes proved", "sizes equal by the op, not by algebra", "vsa_compile/analysis/algebra.py::_sized", "copy.size, copy.parts = size, tuple(atoms)", "pass", ("tests/test_pipelines.py", "-k", "portrait")),
-    Mutant("stale dense", "no guard on dense()", BACKEND + "::convert", "state.guard_sparsity(settings)", "", ("tests/test_schedule.py", "-k", "dense")),
+    Mutant("stale dense", "no guard on dense()", BACKEND + "::_decided", "state.guard_sparsity(settings)", "", ("tests/test_schedule.py", "-k", "dense")),
     Mutant("stale step", "the backward of another step of the schedule", "vsa_compile/methods/site.py::Site.count", "self.share is None", "True", ("tests/test_schedule.py", "-k", "every_step")),
-    Mutant("gate dropped", "the gate of a call not used", REWRITE + "::_convert", "(q, k, v, gate, grid, list(options.tile), *starts, key_padding, site.scale, sparsity, methods.literal(options.method), schedule)", "(q, k, v, None, grid, list(options.tile), *starts, key_padding, site.scale, sparsity, methods.literal(options.method), schedule)", ("tests/test_gates.py", "-k", "by_hand")),
-    Mutant("gate rows", "a gate of the video put before the text", REWRITE + "::_gate", "(0, 0, *around)", "(0, 0, *around[::-1])", ("tests/test_gates.py", "-k", "by_hand")),
+    Mutant("gate dropped", "the gate of a call not used", REWRITE + "::_edit", "None if site.gate is None else _gate(...)", "None", ("tests/test_gates.py", "-k", "by_hand")),
+    Mutant("gate rows", "a gate of the video put before the text", REWRITE + "::_gate", "[0, 0, *around]", "[0, 0, *around[::-1]]", ("tests/test_gates.py", "-k", "by_hand")),
     Mutant("gate of another", "a gate that two calls could take", "vsa_compile/convert/markers.py::_the_one", "len(found) > 1 or times[found[0]] > 1", "False", ("tests/test_gates.py", "-k", "fit")),
-    Mutant("start", "video among keys starts at 0", REWRITE + "::_convert", "site.kv_start", "0", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("strides kept", "SDPA's strides forgotten", STRIDES + "::changed_by", "changed.intersection(inputs)", "False", (REWRITING, "-k", "copied or tell")),
+    Mutant("strides viewed", "a view that fails taken for one that does not matter", STRIDES + "::changed_by", "op_name(user) in _CONTIGUOUS", "True", (REWRITING, "-k", "copied or tell")),
+    Mutant("strides needless", "a copy wherever strides change", STRIDES + "::changed_by", "changed.add(user)", "return None", (REWRITING, "-k", "merge")),
+    Mutant("strides aliased", "writes through what is a view in one layout alone", STRIDES + "::changed_by", "any(_shares(before, example_of(x)) or _shares(after, now[x]) for x in inputs)", "False", (REWRITING, "-k", "tell or writes")),
+    Mutant("strides raw", "memory that is read as it lies", STRIDES + "::changed_by", "op_name(user) in _RAW", "False", (REWRITING, "-k", "tell or writes")),
+    Mutant("strides stale", "example values that still have SDPA's strides", EDITS + "::apply", "node.meta[_key(node)] = example", "", (REWRITING, "-k", "merge")),
+    Mutant("half done", "an edit that fails leaves what it did", EDITS + "::apply", "undo()", "", (REWRITING, "-k", "undone")),
+    Mutant("swap left", "the swap of nodes not undone", EDITS + "::apply", "done.append(partial(replacement.replace_all_uses_with, edit.node))", "", (REWRITING, "-k", "undone")),
+    Mutant("failure raised", "a failure of ours ends the model", BACKEND + "::_harmless", "if settings.fallback == 'error':\n    ...", "raise", ("tests/test_backend.py", "-k", "failure")),
+    Mutant("refused late", "fallback=error does not see what the rewrite refuses", BACKEND + "::convert", "_refuse_if_asked(...)", "", (REWRITING, "-k", "asked")),
+    Mutant("gate outside", "a gate of another graph", REWRITE + "::_gate", "gate.graph is not site.call.node.graph", "False", (REWRITING, "-k", "asked")),
+    Mutant("signature", "an exported program's outputs under old names", BACKEND + "::convert_exported", "_name_outputs(program)", "", (REWRITING, "-k", "another_process")),
+    Mutant("schedule out", "a schedule in a program for other processes", BACKEND + "::convert_exported", "isinstance(...)", "False", (REWRITING, "-k", "bad_options")),
+    Mutant("wrapped", "errors of ours wrapped by Dynamo", DYNAMO + "::unwrapped", "raise _passing(error) from error.__cause__", "raise", ("tests/test_backend.py", "-k", "as_it_is or fallback")),
+    Mutant("checked late", "options checked when the model first runs", BACKEND, "torch_compat.check_in_compile(...)", "", ("tests/test_backend.py", "-k", "itself")),
+    Mutant("half a size", "a symbol of which an exported input has a multiple", REWRITE + "::_Sizes._symbol", "slope != 1", "False", ("tests/test_backend.py", "-k", "symbolic")),
+    Mutant("start", "video among keys starts at 0", REWRITE + "::_edit", "site.kv_start", "0", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 
 PLAIN_MUTANTS = (
@@ -146,21 +179,34 @@ PLAIN_MUTANTS = (
     Mutant("plain width", "32-bit offsets past 2^31", LAUNCH, "_FARTHEST = 2**31 - 1", "_FARTHEST = 2**31", PLAIN_QUICK),
     Mutant("plain numbers", "sizes for strides", LAUNCH + "::_measure", 'number.what == "size"', "number.what", PLAIN),
     Mutant("plain cache", "constants not in the key", LAUNCH + "::prepared", "tuple(constants.items())", "tuple(dict.fromkeys(constants, False).items())", PLAIN),
-    Mutant("eager shapes", "a wrong shape reaches the kernel", EAGER + "::_unsupported", "not leaf.fits(*arguments)", "False", PLAIN_QUICK),
-    Mutant("eager devices", "another device reaches the kernel", EAGER + "::_unsupported", "len(...) > 1", "len({x.device for x in arguments if isinstance(x, Tensor)}) > 2", PLAIN_QUICK),
-    Mutant("eager failure", "kernels that fail are tried again", EAGER + "::run", "_broken.add(name)", "", PLAIN_QUICK),
-    Mutant("eager memory", "a lack of memory becomes ATen", EAGER + "::run", "torch.OutOfMemoryError", "ZeroDivisionError", PLAIN_QUICK),
-    Mutant("eager silence", "ATen runs unsaid", EAGER + "::run", "_say_once(name, reason)", "", PLAIN_QUICK),
+    Mutant("args unchecked", "a wrong shape reaches the kernel", ARGS + "::takes", "call.check()", "", TEST_ARGS),
+    Mutant("args devices", "another device reaches the kernel", CHECKS + "::check_devices", "len(set(devices.values())) > 1", "len(set(devices.values())) > 2", PLAIN_QUICK),
+    Mutant("args packed", "a grid of the queries without their tile", ARGS + "::AttendArgs.check", "(self.q_grid is None) != (self.q_tile is None)", "False", TEST_ARGS),
+    Mutant("args start", "a video that ends behind its tokens", ARGS + "::AttendArgs._check_start", "surely(start + video > tokens)", "surely(start > tokens)", TEST_ARGS),
+    Mutant("args backward", "a gradient of another shape is read", ARGS + "::BackwardArgs.check", "check_shape(name, x, (batch, tokens, heads, width))", "", TEST_ARGS),
+    Mutant("args lse", "log-sum-exps of another type are read", ARGS + "::BackwardArgs.check", 'check_type("lse", self.lse, lse_dtype(q.dtype))', "", TEST_ARGS),
+    Mutant("lists unchecked", "lists are not looked at", ARGS + "::takes", "call.check_values()", "", TEST_ARGS),
+    Mutant("lists repeated", "an id twice is taken", ARGS + "::AttendArgs.check_values", "tiles[..., 1:] > tiles[..., :-1]", "tiles[..., 1:] >= tiles[..., :-1]", TEST_ARGS),
+    Mutant("lists range", "an id beyond all tiles is taken", ARGS + "::AttendArgs.check_values", "tiles < total", "tiles <= total", TEST_ARGS),
+    Mutant("lists width", "a count beyond the width is taken", ARGS + "::AttendArgs.check_values", "counts <= width", "counts > -9", TEST_ARGS),
+    Mutant("lists junk", "what follows the count is looked at", ARGS + "::AttendArgs.check_values", "good | (place >= counts[..., None])", "good", TEST_ARGS),
+    Mutant("lists shared", "shared lists are looked at once a head", ARGS + "::AttendArgs.check_values", "_shared(self.tiles)", "self.tiles", TEST_ARGS),
+    Mutant("eager threads", "an operator defined by two threads", EAGER + "::operator", "with _making:\n    return _operator(name)", "return _operator(name)", PLAIN_QUICK),
+    Mutant("no triton", "who has no triton is asked for a trace", EAGER + "::_warn", 'error.name == "triton"', 'error.name == "triton" and False', PLAIN_QUICK),
+    Mutant("doctor without triton", "triton is missed where there is no GPU", "vsa_compile/tools/doctor.py::_versions", "triton is None and has_gpu", "triton is None", ("tests/test_doctor.py", "-k", "missed")),
+    Mutant("eager failure", "kernels that fail are tried again", EAGER + "::_run", "_broken.add(name)", "", PLAIN_QUICK),
+    Mutant("eager memory", "a lack of memory becomes ATen", EAGER + "::_run", "torch.OutOfMemoryError", "ZeroDivisionError", PLAIN_QUICK),
+    Mutant("eager silence", "ATen runs unsaid", EAGER + "::_run", "_say_once(name, reason)", "", PLAIN_QUICK),
 )  # fmt: skip
 
 GRAPHS = ("tests/test_gpu_graphs.py",)
 GRAPH_MUTANTS = (
     Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD + "::_add_gated", "return fine + gate * coarse", "return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)", GRAPHS),
-    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py::lower", "[q, call.k, call.v, lse, ...]", "[q, ir.contiguous(call.k), call.v, lse, call.tiles, call.counts, *call.trailing_inputs()]", GRAPHS),
+    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py::lower", "[q, args.k, args.v, lse, ...]", "[q, ir.contiguous(args.k), args.v, lse, args.tiles, args.counts, *call.trailing_inputs()]", GRAPHS),
     Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE + "::Site.tile_means", "counts = counts.as_strided(counts.shape, counts.stride())", "", GRAPHS),
-    Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND + "::vsa", "patches.setdefault(...)", "", GRAPHS),
+    Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND + "::_compiled", "patches.setdefault(...)", "", GRAPHS),
     Mutant("share on host", "the share of a schedule read on the CPU", SITE + "::Site.count", "self.share.unbind()", "self.share.cpu().to(self.share.device).unbind()", GRAPHS),
-    Mutant("share late", "the share of a schedule allocated by a run", REWRITE + "::_convert", "state.place_share(...)", "", (*GRAPHS, "-k", "share")),
+    Mutant("share late", "the share of a schedule allocated by a run", BACKEND + "::_decided", "state.place_share(...)", "", (*GRAPHS, "-k", "share")),
     Mutant("grid of programs", "how many programs a kernel has is known to Python alone", "vsa_compile/torch_compat/inductor.py::triton_template", "SymbolicGridFn(launch_grid)", "launch_grid", GRAPHS),
     Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/ops/gpu/templates.py::Template.source", "re.sub(...)", "text", GRAPHS),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from attend_judge import assert_right
 
 from vsa_compile.grid import Grid, TileGrid
 from vsa_compile.ops import aten, reference
+from vsa_compile.ops.args import AttendArgs, BackwardArgs
 
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 20}
 
@@ -24,9 +25,7 @@ def _only_aten(monkeypatch):
 def test_results_are_contiguous_by_token():
     case = make_case(2, **EVERY_TERM)
     out, lse, witness = torch.ops.vsa_compile.attend(*case.arguments())
-    grads = torch.ops.vsa_compile.attend_backward(
-        case.grad_out, *case.arguments()[:3], out, lse, *case.site, witness
-    )
+    grads = torch.ops.vsa_compile.attend_backward(case.grad_out, out, lse, witness, *case.arguments())
     assert all(x.is_contiguous() for x in (out, lse, *grads))
 
 
@@ -53,8 +52,8 @@ def test_scratch_is_bounded():
 
     with pytest.MonkeyPatch.context() as patch, Watch():
         patch.setattr(aten, "SCRATCH_BYTES", 8 << 20)
-        out, lse, witness = aten.attend(*case.arguments())
-        aten.attend_backward(case.grad_out, *case.arguments()[:3], out, lse, *case.site, witness)
+        args = AttendArgs(*case.arguments())
+        aten.attend_backward(BackwardArgs(case.grad_out, *aten.attend(args), args))
     gathered = case.counts.numel() * 16 * 64 * 64 * 4
     assert gathered >= 8 * (8 << 20)
     assert largest <= 8 << 20
@@ -67,7 +66,7 @@ def small_case(dtype: torch.dtype) -> Case:
     return make_case(11, grid=(2, 3, 3), tile=(2, 2, 2), before=1, after=2, padding=1, width=16, dtype=dtype)
 
 
-@pytest.mark.parametrize("kernel", ["aten", "cpp"])
+@pytest.mark.parametrize("kernel", ["aten", ""], ids=["aten", "cpp"])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=["fp32", "bf16"]
 )
@@ -86,7 +85,7 @@ def test_opcheck(monkeypatch, kernel, dtype):
     torch.library.opcheck(torch.ops.vsa_compile.select.default, (scores, 3))
     torch.library.opcheck(torch.ops.vsa_compile.select.default, (scores, 5, scores.mean(-1), torch.tensor(4)))
     torch.library.opcheck(torch.ops.vsa_compile.attend.default, (*leaves, *site))
-    given = (case.grad_out, *plain, out, lse, *site, witness)
+    given = (case.grad_out, out, lse, witness, *plain, *site)
     torch.library.opcheck(torch.ops.vsa_compile.attend_backward.default, given)
     padding = torch.rand(2, 1, 1, case.q.shape[2]) < 0.5
     torch.library.opcheck(torch.ops.vsa_compile.zero_padding.default, (leaves[0], padding[:1]))

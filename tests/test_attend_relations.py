@@ -10,6 +10,7 @@ from attend_cases import (
     ATEN,
     ATEN_GPU,
     CPP,
+    SLOWER,
     Case,
     Kernel,
     cases,
@@ -26,7 +27,7 @@ from torch import Tensor
 from vsa_compile.grid import Grid
 from vsa_compile.ops import reference
 
-ALL = ATEN + CPP + ATEN_GPU
+ALL = ATEN + CPP + SLOWER + ATEN_GPU
 EXACT = [kernel for kernel in ALL if kernel.dtype.itemsize >= 4]  # rule C
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 32}
 each = each_kernel(ALL)

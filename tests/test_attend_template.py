@@ -136,7 +136,8 @@ def test_a_template_that_does_not_lower_is_one_warning(name: str, caplog: pytest
     def fails(*_: object) -> None:
         raise NotImplementedError
 
-    leaf = lowering.Leaf(name, templates=(), unsupported=lambda *_: None, lower=fails)
+    kind = SimpleNamespace(of=lambda *_: None)
+    leaf = lowering.Leaf(name, kind, templates=(), unsupported=lambda *_: None, lower=fails)
     q = SimpleNamespace(get_device=lambda: torch.device("cuda"))
     lowering._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "vsa_compile.gpu"):

@@ -11,7 +11,6 @@ from unittest import mock
 import cached
 import pytest
 import torch
-from attend_cases import needs_avx512
 from compare import assert_same_output, relative_error
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -29,7 +28,7 @@ from vsa_compile.ops import reference
 pytestmark = pytest.mark.quick
 
 side, edge = st.integers(1, 7), st.integers(1, 4)
-sparsities = st.sampled_from((1e-6, 0.2, 0.3, 0.5, 0.7, 0.93, 1.0))
+sparsities = st.sampled_from((1e-6, 0.2, 0.3, 0.5, 0.7, 0.93, 0.999))
 
 
 def leaves(grid: Grid, seed: int = 0, *, heads: int = 2, kv_heads: int = 2, text: int = 0,
@@ -231,7 +230,6 @@ def test_ragged_lists_are_counted_as_they_are():
 # --- The kernels with packed queries ------------------------------------------------------------------
 
 
-@needs_avx512
 @examples(20)
 @given(
     grid=st.tuples(side, side, side), tile=st.tuples(edge, edge, edge), q_grid=st.tuples(side, side, side),

@@ -79,7 +79,7 @@ def test_a_change_in_any_source_misses(relative: Path, copied: Path) -> None:
 
 def test_version_new_file_and_lost_file_miss(copied: Path) -> None:
     DENSE()
-    init, header = copied / "vsa_compile" / "__init__.py", copied / "vsa_compile" / "cpu" / "lanes.h"
+    init, header = copied / "vsa_compile" / "__init__.py", copied / "vsa_compile" / "ops" / "cpu" / "rows.h"
     text, lost = init.read_text(), header.read_bytes()
     assert '"0.1.0"' in text
     for edit, undo in (
@@ -87,8 +87,8 @@ def test_version_new_file_and_lost_file_miss(copied: Path) -> None:
         (lambda: header.with_name("new.h").touch(), lambda: header.with_name("new.h").unlink()),
         (header.unlink, lambda: header.write_bytes(lost)),
         (
-            lambda: header.rename(copied / "vsa_compile" / "gpu" / "lanes.h"),
-            lambda: (copied / "vsa_compile" / "gpu" / "lanes.h").rename(header),
+            lambda: header.rename(copied / "vsa_compile" / "ops" / "rows.h"),
+            lambda: (copied / "vsa_compile" / "ops" / "rows.h").rename(header),
         ),
     ):
         edit()
@@ -184,10 +184,10 @@ def test_processes_share_a_folder_and_an_edited_backward_is_seen(tmp_path: Path)
     (_, out, gradient), *others = results
     assert all(other[1:] == [out, gradient] for other in others)
 
-    if loader.kernel(torch.float32):
-        name, old, new = "cpu/backward.h", "slices, grad_v, 1.f)", "slices, grad_v, 2.f)"
+    if loader.kernel(loader.variants()[0]):
+        name, old, new = "ops/cpu/backward.h", "slices, grad_v, 1.f)", "slices, grad_v, 2.f)"
     else:
-        name, old, new = "aten.py", "(grad_v, v))", "(2 * grad_v, v))"
+        name, old, new = "ops/aten.py", "(grad_v, v))", "(2 * grad_v, v))"
     path = package / "vsa_compile" / name
     original = path.read_text()
     assert original.count(old) == 1

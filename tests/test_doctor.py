@@ -5,42 +5,69 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from attend_cases import needs_avx512
 
 from vsa_compile.__main__ import main
 from vsa_compile.ops.cpu import loader
 from vsa_compile.tools import doctor
 
 
-@needs_avx512
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
 def test_doctor_finds_nothing_wrong_here(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert f"torch          {torch.__version__}" in printed
-    assert 'backend="vsa"  vsa_compile.backend:vsa' in printed
-    assert "CPU, bfloat16  C++ kernel" in printed
+    assert f"torch               {torch.__version__}" in printed
+    assert 'backend="vsa"       vsa_compile.backend:vsa' in printed
+    assert f"CPU, 16 and 32 bit  C++ kernel for {loader.variants()[0]}\n" in printed
     assert "all tiles kept is dense attention within" in printed
     assert printed.endswith("problem: none\n")
 
 
 def test_doctor_says_what_is_wrong_and_the_way_out(capsys, monkeypatch):
     monkeypatch.setattr(doctor.metadata, "entry_points", lambda group: [])
-    monkeypatch.setattr(loader, "kernel", lambda dtype: None)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(loader, "kernel", lambda variant: None)
     monkeypatch.setattr(doctor, "attention", lambda q, k, v, **_: torch.zeros_like(q))
     monkeypatch.setattr(doctor, "version", lambda package: None)
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
     problems = [line for line in printed.splitlines() if line.startswith("problem: ")]
     ways_out = (
-        "pip install triton",
         "pip install in its folder",
         "install a C++ compiler",
         "Reinstall torch",
     )
     for way_out in ways_out:
         assert any(way_out in problem for problem in problems), way_out
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_triton_is_missed_where_there_is_a_gpu(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(doctor.metadata, "packages_distributions", dict)
+    findings = doctor._Findings()
+    doctor._versions(findings)
+    found = dict(findings.lines)["triton"]
+    assert found == ("not installed" if gpu else "not installed; GPUs alone need it")
+    assert [
+        text for text in findings.problems if "pip install 'vsa-compile[gpu]'" in text
+    ] == findings.problems
+    assert len(findings.problems) == gpu
+
+
+def test_triton_is_found_whichever_package_it_is_from(monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "packages_distributions", lambda: {"triton": ["triton-rocm"]})
+    monkeypatch.setattr(doctor, "version", lambda package: "3.7.1" if package == "triton-rocm" else None)
+    assert doctor._triton() == "3.7.1 (triton-rocm)"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_doctor_shows_which_kernel_the_environment_picks(capsys, monkeypatch):
+    monkeypatch.setenv("VSA_COMPILE_CPU", "plain")
+    assert main(["doctor"]) == 0
+    faster = loader.variants()[0]
+    assert f"C++ kernel for plain; VSA_COMPILE_CPU picks it, {faster} is faster" in capsys.readouterr().out
+    monkeypatch.setenv("VSA_COMPILE_CPU", "avx3")
+    assert main(["doctor"]) == 1
+    assert "problem: the environment variable VSA_COMPILE_CPU is 'avx3'" in capsys.readouterr().out
 
 
 def test_doctor_reports_an_operator_that_raises(capsys, monkeypatch):

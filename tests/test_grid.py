@@ -82,7 +82,7 @@ def test_tiles_are_boxes_and_every_token_has_one(grid, tile):
     for j in range(TileGrid(grid, tile).tiles):
         places = (ids == j).nonzero()
         assert all(int(x) < t for x, t in zip(places.amax(0) - places.amin(0), tile, strict=True))
-    slots = aten.Tiling.of(grid, tile, torch.device("cpu")).slot
+    slots = aten.Tiling.of(TileGrid(grid, tile), torch.device("cpu")).slot
     assert len(set(slots.tolist())) == grid.tokens
     assert torch.equal(slots // TileGrid(grid, tile).tile_tokens, ids.flatten())
 
@@ -90,7 +90,7 @@ def test_tiles_are_boxes_and_every_token_has_one(grid, tile):
 @given(grids, tiles)
 def test_to_tiles_and_back_is_the_identity(grid, tile):
     x = torch.arange(2 * 3 * grid.tokens * 2.0).reshape(2, 3, grid.tokens, 2)
-    tiling = aten.Tiling.of(grid, tile, torch.device("cpu"))
+    tiling = aten.Tiling.of(TileGrid(grid, tile), torch.device("cpu"))
     assert torch.equal(tiling.to_tokens(tiling.to_tiles(x)), x)
 
 

@@ -6,6 +6,8 @@ import json
 import linecache
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +31,9 @@ from gpu_offline.selections import SELECTIONS, Selection
 from gpu_offline.steps import run_once, shared_folder
 from gpu_offline.tables import ALL
 
+from vsa_compile.errors import ArgumentError
 from vsa_compile.ops import aten
+from vsa_compile.ops.args import AttendArgs, SelectArgs
 from vsa_compile.ops.gpu import call, eager, launch, render, selection
 
 pytest_plugins = ["gpu_offline.fixtures"]
@@ -196,7 +200,7 @@ def test_offsets_past_32_bits_are_64_bits_wide(length: int, wide: bool):
         patch.setattr(render, "load", sources.append)
         patch.setattr(launch, "wrap_triton", lambda _: {(1, 1, 1): lambda **_: None})
         scores = torch.empty(1, 1, 1, length, device="meta")
-        selection.lower(launch, launch.Value(scores), 4)
+        selection.lower(launch, launch.values(SelectArgs(scores, 4)))
     assert ("INDEX_DTYPE: tl.constexpr = tl.int64" in sources[0].text) == wide
 
 
@@ -249,7 +253,7 @@ def test_an_unsupported_call_runs_aten_after_one_line(on_a_gpu: pytest.MonkeyPat
     on_a_gpu.setattr(eager, "operator", lambda _: lambda *_: "the kernels")
     arguments = attend_arguments(torch.float64)
     for _ in range(2):
-        assert same(eager.run("attend", *arguments), aten.attend(*arguments))
+        assert same(eager.run("attend", *arguments), aten.attend(AttendArgs(*arguments)))
     (record,) = caplog.records
     expected = "vsa_compile::attend runs through chunked ATen: torch.float64 has no tensor core path"
     assert (record.levelname, record.message) == ("INFO", expected)
@@ -269,8 +273,8 @@ def test_an_unsupported_call_runs_aten_after_one_line(on_a_gpu: pytest.MonkeyPat
 )
 def test_a_call_that_does_not_fit_together_reaches_no_kernel(changed: dict, on_a_gpu: pytest.MonkeyPatch):
     on_a_gpu.setattr(eager, "operator", lambda _: lambda *_: "the kernels")
-    on_a_gpu.setitem(eager.LEAVES, "attend", eager.LEAVES["attend"]._replace(chunked=lambda *_: "ATen"))
-    assert eager.run("attend", *attend_arguments(**changed)) == "ATen"
+    with pytest.raises(ArgumentError, match=next(iter(changed))):
+        eager.run("attend", *attend_arguments(**changed))
 
 
 @pytest.mark.quick
@@ -284,7 +288,7 @@ def test_kernels_that_do_not_compile_are_one_warning_and_one_try(on_a_gpu: pytes
     on_a_gpu.setattr(eager, "operator", lambda _: fails)
     arguments = attend_arguments()
     for _ in range(2):
-        assert same(eager.run("attend", *arguments), aten.attend(*arguments))
+        assert same(eager.run("attend", *arguments), aten.attend(AttendArgs(*arguments)))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "chunked ATen" in record.message
@@ -294,12 +298,14 @@ def test_kernels_that_do_not_compile_are_one_warning_and_one_try(on_a_gpu: pytes
 @pytest.mark.quick
 def test_without_triton_an_eager_call_runs_aten_after_one_warning(on_a_gpu: pytest.MonkeyPatch, caplog):
     on_a_gpu.setitem(sys.modules, "triton", None)
-    on_a_gpu.setattr(eager, "operator", eager.operator.__wrapped__)
+    on_a_gpu.setattr(eager, "operator", eager._operator.__wrapped__)
     arguments = attend_arguments()
     for _ in range(2):
-        assert same(eager.run("attend", *arguments), aten.attend(*arguments))
+        assert same(eager.run("attend", *arguments), aten.attend(AttendArgs(*arguments)))
     (record,) = caplog.records
-    assert "ModuleNotFoundError" in str(record.exc_info)
+    assert record.levelname == "WARNING"
+    assert "pip install 'vsa-compile[gpu]'" in record.message
+    assert "chunked ATen" in record.message
 
 
 @pytest.mark.quick
@@ -314,27 +320,41 @@ def test_a_lack_of_memory_is_not_taken_for_a_lack_of_kernels(on_a_gpu: pytest.Mo
 
 
 @pytest.mark.quick
-def test_a_backward_whose_tensors_do_not_fit_reaches_no_kernel(on_a_gpu: pytest.MonkeyPatch):
-    q, *rest = attend_arguments()
-    out, lse, witness = aten.attend(q, *rest)
-    site = (*rest[:-1], rest[-1], witness)
-    on_a_gpu.setattr(eager, "operator", lambda _: lambda *_: "the kernels")
-    on_a_gpu.setitem(
-        eager.LEAVES, "attend_backward", eager.LEAVES["attend_backward"]._replace(chunked=lambda *_: "ATen")
-    )
-    assert eager.run("attend_backward", out, q, *rest[:2], out, lse, *site[2:]) == "the kernels"
-    assert eager.run("attend_backward", out[:, 1:], q, *rest[:2], out, lse, *site[2:]) == "ATen"
-    assert eager.run("attend_backward", out, q, *rest[:2], out, lse.double(), *site[2:]) == "ATen"
-    assert eager.run("attend_backward", out.double(), q, *rest[:2], out, lse, *site[2:]) == "ATen"
+@pytest.mark.parametrize("threads", [2, 8])
+def test_threads_that_come_at_once_make_one_operator(threads: int):
+    """Torch lets no name be defined twice: of two threads, one would fail for good."""
+    eager._operator.cache_clear()
+    together = threading.Barrier(threads)
+
+    def first() -> Callable:
+        together.wait()
+        return eager.operator("select")
+
+    defined = torch.library.triton_op
+
+    def slowly(*arguments: Any, **facts: Any) -> Callable:
+        time.sleep(0.05)
+        return defined(*arguments, **facts)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(threads) as pool:
+        patch.setattr(torch.library, "triton_op", slowly)
+        made = [done.result() for done in [pool.submit(first) for _ in range(threads)]]
+    assert len(set(map(id, made))) == 1
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    ("more", "ran"),
-    [((3,), "the kernels"), ((8,), "ATen"), ((0,), "ATen"), ((3, torch.randn(1, 2, 5)), "the kernels"),
-     ((3, torch.randn(1, 2, 4)), "ATen"), ((3, None, torch.ones(2, dtype=torch.int32)), "ATen")],
+    ("more", "wrong"),
+    [((3,), None), ((8,), "at_most"), ((0,), "at_most"), ((3, torch.randn(1, 2, 5)), None),
+     ((3, torch.randn(1, 2, 4)), "threshold"), ((3, None, torch.ones(2, dtype=torch.int32)), "count"),
+     ((3, None, torch.ones(())), "count")],
 )  # fmt: skip
-def test_a_selection_that_does_not_fit_reaches_no_kernel(more: tuple, ran: str, on_a_gpu: pytest.MonkeyPatch):
+def test_a_selection_that_does_not_fit_reaches_no_kernel(
+    more: tuple, wrong: str | None, on_a_gpu: pytest.MonkeyPatch
+):
     on_a_gpu.setattr(eager, "operator", lambda _: lambda *_: "the kernels")
-    on_a_gpu.setitem(eager.LEAVES, "select", eager.LEAVES["select"]._replace(chunked=lambda *_: "ATen"))
-    assert eager.run("select", torch.randn(1, 2, 5, 7), *more) == ran
+    if wrong is None:
+        assert eager.run("select", torch.randn(1, 2, 5, 7), *more) == "the kernels"
+    else:
+        with pytest.raises(ArgumentError, match=wrong):
+            eager.run("select", torch.randn(1, 2, 5, 7), *more)

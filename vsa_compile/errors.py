@@ -7,7 +7,7 @@ May be imported by everything; imports only the standard library.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VsaError(ValueError):
@@ -63,6 +63,15 @@ def differ(what: str, came: str) -> str:
 
 def misfit(shapes: str, allowed: str) -> str:
     return f"shapes do not fit: {shapes}. {allowed}"
+
+
+def bad_list(at: str, listed: Sequence[int], count: int, total: int) -> str:
+    shown = ", ".join(map(str, listed[:12])) + (", ..." if len(listed) > 12 else "")
+    return (
+        f"the list of key tiles of (batch, head, query tile) {at} is [{shown}] with count {count}, but its "
+        f"first count ids must be ascending, without repetition, from 0 to {total - 1}, and count from 0 to "
+        "its width. torch.ops.vsa_compile.select makes such lists."
+    )
 
 
 def kv_alike() -> str:
@@ -165,19 +174,34 @@ def refused_but_required(name: str, reason: str) -> str:
     )
 
 
-def analysis_failed() -> str:
+def conversion_failed(error: Exception) -> str:
     return (
-        "the analysis of a graph failed, and all its attention stays dense. This is a defect of vsa_compile; "
-        "please report it with the traceback below. The model itself is not affected."
+        f"the conversion of a graph failed ({type(error).__name__}: {error}), and all its attention stays "
+        "dense. This is a defect of vsa_compile; please report it with the traceback that is logged. The "
+        "model itself is not affected."
     )
 
 
-def grid_versions(limit: int) -> str:
+def options_twice() -> str:
     return (
-        f"this code is compiled for the {limit}th time, once for each grid that video_grid or prepare "
-        f"hinted, and torch._dynamo.config.recompile_limit = {limit} allows no further version: at another "
-        "grid it runs uncompiled, and dense. Set torch._dynamo.config.recompile_limit to more than the "
-        "number of your grids."
+        "options are given to vsa.with_options(...) and to torch.compile as well. Give all of them to one of "
+        "the two."
+    )
+
+
+def schedule_in_export() -> str:
+    return (
+        "sparsity is a SparsitySchedule, but an exported program runs in processes that do not have it. Pass "
+        "a number, such as schedule.sparsity for the current step's."
+    )
+
+
+def grid_versions(limit: int, grids: int) -> str:
+    return (
+        f"this code is compiled for the {limit}th time, {grids} of the times for grids that video_grid or "
+        f"prepare hinted, and torch._dynamo.config.recompile_limit = {limit} allows no further version: at "
+        "another grid it runs uncompiled, and dense. Set torch._dynamo.config.recompile_limit to more than "
+        "the number of your grids."
     )
 
 
@@ -233,11 +257,20 @@ def not_written(name: str, folder: str, why: str) -> str:
     return f"{name} is {folder!r}, where nothing can be written ({why}). Give a folder of yours."
 
 
+def no_such_variant(variable: str, named: str, offered: Iterable[str]) -> str:
+    allowed = f"one of {', '.join(offered)} and aten on this processor"
+    return bad_value(f"the environment variable {variable}", named, allowed, "Unset it to use the fastest.")
+
+
 # --- doctor: problems, each with its way out ------------------------------------------------------------
 
 
 def no_triton() -> str:
-    return "triton is not installed, so that nothing can be compiled for a GPU. Run pip install triton."
+    return (
+        "triton is not installed, so that nothing can be compiled for a GPU. Run "
+        "pip install 'vsa-compile[gpu]', or install torch for this GPU as pytorch.org says, which brings the "
+        "triton that goes with it."
+    )
 
 
 def no_entry_point() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -74,13 +75,35 @@ def on_device(
     return how
 
 
-def processor_without_avx512() -> str:
+def processor(capability: str) -> Callable[[], str]:
+    """Which of the kernels a processor runs, and what VSA_COMPILE_CPU may pick there."""
+
+    def how() -> str:
+        with (
+            mock.patch.object(torch.backends.cpu, "get_cpu_capability", return_value=capability),
+            mock.patch.object(platform, "machine", return_value="x86_64"),
+            mock.patch.dict(os.environ, {loader.VARIABLE: ""}),
+        ):
+            return f"computed by the C++ kernel for {loader.asked()}, of {', '.join(loader.variants())}"
+
+    return how
+
+
+def without_compiler() -> str:
     with (
-        mock.patch.object(torch.backends.cpu, "get_cpu_capability", return_value="AVX2"),
+        mock.patch.object(torch_compat, "load_cpp", side_effect=RuntimeError("no C++ compiler found")),
         logged("vsa_compile.cpu") as texts,
     ):
-        kernel = loader._kernel.__wrapped__()
+        kernel = loader.kernel.__wrapped__("plain")
     return f"computed by {'ATen' if kernel is None else 'C++'}; the log says: {texts[-1]}"
+
+
+def unknown_variant() -> str:
+    with (
+        mock.patch.object(loader, "variants", return_value=("avx2", "plain")),
+        mock.patch.dict(os.environ, {loader.VARIABLE: "avx3"}),
+    ):
+        return by_hand(**alike())()
 
 
 ATEN = "computed by ATen; the log says: vsa_compile::attend runs through chunked ATen: "
@@ -114,11 +137,35 @@ DEVICES = (
     ),
     Row(
         "X25",
-        "a processor without AVX-512",
-        processor_without_avx512,
+        "a processor with AVX-512",
+        processor("AVX512"),
+        "computed by the C++ kernel for avx512, of avx512, avx2, plain",
+    ),
+    Row(
+        "X25",
+        "a processor with AVX2 and no AVX-512",
+        processor("AVX2"),
+        "computed by the C++ kernel for avx2, of avx2, plain",
+    ),
+    Row(
+        "X25",
+        "a processor without AVX2",
+        processor("DEFAULT"),
+        "computed by the C++ kernel for plain, of plain",
+    ),
+    Row(
+        "X25",
+        "a CPU without a C++ compiler",
+        without_compiler,
         "computed by ATen; the log says: the CPU attention kernel is not available, ATen runs instead, "
-        "several times "
-        "slower: it needs AVX-512, and this processor offers AVX2",
+        "several times slower: no C++ compiler found",
+    ),
+    Row(
+        "X25",
+        "VSA_COMPILE_CPU=avx3",
+        unknown_variant,
+        "OptionError: the environment variable VSA_COMPILE_CPU is 'avx3', but it must be one of avx2, plain "
+        "and aten on this processor. Unset it to use the fastest.",
     ),
     Row("X25", "the meta device", by_hand(**alike(device="meta")), "a meta tensor of shape (1, 2, 60, 16)"),
 )

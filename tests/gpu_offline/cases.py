@@ -197,7 +197,7 @@ def program(case: Case) -> Callable:
             grad_out, *saved = saved
             witness = q.new_empty((*grid, 0))
             return torch.ops.vsa_compile.attend_backward(
-                grad_out, q, k, v, *saved, tiles, counts, *site, scale, witness, *packed
+                grad_out, *saved, witness, q, k, v, tiles, counts, *site, scale, *packed
             )
         out, lse, _ = torch.ops.vsa_compile.attend(q, k, v, tiles, counts, *site, scale, *packed)
         if case.gated:

@@ -3,7 +3,7 @@
 The default kernels; cpu/ and gpu/ register faster ones. Memory stays bounded: key tiles are gathered
 for a few query tiles at a time, and nothing is ever N x N. A gathered slot that holds no key is zero
 in K and in V before it is masked, for 0 * NaN is NaN.
-May be imported by cpu and gpu; imports grid and ops.
+May be imported by cpu and gpu; imports grid, args and schema.
 
 Notation: B batch, H heads, Hkv key heads, N tokens, D head width, E tile tokens, M tiles,
 T non-video keys, U query tiles of one chunk, L keys that each of them is offered.
@@ -12,7 +12,7 @@ T non-video keys, U query tiles of one chunk, L keys that each of them is offere
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,21 +20,21 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from ..grid import Grid, TileGrid
-from .schema import witness
+from ..grid import TileGrid
+from . import schema  # noqa: F401 - defines the operators
+from .args import AttendArgs, BackwardArgs, SelectArgs, lse_dtype, takes
 
 SCRATCH_BYTES = 64 << 20  # what the keys, values and weights of one chunk may take
 
 
-def select(
-    scores: Tensor, at_most: int, threshold: Tensor | None = None, count: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """(..., M) scores -> tiles (..., at_most) int32 ascending, counts (...) int32.
+def select(args: SelectArgs) -> tuple[Tensor, Tensor]:
+    """tiles (..., at_most) int32 ascending, counts (...) int32.
 
-    The highest of every row: `count` of them (0-dim, integer; default at_most), but none below the row's
-    `threshold` (...), at least one and at most `at_most`. Ties go to the lowest tile id, NaN counts as
-    highest. What follows a row's count in `tiles` is a tile of no meaning.
+    The highest of every row: `count` of them (default at_most), but none below the row's threshold, at least
+    one and at most at_most. Ties go to the lowest tile id, NaN counts as highest. What follows a row's count
+    in `tiles` is a tile of no meaning.
     """
+    scores, at_most, threshold, count = args.scores, args.at_most, args.threshold, args.count
     best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :at_most]
     counts = torch.full(scores.shape[:-1], at_most, dtype=torch.int32, device=scores.device)
     if threshold is not None:
@@ -60,11 +60,10 @@ class Tiling:
     real: Tensor  # (M + 1, E) bool: the slots that hold a token
 
     @classmethod
-    def of(cls, grid: Sequence[int], tile: Sequence[int], device: torch.device) -> Tiling:
-        boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    def of(cls, boxes: TileGrid, device: torch.device) -> Tiling:
         index = torch.zeros((), dtype=torch.int64, device=device)
         place = torch.zeros((), dtype=torch.int64, device=device)
-        for size, extent, tiles in zip(grid, tile, boxes.shape, strict=True):
+        for size, extent, tiles in zip(boxes.grid, boxes.tile, boxes.shape, strict=True):
             along = torch.arange(size, device=device)
             index = index[..., None] * tiles + along // extent
             place = place[..., None] * extent + along % extent
@@ -113,12 +112,12 @@ class Chunk:
 class Keys:
     """Keys and values laid out by tile, and the gather of what each query sees."""
 
-    def __init__(self, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int],
-                 tile: Sequence[int], start: int, padding: Tensor | None, *packed: Any) -> None:  # fmt: skip
-        self.wide = torch.promote_types(k.dtype, torch.float32)
-        self.tiles, self.counts, self.start = tiles, counts, start
-        self.tiling = Tiling.of(grid, tile, k.device)
-        self.query_tiling = Tiling.of(packed[0], packed[1], k.device) if any(packed) else self.tiling
+    def __init__(self, args: AttendArgs) -> None:
+        k, v, start, padding = args.k, args.v, args.kv_start, args.key_padding
+        self.wide = lse_dtype(k.dtype)
+        self.tiles, self.counts, self.start = args.tiles, args.counts, start
+        self.tiling = Tiling.of(args.boxes, k.device)
+        self.query_tiling = self.tiling if args.q_grid is None else Tiling.of(args.query_boxes, k.device)
         self.video = self.tiling.slot.numel()
         self.kv_heads = k.shape[1]
         # What non-video queries see: everything but the padding among non-video keys.
@@ -193,9 +192,9 @@ def _in_given_types(kernel: Callable) -> Callable:
     """Without autocast, under which a backward may run: matrix products would come back narrower."""
 
     @functools.wraps(kernel)
-    def run(x: Tensor, *rest: Any) -> Any:
-        with torch.autocast(x.device.type, enabled=False):
-            return kernel(x, *rest)
+    def run(args: Any) -> Any:
+        with torch.autocast(args.device.type, enabled=False):
+            return kernel(args)
 
     return run
 
@@ -204,21 +203,15 @@ def _in_given_types(kernel: Callable) -> Callable:
 
 
 @_in_given_types
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int], tile: Sequence[int],
-    q_start: int, kv_start: int, key_padding: Tensor | None, scale: float, *packed: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Exact softmax attention over the listed tiles and all non-video keys.
-
-    q (B, H, Nq, D); k, v (B, Hkv, Nkv, D); tiles (B, H, M, Kcap), counts (B, H, M) int32; packed: q_grid and
-    q_tile -> out (B, Nq, H, D), lse (B, H, Nq) in fp32 or wider, the witness of the grid.
-    """
-    keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding, *packed)
-    q_video, q_others = _split(q, q_start, keys.query_tiling.slot.numel())
-    out, lse = _attend_video(q_video, keys, scale)
-    out_others, lse_others = _attend_others(q_others, keys, scale)
+def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
+    """Exact softmax attention over the listed tiles and all non-video keys: out (B, Nq, H, D), lse (B, H, Nq)
+    in fp32 or wider, the witness of the grid."""
+    keys, q_start = Keys(args), args.q_start
+    q_video, q_others = _split(args.q, q_start, keys.query_tiling.slot.numel())
+    out, lse = _attend_video(q_video, keys, args.scale)
+    out_others, lse_others = _attend_others(q_others, keys, args.scale)
     out = _join(out, out_others, q_start).transpose(1, 2).contiguous()
-    return out, _join(lse, lse_others, q_start), witness(q, grid)
+    return out, _join(lse, lse_others, q_start), args.new_witness()
 
 
 def _attend_video(q: Tensor, keys: Keys, scale: float) -> tuple[Tensor, Tensor]:
@@ -258,20 +251,17 @@ class Queries(NamedTuple):
 
 
 @_in_given_types
-def attend_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tiles: Tensor,
-    counts: Tensor, grid: Sequence[int], tile: Sequence[int], q_start: int, kv_start: int,
-    key_padding: Tensor | None, scale: float, _witness: Tensor, *packed: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def attend_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v as (B, N, H, D), recomputing the weights from lse."""
-    keys = Keys(k, v, tiles, counts, grid, tile, kv_start, key_padding, *packed)
-    grad_out = grad_out.transpose(1, 2)  # to (B, H, N, D), as q
-    delta = (grad_out.to(keys.wide) * out.transpose(1, 2).to(keys.wide)).sum(-1)
-    parts = [_split(x, q_start, keys.query_tiling.slot.numel()) for x in (q, grad_out, lse, delta)]
+    call, keys = args.call, Keys(args.call)
+    q_start, scale = call.q_start, call.scale
+    grad_out = args.grad_out.transpose(1, 2)  # to (B, H, N, D), as q
+    delta = (grad_out.to(keys.wide) * args.out.transpose(1, 2).to(keys.wide)).sum(-1)
+    parts = [_split(x, q_start, keys.query_tiling.slot.numel()) for x in (call.q, grad_out, args.lse, delta)]
     inside, others = Queries(*(x for x, _ in parts)), Queries(*(x for _, x in parts))
     grad_q, grad_k, grad_v = _video_gradients(inside, keys, scale)
     grad_q = _join(grad_q, _add_others_gradients(others, keys, grad_k, grad_v, scale), q_start)
-    grads = ((grad_q, q), (grad_k, k), (grad_v, v))
+    grads = ((grad_q, call.q), (grad_k, call.k), (grad_v, call.v))
     return tuple(g.to(x.dtype).transpose(1, 2).contiguous() for g, x in grads)  # pyright: ignore[reportReturnType]
 
 
@@ -345,6 +335,6 @@ def _add_others_gradients(
 
 
 _KERNELS = Library("vsa_compile", "IMPL")
-_KERNELS.impl("select", select, "CompositeExplicitAutograd")
-_KERNELS.impl("attend", attend, "CompositeExplicitAutograd")
-_KERNELS.impl("attend_backward", attend_backward, "CompositeExplicitAutograd")
+_KERNELS.impl("select", takes(SelectArgs, select), "CompositeExplicitAutograd")
+_KERNELS.impl("attend", takes(AttendArgs, attend), "CompositeExplicitAutograd")
+_KERNELS.impl("attend_backward", takes(BackwardArgs, attend_backward), "CompositeExplicitAutograd")

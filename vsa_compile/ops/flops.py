@@ -2,13 +2,12 @@
 
 torch's flop counter imports triton, and importing this package must not. So the formulas are
 registered when the flop counter itself is loaded, before or after us.
-May be imported by report and above; imports grid.
+May be imported by report and above; imports grid and args.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,47 +15,53 @@ from typing import Any
 import torch
 
 from ..grid import Grid, TileGrid
+from .args import AttendArgs, BackwardArgs
 
 _COUNTER = "torch.utils.flop_counter"
 
 
 def attended_pairs(
-    q_tokens: Any, kv_tokens: Any, grid: Sequence[Any], tile: Sequence[Any], listed: Any
+    q_tokens: Any,
+    kv_tokens: Any,
+    grid: Sequence[Any],
+    tile: Sequence[Any],
+    listed: Any,
+    queries: Any = None,
 ) -> Any:
     """Query-key pairs that one head computes when every query tile lists `listed` tiles.
 
-    A listed tile counts its mean number of real tokens, so that all tiles listed is exactly dense.
+    queries: how many of the video attend at all; None: all of them. A listed tile counts its mean number of
+    real tokens, so that all tiles listed is exactly dense.
     """
     tiles = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
     video = tiles.grid.tokens
-    sparse = video * video * listed // tiles.tiles
-    return sparse + video * (kv_tokens - video) + (q_tokens - video) * kv_tokens
+    queries = video if queries is None else queries
+    sparse = queries * video * listed // tiles.tiles
+    return sparse + queries * (kv_tokens - video) + (q_tokens - video) * kv_tokens
 
 
-def _attend(
-    q: Any, k: Any, v: Any, tiles: Any, counts: Any, grid: Any, tile: Any, q_start: Any = 0,
-    kv_start: Any = 0, key_padding: Any = None, scale: Any = 1.0, q_grid: Any = None, q_tile: Any = None,
-    **_: Any,
-) -> int:  # fmt: skip
+def _attend(*arguments: Any, out_val: Any = None, **more: Any) -> int:
+    return _flops(AttendArgs(*arguments, **more))
+
+
+def _attend_backward(*arguments: Any, out_val: Any = None, **more: Any) -> int:
+    """Five products: the scores again, dP, dV, dQ and dK."""
+    return _flops(BackwardArgs.of(*arguments, **more).call) * 5 // 2
+
+
+def _flops(call: AttendArgs) -> int:
     """Two products of 2 D FLOPs per query-key pair; a listed tile counts its mean number of real tokens.
 
     The lists are counted where they hold numbers (which synchronises a GPU); otherwise all are full.
     """
-    (batch, heads, q_tokens, width), kv_tokens = q.shape, k.shape[2]
-    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
-    video, video_q = boxes.grid.tokens, math.prod(q_grid or grid)
-    listed = tiles.numel()
+    (batch, heads, q_tokens, width), kv_tokens = call.q.shape, call.k.shape[2]
+    video, video_q = call.boxes.grid.tokens, call.query_boxes.grid.tokens
+    listed, counts = call.tiles.numel(), call.counts
     if type(counts) is torch.Tensor and counts.device.type != "meta":
-        listed = int(counts.clamp(0, tiles.shape[-1]).sum())
-    sparse = listed * video_q * video // (counts.shape[-1] * boxes.tiles)
+        listed = int(counts.clamp(0, call.tiles.shape[-1]).sum())
+    sparse = listed * video_q * video // (counts.shape[-1] * call.boxes.tiles)
     dense = video_q * (kv_tokens - video) + (q_tokens - video_q) * kv_tokens
     return 4 * width * (sparse + batch * heads * dense)
-
-
-def _attend_backward(grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any, **_: Any) -> int:
-    """Five products: the scores again, dP, dV, dQ and dK."""
-    site, packed = rest[:8], rest[9:]  # between them the witness
-    return _attend(q, k, v, *site, *packed) * 5 // 2
 
 
 def _register() -> None:

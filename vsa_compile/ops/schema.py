@@ -10,7 +10,8 @@
     vsa_compile::attend      exact attention over the kept tiles (leaf), with vsa_compile::attend_backward
 
 Kernels register themselves: aten.py for every device, cpu/ and gpu/ where they do better.
-May be imported by kernels and by everything above; imports reference-level modules only.
+The leaves' arguments are described in args.py.
+May be imported by kernels and by everything above; imports args, methods and plain values.
 
 Notation: B batch, H heads, N tokens, D head width, M tiles, Kcap = width of the tile lists.
 """
@@ -30,81 +31,30 @@ from .. import methods
 from ..errors import ArgumentError, DoubleBackwardError, double_backward, kv_alike, no_func_transform
 from ..grid import Grid, TileGrid
 from ..plan.schedule import schedules
+from .args import AttendArgs, BackwardArgs, SelectArgs
 
 _LIBRARY = Library("vsa_compile", "DEF")
 
-_SITE = "SymInt[] grid, SymInt[] tile, SymInt q_start, SymInt kv_start, Tensor? key_padding"
-
 _LIBRARY.define(
-    f"attention(Tensor q, Tensor k, Tensor v, Tensor? gate, {_SITE}, "
-    "float? scale, float sparsity, str method, int schedule=-1) -> Tensor",
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? gate, SymInt[] grid, SymInt[] tile, SymInt q_start, "
+    "SymInt kv_start, Tensor? key_padding, float? scale, float sparsity, str method, int schedule=-1) "
+    "-> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define("share(Tensor like, int schedule) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_LIBRARY.define(
-    "select(Tensor scores, SymInt at_most, Tensor? threshold=None, Tensor? count=None)"
-    " -> (Tensor tiles, Tensor counts)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-# The queries may be a raster of their own, packed, with tiles of its own: what a query pruner leaves over.
-_PACKED = "SymInt[]? q_grid=None, SymInt[]? q_tile=None"
-_LIBRARY.define(
-    f"attend(Tensor q, Tensor k, Tensor v, Tensor tiles, Tensor counts, {_SITE}, float scale, {_PACKED})"
-    " -> (Tensor out, Tensor lse, Tensor witness)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_LIBRARY.define(
-    "attend_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"Tensor tiles, Tensor counts, {_SITE}, float scale, Tensor witness, {_PACKED})"
-    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+LEAVES = {
+    "select": f"({SelectArgs.schema()}) -> (Tensor tiles, Tensor counts)",
+    "attend": f"({AttendArgs.schema()}) -> (Tensor out, Tensor lse, Tensor witness)",
+    "attend_backward": f"({BackwardArgs.schema()}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+}
+for _name, _schema in LEAVES.items():
+    _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 _LIBRARY.define("zero_padding(Tensor x, Tensor padding) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.define("gate(Tensor(a) q, Tensor gate) -> Tensor(a)", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.define(
     "hint(Tensor(a) x, SymInt[] grid, SymInt? start=None) -> Tensor(a)", tags=(torch.Tag.pt2_compliant_tag,)
 )
-
-
-def lse_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32, or fp64 for fp64 inputs."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def witness(q: Tensor, grid: Sequence[Any]) -> Tensor:
-    """(frames, rows, cols, 0), a tensor without elements: the third output of vsa_compile::attend.
-
-    The backward saves it. Where activation checkpointing computes the forward again, torch compares the
-    shapes of what was saved: a grid that was hinted, and has changed since, is an error by that, also where
-    the number of tokens is the same.
-    """
-    return q.new_empty((*grid, 0))
-
-
-def consistent(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int],
-               tile: Sequence[int], q_start: int, kv_start: int, key_padding: Tensor | None, _scale: float,
-               q_grid: Sequence[int] | None = None,
-               q_tile: Sequence[int] | None = None) -> bool:  # fmt: skip
-    """Whether all shapes of a call of vsa_compile::attend agree, and none is empty. For kernels that follow
-    pointers: ATen answers a wrong shape with a message."""
-    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
-    rows = boxes if not q_grid or not q_tile else TileGrid(Grid(*q_grid), tuple(q_tile))  # pyright: ignore[reportArgumentType]
-    lists, video = (*q.shape[:2], rows.tiles), boxes.grid.tokens
-    paddings = ((1, k.shape[2]), (k.shape[0], k.shape[2]))
-    return (
-        q.numel() > 0
-        and k.numel() > 0
-        and q.dtype == k.dtype == v.dtype
-        and k.shape == v.shape
-        and q.shape[::3] == k.shape[::3]
-        and q.shape[1] % k.shape[1] == 0
-        and tiles.shape[:-1] == counts.shape == lists
-        and tiles.dtype == counts.dtype == torch.int32
-        and 0 <= q_start <= q.shape[2] - rows.grid.tokens
-        and 0 <= kv_start <= k.shape[2] - video
-        and (key_padding is None or (key_padding.shape in paddings and key_padding.dtype == torch.bool))
-    )
 
 
 # --- vsa_compile::attention ---------------------------------------------------------------------------
@@ -264,54 +214,44 @@ def _share_fake(like: Tensor, schedule: int) -> Tensor:
 
 
 @register_fake("vsa_compile::select")
-def _select_fake(
-    scores: Tensor, at_most: Any, threshold: Tensor | None = None, count: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    tiles = scores.new_empty((*scores.shape[:-1], at_most), dtype=torch.int32)
-    return tiles, scores.new_empty(scores.shape[:-1], dtype=torch.int32)
+def _select_fake(*arguments: Any, **more: Any) -> tuple[Tensor, Tensor]:
+    return _fake(SelectArgs, arguments, more)
+
+
+def _fake(kind: type, arguments: tuple, more: dict[str, Any]) -> tuple:
+    call = kind.of(*arguments, **more)
+    call.check()
+    return call.new_outputs()
 
 
 # --- vsa_compile::attend ------------------------------------------------------------------------------
 
 
 @register_fake("vsa_compile::attend")
-def _attend_fake(
-    q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[Any], *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, heads, tokens, width = q.shape
-    out = q.new_empty((batch, tokens, heads, width))
-    return out, q.new_empty((batch, heads, tokens), dtype=lse_dtype(q.dtype)), witness(q, grid)
+def _attend_fake(*arguments: Any, **more: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake(AttendArgs, arguments, more)
 
 
 @register_fake("vsa_compile::attend_backward")
-def _attend_backward_fake(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    def token_major(x: Tensor) -> Tensor:
-        batch, heads, tokens, width = x.shape
-        return x.new_empty((batch, tokens, heads, width))
-
-    return token_major(q), token_major(k), token_major(v)
+def _attend_backward_fake(*arguments: Any, **more: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake(BackwardArgs, arguments, more)
 
 
 def _attend_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, tiles, counts, grid, tile, q_start, kv_start, key_padding, scale, *packed = inputs
-    out, lse, seen_grid = output
-    ctx.mark_non_differentiable(lse, seen_grid)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, tiles, counts, key_padding, seen_grid)
-    ctx.site = (grid, tile, q_start, kv_start)
-    ctx.scale = scale
-    ctx.packed = packed
+    tensors = (x if isinstance(x, Tensor) else None for x in inputs)
+    ctx.save_for_backward(*output, *tensors)
+    ctx.others = tuple(None if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _attend_grad(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple:
     if grad_out is None:
-        return (None,) * 13
-    q, k, v, out, lse, tiles, counts, key_padding, seen_grid = ctx.saved_tensors
-    grads = torch.ops.vsa_compile.attend_backward(
-        grad_out, q, k, v, out, lse, tiles, counts, *ctx.site, key_padding, ctx.scale, seen_grid, *ctx.packed
-    )
-    grad_q, grad_k, grad_v = (grad.transpose(1, 2) for grad in grads)
-    return grad_q, grad_k, grad_v, *(None,) * 10
+        return (None,) * len(ctx.others)
+    out, lse, seen_grid, *tensors = ctx.saved_tensors
+    inputs = (other if x is None else x for x, other in zip(tensors, ctx.others, strict=True))
+    grads = torch.ops.vsa_compile.attend_backward(grad_out, out, lse, seen_grid, *inputs)
+    return *(grad.transpose(1, 2) for grad in grads), *(None,) * (len(ctx.others) - len(grads))
 
 
 register_autograd("vsa_compile::attend", _attend_grad, setup_context=_attend_setup)

@@ -5,7 +5,6 @@ May be imported by __main__; imports the kernels, and bench for the facts of the
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,11 +52,22 @@ def examine() -> tuple[str, int]:
 
 def _versions(findings: _Findings) -> None:
     findings.add("python", platform.python_version())
-    for package in ("torch", "triton", "vsa-compile"):
+    for package in ("torch", "vsa-compile"):
         findings.add(package, version(package) or "not installed")
+    has_gpu = torch.cuda.is_available()
+    absent = "not installed" + ("" if has_gpu else "; GPUs alone need it")
+    triton = _triton()
+    findings.add("triton", triton or absent)
     findings.add("processor", f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})")
-    if version("triton") is None and platform.system() == "Linux":
+    if triton is None and has_gpu:
         findings.problems.append(errors.no_triton())
+
+
+def _triton() -> str | None:
+    """Its version, whichever package it is from: torch for AMD's and Intel's GPUs brings its own builds."""
+    packages = metadata.packages_distributions().get("triton", [])
+    shown = (f"{version(name)}" + f" ({name})" * (name != "triton") for name in packages)
+    return ", ".join(shown) or None
 
 
 def _entry_point(findings: _Findings) -> None:
@@ -75,24 +85,27 @@ def _entry_point(findings: _Findings) -> None:
 
 def _cpu(findings: _Findings) -> None:
     """Builds the C++ kernel, as the first call on CPU would."""
-    able = "AVX512" in torch.backends.cpu.get_cpu_capability()
-    for dtype in loader.DTYPES:
-        findings.add(f"CPU, {_name(dtype)}", _cpu_kernel(dtype, findings, able))
+    findings.add("CPU, 16 and 32 bit", _cpu_kernel(findings))
     findings.add("CPU, float64", "ATen")
     _compare("CPU", torch.device("cpu"), attention, findings)
 
 
-def _cpu_kernel(dtype: torch.dtype, findings: _Findings, able: bool) -> str:
-    """C++, or ATen and why; a problem where this processor could do better."""
-    if os.environ.get("VSA_COMPILE_CPU") == "aten":
-        return "ATen: VSA_COMPILE_CPU=aten turns the C++ kernel off"
+def _cpu_kernel(findings: _Findings) -> str:
+    """Which C++, or ATen and why; a problem where this processor could do better."""
+    try:
+        variant = loader.asked()
+    except errors.OptionError as error:
+        findings.problems.append(str(error))
+        return "nothing"
+    if variant is None:
+        return f"ATen: {loader.VARIABLE}=aten turns the C++ kernel off"
     with heard() as texts:
-        if loader.kernel(dtype) is not None:
-            return "C++ kernel"
+        if loader.kernel(variant) is not None:
+            faster = loader.variants()[0]
+            picked = f"; {loader.VARIABLE} picks it, {faster} is faster" if variant != faster else ""
+            return f"C++ kernel for {variant}{picked}"
     why = texts[0] if texts else "the C++ kernel was not built, and the log said why when it was tried"
-    # fp32 needs no instruction that AVX-512 does not have: here it was not built.
-    if able and dtype == torch.float32:
-        findings.problems.append(errors.no_cpp_kernel(why))
+    findings.problems.append(errors.no_cpp_kernel(why))
     return f"ATen: {why}"
 
 

@@ -5,9 +5,8 @@ Imported inside the functions: importing vsa_compile loads neither Inductor nor 
 
 from __future__ import annotations
 
-import ctypes
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,13 @@ def compile_with_inductor(module: GraphModule, example_inputs: Any, patches: dic
     from torch._inductor.compile_fx import compile_fx
 
     return compile_fx(module, example_inputs, config_patches=patches)  # pyright: ignore[reportReturnType]
+
+
+def triton_missing() -> type[Exception]:
+    """What Inductor raises where a graph is for a GPU and triton cannot be imported."""
+    from torch._inductor.exc import TritonMissing
+
+    return TritonMissing
 
 
 def mode_patches(mode: str | None) -> dict[str, Any]:
@@ -219,8 +225,12 @@ def surely(expression: Any, value: int) -> bool:
     return V.graph.sizevars.statically_known_equals(expression, value)
 
 
-def cpp_loader() -> Callable[[str], ctypes.CDLL]:
-    """Compiles C++ source against libtorch through Inductor's cache and loads it. Checked on torch 2.13."""
+def load_cpp(source: str, flags: Sequence[str]) -> None:
+    """Compiles C++ source against libtorch through Inductor's cache, our flags behind Inductor's, and loads
+    it: what it registers is there afterwards. Checked on torch 2.13."""
     from torch._inductor.codecache import CppCodeCache
 
-    return CppCodeCache.load
+    options: dict[str, Any] = {"extra_flags": tuple(flags)}
+    if "needs_vec_isa" in inspect.signature(CppCodeCache.load_async).parameters:
+        options["needs_vec_isa"] = False  # spares trial builds of what the flags say already
+    CppCodeCache.load(source, **options)

@@ -79,9 +79,11 @@ def known_equal(a: Any, b: Any) -> bool:
 
 def surely_true(comparison: bool | torch.SymBool) -> bool:
     """Whether a comparison of sizes holds whenever the graph runs. Adds no guard. Checked on torch 2.13."""
+    if isinstance(comparison, bool):
+        return comparison
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return comparison if isinstance(comparison, bool) else statically_known_true(comparison)
+    return statically_known_true(comparison)
 
 
 def symbol_of(example: Any) -> sympy.Symbol | None:

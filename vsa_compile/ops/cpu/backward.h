@@ -6,7 +6,7 @@
 #pragma once
 
 #include "call.h"
-#include "lanes.h"
+#include "rows.h"
 #include "threads.h"
 
 namespace vsa {
@@ -19,17 +19,17 @@ struct BackwardKeys {
   std::vector<Buffer<float>> grad_k, grad_v;  // (n, D) of every group, for each slice
 
   BackwardKeys(const Call& c, int64_t most_rows)
-      : k(most_rows * c.width), v(most_rows * c.width), k_transposed(most_rows * c.width) {}
+      : k(most_rows * c.packed_width), v(most_rows * c.packed_width), k_transposed(most_rows * c.packed_width) {}
 
   void pack(const Call& c, const Groups& keys, Head at) {
     share(keys.count(), [&] {
-      return [&, plain = Buffer<float>(kMostTokens * c.width),
-              turned = Buffer<float>(kMostTokens * c.width)](int64_t g) {
-        int64_t rows = keys.rows(g), start = keys.row[g] * c.width;
+      return [&, plain = Buffer<float>(kMostTokens * c.packed_width),
+              turned = Buffer<float>(kMostTokens * c.packed_width)](int64_t g) {
+        int64_t rows = keys.rows(g), start = keys.row[g] * c.packed_width;
         gather_left(c, c.v, at, keys, g, plain.get(), v.get() + start);
         gather(c, c.k, at, keys, g, rows, plain.get());
-        as_left(plain.get(), rows * c.width, k.get() + start);
-        transpose_left(plain.get(), rows, c.width, turned.get(), k_transposed.get() + start);
+        as_left(plain.get(), rows * c.packed_width, k.get() + start);
+        transpose_left(plain.get(), rows, c.packed_width, turned.get(), k_transposed.get() + start);
       };
     });
   }
@@ -50,12 +50,12 @@ struct BackwardKeys {
  private:
   static void write(const Call& c, const View& view, const Groups& keys, Head at, int64_t g, int64_t slices,
                     const std::vector<Buffer<float>>& grads, float factor) {
-    int64_t start = keys.row[g] * c.width;
+    int64_t start = keys.row[g] * c.packed_width;
     float* total = grads[0].get() + start;
-    for (int64_t i = 0; i < keys.size(g) * c.width; i += kLanes) {
-      __m512 sum = load_lanes(total + i);
-      for (int64_t s = 1; s < slices; ++s) sum = _mm512_add_ps(sum, load_lanes(grads[s].get() + start + i));
-      store_lanes(total + i, _mm512_mul_ps(sum, _mm512_set1_ps(factor)));
+    for (int64_t i = 0; i < keys.size(g) * c.packed_width; i += kLanes) {
+      V sum = load_lanes(total + i);
+      for (int64_t s = 1; s < slices; ++s) sum = sum + load_lanes(grads[s].get() + start + i);
+      store_lanes(total + i, sum * V(factor));
     }
     scatter(c, view, at, keys, g, total);
   }
@@ -66,9 +66,9 @@ template <typename T>
 class BackwardGroup {
  public:
   explicit BackwardGroup(const Call& call)
-      : c(call), rows(kMostTokens * c.width), turned(kMostTokens * c.width), grad_q(kMostTokens * c.width),
-        q(kMostTokens * c.width), q_transposed(kMostTokens * c.width), grad_out(kMostTokens * c.width),
-        grad_out_transposed(kMostTokens * c.width), scores(kMostTokens * kMostTokens),
+      : c(call), rows(kMostTokens * c.packed_width), turned(kMostTokens * c.packed_width), grad_q(kMostTokens * c.packed_width),
+        q(kMostTokens * c.packed_width), q_transposed(kMostTokens * c.packed_width), grad_out(kMostTokens * c.packed_width),
+        grad_out_transposed(kMostTokens * c.packed_width), scores(kMostTokens * kMostTokens),
         score_grads(kMostTokens * kMostTokens), weights_left(kMostTokens * kMostTokens),
         grads_left(kMostTokens * kMostTokens), grads_right(kMostTokens * kMostTokens), lse2(kMostTokens),
         delta(kMostTokens) {}
@@ -79,12 +79,12 @@ class BackwardGroup {
     queries = plan.queries.size(g);
     columns = round_up(queries, kLanes);
     pack(plan.queries, at, g);
-    std::fill_n(grad_q.get(), c.width * columns, 0.f);
+    std::fill_n(grad_q.get(), c.packed_width * columns, 0.f);
     for (int64_t group : list_keys(c, keys, at, g))
-      add(keys.size(group), packed, slice, keys.row[group] * c.width);
+      add(keys.size(group), packed, slice, keys.row[group] * c.packed_width);
     for (int64_t column = 0; column < columns; column += kLanes)
-      scale_column(grad_q.get() + column, c.width, columns, _mm512_set1_ps(static_cast<float>(c.scale)));
-    transpose(grad_q.get(), c.width, columns, rows.get(), c.width);
+      scale_column(grad_q.get() + column, c.packed_width, columns, V(static_cast<float>(c.scale)));
+    transpose(grad_q.get(), c.packed_width, columns, rows.get(), c.packed_width);
     scatter(c, c.grad_q, at, plan.queries, g, rows.get());
   }
 
@@ -98,18 +98,18 @@ class BackwardGroup {
   Buffer<float> lse2, delta;                                 // per query: lse to base 2, grad_out . out
 
   void pack(const Groups& groups, Head at, int64_t g) {
-    int64_t pairs = round_up(queries, 2);
+    int64_t pairs = padded<T>(queries);
     gather(c, c.grad_out, at, groups, g, columns, rows.get());
     gather(c, c.out, at, groups, g, columns, turned.get());
     for (int64_t i = 0; i < columns; ++i)
-      delta.get()[i] = dot(rows.get() + i * c.width, turned.get() + i * c.width);
-    as_right(rows.get(), pairs, c.width, grad_out.get());
-    transpose_right(rows.get(), columns, c.width, turned.get(), grad_out_transposed.get());
+      delta.get()[i] = dot(rows.get() + i * c.packed_width, turned.get() + i * c.packed_width);
+    as_right(rows.get(), pairs, c.packed_width, grad_out.get());
+    transpose_right(rows.get(), columns, c.packed_width, turned.get(), grad_out_transposed.get());
 
     gather(c, c.q, at, groups, g, columns, rows.get());
-    as_right(rows.get(), pairs, c.width, q.get());
-    take_sign(rows.get(), columns * c.width, c.scale);
-    transpose_right(rows.get(), columns, c.width, turned.get(), q_transposed.get());
+    as_right(rows.get(), pairs, c.packed_width, q.get());
+    take_sign(rows.get(), columns * c.packed_width, c.scale);
+    transpose_right(rows.get(), columns, c.packed_width, turned.get(), q_transposed.get());
 
     const float* lse = c.lse + (at.batch * c.heads + at.index) * c.q_tokens;
     for (int64_t i = 0; i < columns; ++i) {
@@ -119,51 +119,55 @@ class BackwardGroup {
   }
 
   float dot(const float* a, const float* b) const {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t d = 0; d < c.width; d += kLanes)
-      sum = _mm512_fmadd_ps(load_lanes(a + d), load_lanes(b + d), sum);
-    return _mm512_reduce_add_ps(sum);
+    V sum(0.f);
+    for (int64_t d = 0; d < c.packed_width; d += kLanes)
+      sum = at::vec::fmadd(load_lanes(a + d), load_lanes(b + d), sum);
+    return at::vec::vec_reduce_all<float>([](V x, V y) { return x + y; }, sum);
   }
 
   // One key group of n keys that is packed at `start`.
   void add(int64_t n, const BackwardKeys<T>& packed, int64_t slice, int64_t start) {
-    int64_t even = round_up(n, 2), pairs = round_up(queries, 2), width = c.width;
+    int64_t even = padded<T>(n), pairs = padded<T>(queries), width = c.packed_width;
     const T *k = packed.k.get() + start, *v = packed.v.get() + start;
-    multiply(n, columns, width, k, width, q_transposed.get(), scores.get(), false);
-    multiply(n, columns, width, v, width, grad_out_transposed.get(), score_grads.get(), false);
+    multiply(c, n, columns, width, k, width, q_transposed.get(), scores.get(), false);
+    multiply(c, n, columns, width, v, width, grad_out_transposed.get(), score_grads.get(), false);
     if (even > n) {  // a key that is not there
       std::fill_n(scores.get() + n * columns, columns, -kInfinity);
       std::fill_n(score_grads.get() + n * columns, columns, 0.f);
     }
     for (int64_t column = 0; column < columns; column += kLanes) differentiate(even, column);
-    const T* weights = operand(scores.get(), weights_left.get());
-    const T* left = operand(score_grads.get(), grads_left.get());
+    T* weights = operand(scores.get(), weights_left.get());
+    T* left = operand(score_grads.get(), grads_left.get());
+    if (pairs > queries) clear_pad(n, weights, left);
     const T* right = operand(score_grads.get(), grads_right.get());
-    multiply(n, width, pairs, weights, columns, grad_out.get(), packed.grad_v[slice].get() + start, true);
-    multiply(n, width, pairs, left, columns, q.get(), packed.grad_k[slice].get() + start, true);
-    multiply(width, columns, even, packed.k_transposed.get() + start, even, right, grad_q.get(), true);
+    multiply(c, n, width, pairs, weights, columns, grad_out.get(), packed.grad_v[slice].get() + start, true);
+    multiply(c, n, width, pairs, left, columns, q.get(), packed.grad_k[slice].get() + start, true);
+    multiply(c, width, columns, even, packed.k_transposed.get() + start, round_up(n, 2), right, grad_q.get(), true);
   }
 
-  // For 16 queries: scores and gradients of the weights -> weights and gradients of the scaled scores.
+  // For a vector of queries: scores and gradients of the weights -> weights and gradients of the scaled scores.
   void differentiate(int64_t keys, int64_t column) {
-    __mmask16 lanes = static_cast<__mmask16>((1u << std::min(kLanes, queries - column)) - 1);
-    __m512 factor = _mm512_set1_ps(score_factor(c.scale));
-    __m512 reference = load_lanes(lse2.get() + column), mean = load_lanes(delta.get() + column);
+    const V factor(score_factor(c.scale));
+    const V reference = load_lanes(lse2.get() + column), mean = load_lanes(delta.get() + column);
     T* weights = operand(scores.get(), weights_left.get());
     T* left = operand(score_grads.get(), grads_left.get());
     auto one = [&](int64_t at) {
-      __m512 score = load_lanes(scores.get() + at), grad = load_lanes(score_grads.get() + at);
-      __m512 weight = exp2_lanes<T>(_mm512_fmsub_ps(score, factor, reference), lanes);
-      grad = _mm512_maskz_mul_ps(lanes, weight, _mm512_sub_ps(grad, mean));
+      V weight = exp2_lanes<T>(at::vec::fmsub(load_lanes(scores.get() + at), factor, reference));
+      V grad = weight * (load_lanes(score_grads.get() + at) - mean);
       store_lanes(weights + at, weight);
       store_lanes(left + at, grad);
       return grad;
     };
-    for (int64_t r = 0; r < keys; r += 2) {
+    for (int64_t r = 0; r < keys; r += kConverts<T> ? 2 : 1) {
       int64_t at = r * columns + column;
-      __m512 even = one(at), odd = one(at + columns);
-      if constexpr (kConverts<T>) store_pair(grads_right.get() + at + column, columns, even, odd);
+      V even = one(at);
+      if constexpr (kConverts<T>) store_pair(grads_right.get() + at + column, columns, even, one(at + columns));
     }
+  }
+
+  // A query that is not there, where products take pairs of them.
+  void clear_pad(int64_t keys, T* weights, T* grads) {
+    for (int64_t r = 0; r < keys; ++r) weights[r * columns + queries] = grads[r * columns + queries] = T(0.f);
   }
 };
 
@@ -171,12 +175,12 @@ template <typename T>
 void backward_head(const Call& c, const Plan& plan, Head kv, int64_t slices, BackwardKeys<T>& packed) {
   int64_t heads = c.heads / c.kv_heads, units = heads * plan.queries.count();
   const Groups& keys = plan.keys_of(kv.batch);
-  packed.make_slices(slices, plan.most_rows() * c.width);
+  packed.make_slices(slices, plan.most_rows() * c.packed_width);
   packed.pack(c, keys, kv);
   share(slices, [&] {
     return [&, group = BackwardGroup<T>(c)](int64_t slice) mutable {
       for (auto* grads : {&packed.grad_k, &packed.grad_v})
-        std::fill_n((*grads)[slice].get(), keys.all_rows() * c.width, 0.f);
+        std::fill_n((*grads)[slice].get(), keys.all_rows() * c.packed_width, 0.f);
       for (int64_t unit = slice; unit < units; unit += slices)
         group(plan, packed, slice, {kv.batch, kv.index * heads + unit % heads}, unit / heads);
     };

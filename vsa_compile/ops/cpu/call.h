@@ -1,4 +1,4 @@
-// The call as Python lays it out, and the groups of tokens that it is cut into. Notation: kernel.cpp.
+// One call, and the groups of tokens that it is cut into. Notation: kernel.cpp.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 
 namespace vsa {
 
-enum Dtype : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Dtype { kFloat32, kBFloat16, kFloat16 };
 
 struct View {  // (B, heads, N, D) with a contiguous last dimension; strides in elements
   void* data;
@@ -20,12 +20,14 @@ struct Head {
 
 struct Call {
   int64_t batch, heads, kv_heads, q_tokens, kv_tokens, width;
+  int64_t packed_width;      // of rows in packed memory: width, rounded up to whole vectors
   int64_t grid[3], tile[3];  // of the video keys
   int64_t q_grid[3], q_tile[3];  // of the video queries: the same, or packed queries as a raster of their own
   int64_t q_start, kv_start;
   int64_t listed;            // Kcap, the width of `tiles`
   int64_t padding_batch;     // stride of key_padding; 0 where one row serves every batch
-  int64_t dtype;
+  Dtype dtype;
+  bool brgemm;               // whether oneDNN multiplies, or we
   const int32_t* tiles;      // (B, H, M, Kcap): M tiles of the queries, ids of tiles of the keys
   const int32_t* counts;     // (B, H, M)
   const bool* key_padding;   // (B or 1, N) or null: whether a non-video key takes part

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "call.h"
-#include "lanes.h"
+#include "rows.h"
 #include "threads.h"
 
 namespace vsa {
@@ -16,51 +16,48 @@ struct ForwardKeys {
   Buffer<T> k;             // (n, D) of every group: left operand of the scores
   Buffer<T> v_transposed;  // (D, n) of every group: left operand of the output
 
-  ForwardKeys(const Call& c, int64_t most_rows) : k(most_rows * c.width), v_transposed(most_rows * c.width) {}
+  ForwardKeys(const Call& c, int64_t most_rows) : k(most_rows * c.packed_width), v_transposed(most_rows * c.packed_width) {}
 
   void pack(const Call& c, const Groups& keys, Head at) {
     share(keys.count(), [&] {
-      return [&, plain = Buffer<float>(kMostTokens * c.width),
-              turned = Buffer<float>(kMostTokens * c.width)](int64_t g) {
-        int64_t rows = keys.rows(g), start = keys.row[g] * c.width;
+      return [&, plain = Buffer<float>(kMostTokens * c.packed_width),
+              turned = Buffer<float>(kMostTokens * c.packed_width)](int64_t g) {
+        int64_t rows = keys.rows(g), start = keys.row[g] * c.packed_width;
         gather_left(c, c.k, at, keys, g, plain.get(), k.get() + start);
         gather(c, c.v, at, keys, g, rows, plain.get());
-        transpose_left(plain.get(), rows, c.width, turned.get(), v_transposed.get() + start);
+        transpose_left(plain.get(), rows, c.packed_width, turned.get(), v_transposed.get() + start);
       };
     });
   }
 };
 
-// One step of the online softmax for 16 queries. `scores` is a column of `count` (even) vectors, one
+// One step of the online softmax for a vector of queries. `scores` is a column of `count` (even) vectors, one
 // per key; `weights`, a right operand, receives 2^(factor * score - highest). Returns what earlier sums
 // shrink by.
 template <typename T>
-__m512 softmax_step(const float* scores, int64_t count, int64_t stride, float factor, float* highest,
-                    float* sum, T* weights) {
-  __m512 top0 = _mm512_set1_ps(-kInfinity), top1 = top0;
-  for (int64_t r = 0; r < count; r += 2) {  // max(a, b) is b if either is NaN: the maximum never is
-    top0 = _mm512_max_ps(load_lanes(scores + r * stride), top0);
-    top1 = _mm512_max_ps(load_lanes(scores + (r + 1) * stride), top1);
+V softmax_step(const float* scores, int64_t count, int64_t stride, float factor, float* highest, float* sum,
+               T* weights) {
+  V top0(-kInfinity), top1 = top0;
+  for (int64_t r = 0; r < count; r += 2) {
+    top0 = raise(top0, load_lanes(scores + r * stride));
+    top1 = raise(top1, load_lanes(scores + (r + 1) * stride));
   }
-  __m512 times = _mm512_set1_ps(factor);
-  __m512 before = load_lanes(highest);
-  __m512 now = _mm512_max_ps(before, _mm512_mul_ps(_mm512_max_ps(top0, top1), times));
+  const V times(factor), before = load_lanes(highest), now = raise(before, raise(top0, top1) * times);
   store_lanes(highest, now);
   // Where all scores are -infinity any finite reference gives weights of 0.
-  __mmask16 any = _mm512_cmp_ps_mask(now, _mm512_set1_ps(-kInfinity), _CMP_NEQ_UQ);
-  __m512 reference = _mm512_maskz_mov_ps(any, now);
+  const V reference = only_where(now != V(-kInfinity), now);
 
-  __m512 sum0 = _mm512_setzero_ps(), sum1 = sum0;
+  V sum0(0.f), sum1(0.f);
   for (int64_t r = 0; r < count; r += 2) {
     const float* at = scores + r * stride;
-    __m512 even = exp2_lanes<T>(_mm512_fmsub_ps(load_lanes(at), times, reference));
-    __m512 odd = exp2_lanes<T>(_mm512_fmsub_ps(load_lanes(at + stride), times, reference));
-    sum0 = _mm512_add_ps(sum0, even);
-    sum1 = _mm512_add_ps(sum1, odd);
+    V even = exp2_lanes<T>(at::vec::fmsub(load_lanes(at), times, reference));
+    V odd = exp2_lanes<T>(at::vec::fmsub(load_lanes(at + stride), times, reference));
+    sum0 = sum0 + even;
+    sum1 = sum1 + odd;
     store_pair(weights + r * stride, stride, even, odd);
   }
-  __m512 shrink = exp2_lanes<float>(_mm512_sub_ps(before, reference));
-  store_lanes(sum, _mm512_fmadd_ps(load_lanes(sum), shrink, _mm512_add_ps(sum0, sum1)));
+  const V shrink = exp2_lanes<float>(before - reference);
+  store_lanes(sum, at::vec::fmadd(load_lanes(sum), shrink, sum0 + sum1));
   return shrink;
 }
 
@@ -69,20 +66,20 @@ template <typename T>
 class ForwardGroup {
  public:
   explicit ForwardGroup(const Call& call)
-      : c(call), rows(kMostTokens * c.width), out(kMostTokens * c.width), queries(kMostTokens * c.width),
+      : c(call), rows(kMostTokens * c.packed_width), out(kMostTokens * c.packed_width), queries(kMostTokens * c.packed_width),
         scores(kKeysPerStep * kMostTokens), converted(kKeysPerStep * kMostTokens) {}
 
   void operator()(const Plan& plan, const ForwardKeys<T>& packed, Head at, int64_t g) {
     const Groups& keys = plan.keys_of(at.batch);
     columns = round_up(plan.queries.size(g), kLanes);
     gather(c, c.q, at, plan.queries, g, columns, rows.get());
-    take_sign(rows.get(), columns * c.width, c.scale);
-    transpose_right(rows.get(), columns, c.width, out.get(), queries.get());
+    take_sign(rows.get(), columns * c.packed_width, c.scale);
+    transpose_right(rows.get(), columns, c.packed_width, out.get(), queries.get());
 
     highest.assign(columns, -kInfinity);
     sum.assign(columns, 0.f);
     list = list_keys(c, keys, at, g);
-    if (list.empty()) std::fill_n(out.get(), c.width * columns, 0.f);
+    if (list.empty()) std::fill_n(out.get(), c.packed_width * columns, 0.f);
     for (size_t first = 0; first < list.size();) first = step(keys, packed, first);
     finish(plan.queries, at, g);
   }
@@ -104,8 +101,8 @@ class ForwardGroup {
     for (; last < list.size() && count + keys.rows(list[last]) <= kKeysPerStep; ++last) {
       int64_t g = list[last], n = keys.size(g);
       float* to = scores.get() + count * columns;
-      const T* rows = packed.k.get() + keys.row[g] * c.width;
-      multiply(n, columns, c.width, rows, c.width, queries.get(), to, false);
+      const T* rows = packed.k.get() + keys.row[g] * c.packed_width;
+      multiply(c, n, columns, c.packed_width, rows, c.packed_width, queries.get(), to, false);
       count += keys.rows(g);
       if (keys.rows(g) > n) std::fill_n(to + n * columns, columns, -kInfinity);  // a key that is not there
     }
@@ -113,30 +110,29 @@ class ForwardGroup {
     for (int64_t column = 0; column < columns; column += kLanes) soften(count, column, first > 0, weights);
     for (size_t i = first; i < last; ++i) {
       int64_t n = keys.rows(list[i]);
-      const T* values = packed.v_transposed.get() + keys.row[list[i]] * c.width;
-      multiply(c.width, columns, n, values, n, weights, out.get(), i > 0);
+      const T* values = packed.v_transposed.get() + keys.row[list[i]] * c.packed_width;
+      multiply(c, c.packed_width, columns, n, values, n, weights, out.get(), i > 0);
       weights += n * columns;
     }
     return last;
   }
 
-  // Scores of 16 queries into weights; earlier output shrinks where the highest score rose.
+  // Scores of a vector of queries into weights; earlier output shrinks where the highest score rose.
   void soften(int64_t count, int64_t column, bool earlier, T* weights) {
     T* to = weights + column * (kConverts<T> ? 2 : 1);
-    __m512 shrink = softmax_step(scores.get() + column, count, columns, score_factor(c.scale),
-                                 &highest[column], &sum[column], to);
-    bool same = _mm512_cmp_ps_mask(shrink, _mm512_set1_ps(1.f), _CMP_EQ_OQ) == 0xffff;
-    if (earlier && !same) scale_column(out.get() + column, c.width, columns, shrink);
+    V shrink = softmax_step(scores.get() + column, count, columns, score_factor(c.scale),
+                            &highest[column], &sum[column], to);
+    bool same = (shrink != V(1.f)).zero_mask() == (1 << kLanes) - 1;
+    if (earlier && !same) scale_column(out.get() + column, c.packed_width, columns, shrink);
   }
 
   void finish(const Groups& groups, Head at, int64_t g) {
     for (int64_t column = 0; column < columns; column += kLanes) {
-      __m512 total = load_lanes(&sum[column]);
-      __mmask16 any = _mm512_cmp_ps_mask(total, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-      __m512 inverse = _mm512_maskz_div_ps(any, _mm512_set1_ps(1.f), total);
-      scale_column(out.get() + column, c.width, columns, inverse);
+      V total = load_lanes(&sum[column]);
+      V inverse = only_where(total != V(0.f), V(1.f) / total);
+      scale_column(out.get() + column, c.packed_width, columns, inverse);
     }
-    transpose(out.get(), c.width, columns, rows.get(), c.width);
+    transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);
     scatter(c, c.out, at, groups, g, rows.get());
     float* lse = c.lse + (at.batch * c.heads + at.index) * c.q_tokens;
     for (int64_t i = 0; i < groups.size(g); ++i) {

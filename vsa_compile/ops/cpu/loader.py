@@ -1,89 +1,78 @@
-"""Builds kernel.cpp on first use and loads it; says once, in the log, when that cannot be.
+"""Builds kernel.cpp on first use, for the instruction set that this processor offers or the user picks, and
+loads it; says once, in the log, when that cannot be.
 
-May be imported by cpu; imports torch_compat.
+May be imported by cpu; imports errors and torch_compat.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
+import os
+import platform
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ... import torch_compat
+from ... import errors, torch_compat
+from ...errors import OptionError
 
 log = logging.getLogger("vsa_compile.cpu")
 
+VARIABLE = "VSA_COMPILE_CPU"
 _FOLDER = Path(__file__).parent
 _NOTICE_AFTER = 2.0  # seconds; a cached library loads in less
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+@dataclass(frozen=True)
+class _Variant:
+    """One compilation of kernel.cpp. Inductor's own flags, -march=native among them, stand before `flags`."""
+
+    capability: str  # what at::vec calls the instruction set
+    flags: tuple[str, ...]  # of g++ and clang++
+    windows: tuple[str, ...] = ()  # of Microsoft's compiler
 
 
-class View(ctypes.Structure):
-    """A (B, heads, N, D) tensor whose last dimension is contiguous; strides in elements."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in ("data", "batch", "head", "token")]
-
-
-class Call(ctypes.Structure):
-    """`struct Call` of kernel.cpp, field by field."""
-
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("batch", "heads", "kv_heads", "q_tokens", "kv_tokens", "width")
-        ),
-        ("grid", ctypes.c_int64 * 3),
-        ("tile", ctypes.c_int64 * 3),
-        ("q_grid", ctypes.c_int64 * 3),
-        ("q_tile", ctypes.c_int64 * 3),
-        *((name, ctypes.c_int64) for name in ("q_start", "kv_start", "listed", "padding_batch", "dtype")),
-        *((name, ctypes.c_void_p) for name in ("tiles", "counts", "key_padding")),
-        ("scale", ctypes.c_double),
-        *((name, View) for name in ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")),
-        ("lse", ctypes.c_void_p),
-    ]
+_X86 = ("-march=x86-64",)  # nothing that not every processor has
+_VARIANTS = {
+    "avx512": _Variant(
+        "AVX512", ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"), ("/arch:AVX512",)
+    ),
+    "avx2": _Variant("AVX2", (*_X86, "-mavx2", "-mfma", "-mf16c"), ("/arch:AVX2",)),
+    "neon": _Variant("NEON", ()),
+    "plain": _Variant("DEFAULT", _X86 if platform.machine() in ("x86_64", "AMD64") else ()),
+}
 
 
-class KernelError(RuntimeError):
-    """The C++ kernel failed."""
+def variants() -> tuple[str, ...]:
+    """What this processor runs, the fastest first."""
+    if platform.machine() in ("arm64", "aarch64"):
+        return ("neon", "plain")
+    capability = torch.backends.cpu.get_cpu_capability()
+    offered = ("avx512", "avx2") if "AVX512" in capability else ("avx2",) if capability == "AVX2" else ()
+    return (*offered, "plain")
 
 
-class Kernel:
-    """The functions of kernel.cpp. The GIL is released while they run."""
+def asked() -> str | None:
+    """The variant that calls use now, or None for ATen: the fastest, unless VSA_COMPILE_CPU names one.
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-
-    def attend(self, call: Call) -> None:
-        self._run("vsa_attend", ctypes.byref(call))
-
-    def attend_backward(self, call: Call) -> None:
-        self._run("vsa_attend_backward", ctypes.byref(call))
-
-    def select(self, scores: torch.Tensor, kept: int, tiles: torch.Tensor) -> None:
-        """(..., M) f32 contiguous scores into (..., kept) int32 contiguous tiles."""
-        rows = tiles.numel() // kept
-        sizes = (ctypes.c_int64(size) for size in (rows, scores.shape[-1], kept))
-        self._run("vsa_select", ctypes.c_void_p(scores.data_ptr()), *sizes, ctypes.c_void_p(tiles.data_ptr()))
-
-    def probe(self, dtype: torch.dtype) -> None:
-        """Raises KernelError if this processor cannot multiply matrices of the type."""
-        self._run("vsa_probe", ctypes.c_int64(DTYPES[dtype]))
-
-    def _run(self, name: str, *arguments: object) -> None:
-        message = ctypes.create_string_buffer(4096)
-        if getattr(self._library, name)(*arguments, message, ctypes.c_int64(len(message))):
-            raise KernelError(message.value.decode(errors="replace"))
+    Raises OptionError if it names what this processor does not run.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if named == "aten":
+        return None
+    offered = variants()
+    if named and named not in offered:
+        raise OptionError(errors.no_such_variant(VARIABLE, named, offered))
+    return named or offered[0]
 
 
-def source() -> str:
-    """kernel.cpp with our headers in place, so that the text alone is the key of every cache."""
+def source(variant: str) -> str:
+    """kernel.cpp with our headers in place, so that the text and the flags are the key of every cache."""
     seen: set[str] = set()
 
     def inlined(name: str) -> str:
@@ -97,48 +86,51 @@ def source() -> str:
         seen.add(name)
         return inlined(name)
 
-    return inlined("kernel.cpp")
+    return f"{_definitions(variant)}\n{inlined('kernel.cpp')}"
 
 
-def _build() -> Kernel:
+def _definitions(variant: str) -> str:
+    """What at::vec and kernel.cpp ask for, whatever Inductor's own command line says."""
+    capability = _VARIANTS[variant].capability
+    known = [f"#undef CPU_CAPABILITY_{each.capability}" for each in _VARIANTS.values()]
+    chosen = [
+        "#undef CPU_CAPABILITY",
+        f"#define CPU_CAPABILITY {capability}",
+        f"#define CPU_CAPABILITY_{capability}",
+        f"#define VSA_VARIANT {_namespace(variant)}",
+    ]
+    return "\n".join((*known, *chosen))
+
+
+def _namespace(variant: str) -> str:
+    return f"vsa_compile_{variant}"
+
+
+def flags(variant: str) -> tuple[str, ...]:
+    """Of the compiler that Inductor uses here."""
+    return _VARIANTS[variant].windows if platform.system() == "Windows" else _VARIANTS[variant].flags
+
+
+def _build(variant: str) -> Any:
     """Compile, or load from Inductor's cache. A user who waits for the compiler is told so."""
-    load = torch_compat.cpp_loader()
-    message = "compiling the CPU attention kernel: some seconds, once per machine"
+    message = f"compiling the CPU attention kernel ({variant}): some seconds, once per machine"
     notice = threading.Timer(_NOTICE_AFTER, log.warning, (message,))
     notice.daemon = True
     notice.start()
     try:
-        return Kernel(load(source()))
+        torch_compat.load_cpp(source(variant), flags(variant))
     finally:
         notice.cancel()
+    return getattr(torch.ops, _namespace(variant))
 
 
 @functools.cache
-def _kernel() -> Kernel | None:
-    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        reason: object = (
-            f"it needs AVX-512, and this processor offers {torch.backends.cpu.get_cpu_capability()}"
-        )
-    else:
-        try:
-            return _build()
-        except Exception as error:  # whatever a compiler or linker may say: ATen still computes
-            reason = error
-    log.warning(
-        "the CPU attention kernel is not available, ATen runs instead, several times slower: %s", reason
-    )
-    return None
-
-
-@functools.cache
-def kernel(dtype: torch.dtype) -> Kernel | None:
-    """The compiled kernel if it serves `dtype` here, else None, with the reason in the log."""
-    built = _kernel()
-    if built is None:
-        return None
+def kernel(variant: str) -> Any:
+    """The operators attend, attend_backward and select of a variant, or None, with the reason in the log."""
     try:
-        built.probe(dtype)
-    except KernelError as error:
-        log.warning("the CPU attention kernel cannot run in %s here, ATen runs instead: %s", dtype, error)
+        return _build(variant)
+    except Exception as error:  # whatever a compiler or linker may say: ATen still computes
+        log.warning(
+            "the CPU attention kernel is not available, ATen runs instead, several times slower: %s", error
+        )
         return None
-    return built

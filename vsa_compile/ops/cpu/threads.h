@@ -2,9 +2,9 @@
 #pragma once
 
 #include "call.h"
+#include "product.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
 #include <atomic>

@@ -1,6 +1,6 @@
 """Lowers vsa_compile::attend to its template, attend_fwd: one kernel, gate and coarse fused into its store.
 
-Imported by lowering and eager; imports call, configs, examples, templates.
+Imported by lowering and eager; imports args, call, configs, autotune_inputs, templates.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..args import AttendArgs
 from . import autotune_inputs
 from .call import Call
 from .configs import choices
@@ -25,19 +26,19 @@ _FORWARD = Template("attend_fwd", _programs)
 TEMPLATES = (_FORWARD,)
 
 
-def unsupported(ir: Any, *arguments: Any, **packed: Any) -> str | None:
+def unsupported(ir: Any, args: AttendArgs) -> str | None:
     """Why the template cannot serve this call; None if it can."""
-    return Call(ir, *arguments, **packed).unsupported()
+    return Call(ir, args).unsupported()
 
 
-def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
+def lower(ir: Any, args: AttendArgs) -> tuple[Any, Any, Any]:
     """out (B, Nq, H, D), lse and the witness of the grid."""
-    call = Call(ir, *arguments, **packed)
-    q, (batch, heads) = call.q, call.heads
+    call, q = Call(ir, args), args.q
+    batch, heads = call.heads
     device, dtype = q.get_device(), q.get_dtype()
     lse = ir.new_buffer((batch, heads, call.q_tokens), torch.float32, device)
-    full = autotune_inputs.counts_like(call.tiles)
-    inputs = [q, call.k, call.v, lse, call.tiles, call.counts, *call.trailing_inputs()]
+    full = autotune_inputs.counts_like(args.tiles)
+    inputs = [q, args.k, args.v, lse, args.tiles, args.counts, *call.trailing_inputs()]
     constants = {
         **call.constants(),
         "LN2": math.log(2),
@@ -47,9 +48,9 @@ def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
     out = ir.template_buffer(
         _FORWARD, inputs, mutated=[lse], size=(batch, call.q_tokens, heads, call.width), dtype=dtype,
         device=device, launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
-        configs=call.launches(choices("forward", device, dtype, call.width), (q, call.k, call.v)),
+        configs=call.launches(choices("forward", device, dtype, call.width), (q, args.k, args.v)),
         # 6, SITE, is 5 under another shape
         examples={4: autotune_inputs.lists_among(call.kv_tiles), 5: full, 6: full},
     )  # fmt: skip
     # A recompute under another grid is noticed by the shape of this; it has no elements.
-    return out, lse, ir.new_buffer((*call.grid, 0), dtype, device)
+    return out, lse, ir.new_buffer((*args.grid, 0), dtype, device)

@@ -5,7 +5,7 @@
     rank_columns     the key tiles, the most listed first
     attend_dkdv      the gradients of k and v, by the transposed lists, in that order
 
-Imported by lowering and eager; imports call, configs, examples, templates.
+Imported by lowering and eager; imports args, call, configs, autotune_inputs, templates.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..args import BackwardArgs
 from . import autotune_inputs
 from .call import Call
 from .configs import choices
@@ -44,45 +45,34 @@ _DKDV = Template("attend_dkdv", _dkdv_programs)
 TEMPLATES = (_DQ, _TRANSPOSE, _RANK, _DKDV)
 
 
-def _split(
-    ir: Any, grad_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any, **packed: Any
-) -> tuple[Call, Any, Any, Any]:
-    witness = 8  # among the rest; no template reads it
-    return Call(ir, q, k, v, *rest[:witness], *rest[witness + 1 :], **packed), grad_out, out, lse
-
-
-def unsupported(ir: Any, *arguments: Any, **packed: Any) -> str | None:
+def unsupported(ir: Any, args: BackwardArgs) -> str | None:
     """Why the templates cannot serve this call; None if they can."""
-    call, grad_out, _, _ = _split(ir, *arguments, **packed)
-    if grad_out.get_dtype() != call.q.get_dtype():
-        return f"the gradient is {grad_out.get_dtype()}, q is {call.q.get_dtype()}"
-    return call.unsupported()
+    return Call(ir, args.call).unsupported()
 
 
-def lower(ir: Any, *arguments: Any, **packed: Any) -> tuple[Any, Any, Any]:
+def lower(ir: Any, args: BackwardArgs) -> tuple[Any, Any, Any]:
     """grad_q, grad_k and grad_v, (B, N, H, D)."""
-    call, grad_out, out, lse = _split(ir, *arguments, **packed)
-    lse = ir.contiguous(lse)
-    delta = ir.new_buffer((*call.heads, call.q_tokens), torch.float32, call.q.get_device())
-    grad_q = _grad_q(call, grad_out, out, lse, delta)
-    return grad_q, *_grad_k_and_v(call, grad_out, lse, delta, _columns(call))
+    call, lse = Call(ir, args.call), ir.contiguous(args.lse)
+    delta = ir.new_buffer((*call.heads, call.q_tokens), torch.float32, args.lse.get_device())
+    grad_q = _grad_q(call, args.grad_out, args.out, lse, delta)
+    return grad_q, *_grad_k_and_v(call, args.grad_out, lse, delta, _columns(call))
 
 
 def _grad_q(call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
-    q, (batch, heads) = call.q, call.heads
-    device, dtype, full = q.get_device(), q.get_dtype(), autotune_inputs.counts_like(call.tiles)
+    args, q, (batch, heads) = call.args, call.args.q, call.heads
+    device, dtype, full = q.get_device(), q.get_dtype(), autotune_inputs.counts_like(args.tiles)
     constants = {
         **call.constants(),
-        "RAW_SCALE": call.scale,
+        "RAW_SCALE": args.scale,
         "HAS_OTHER_ROWS": call.has_other_queries,
         "HAS_OTHER_KEYS": call.has_other_queries or call.has_other_keys,
     }
     return call.ir.template_buffer(
         _DQ,
-        [grad_out, q, call.k, call.v, out, lse, delta, call.tiles, call.counts, *call.trailing_inputs()],
+        [grad_out, q, args.k, args.v, out, lse, delta, args.tiles, args.counts, *call.trailing_inputs()],
         mutated=[delta], size=(batch, call.q_tokens, heads, call.width), dtype=dtype, device=device,
         launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
-        configs=call.launches(choices("dq", device, dtype, call.width), (call.k, call.v)),
+        configs=call.launches(choices("dq", device, dtype, call.width), (args.k, args.v)),
         # 9, SITE, is 8 under another shape
         examples={7: autotune_inputs.lists_among(call.kv_tiles), 8: full, 9: full},
     )  # fmt: skip
@@ -90,11 +80,12 @@ def _grad_q(call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
 
 def _columns(call: Call) -> tuple[Any, Any, Any]:
     """starts, columns and order: the transposed lists, and the key tiles by how often they are listed."""
-    (batch, heads), tiles, device = call.heads, call.kv_tiles, call.q.get_device()
-    listed = call.q_tiles * call.tiles.get_size()[3]
+    args, (batch, heads), tiles = call.args, call.heads, call.kv_tiles
+    device = args.q.get_device()
+    listed = call.q_tiles * args.tiles.get_size()[3]
     columns = call.ir.new_buffer((batch, heads, listed), torch.int32, device)
     starts = call.ir.template_buffer(
-        _TRANSPOSE, [call.tiles, call.counts, columns], mutated=[columns], size=(batch, heads, tiles + 1),
+        _TRANSPOSE, [args.tiles, args.counts, columns], mutated=[columns], size=(batch, heads, tiles + 1),
         dtype=torch.int32, device=device, launch=(batch * heads, tiles + 1), constants={}, configs=[_COLUMNS],
     )  # fmt: skip
     order = call.ir.template_buffer(
@@ -107,23 +98,23 @@ def _columns(call: Call) -> tuple[Any, Any, Any]:
 def _grad_k_and_v(
     call: Call, grad_out: Any, lse: Any, delta: Any, columns: tuple[Any, Any, Any]
 ) -> tuple[Any, Any]:
-    batch, kv_heads = call.heads[0], call.kv_heads
-    device, dtype = call.q.get_device(), call.q.get_dtype()
+    args, batch, kv_heads = call.args, call.heads[0], call.kv_heads
+    device, dtype = args.q.get_device(), args.q.get_dtype()
     size = (batch, call.kv_tokens, kv_heads, call.width)
     grad_k = call.ir.new_buffer(size, dtype, device)
     constants = {
         **call.constants(),
-        "RAW_SCALE": call.scale,
+        "RAW_SCALE": args.scale,
         "HAS_OTHER_KEYS": call.has_other_keys,
         "HAS_OTHER_QUERIES": call.has_other_queries or call.has_other_keys,
     }
-    valid = autotune_inputs.columns_like(call.tiles, call.kv_tiles)
+    valid = autotune_inputs.columns_like(args.tiles, call.kv_tiles)
     grad_v = call.ir.template_buffer(
         _DKDV,
-        [grad_out, call.q, call.k, call.v, lse, delta, grad_k, *columns, *call.trailing_inputs()],
+        [grad_out, args.q, args.k, args.v, lse, delta, grad_k, *columns, *call.trailing_inputs()],
         mutated=[grad_k], size=size, dtype=dtype, device=device,
         launch=(batch, kv_heads, call.kv_tiles, call.other_keys), constants=constants,
-        configs=call.launches(choices("dkdv", device, dtype, call.width), (call.q, grad_out)),
+        configs=call.launches(choices("dkdv", device, dtype, call.width), (args.q, grad_out)),
         examples={7 + i: make for i, make in enumerate(valid)},
     )  # fmt: skip
     return grad_k, grad_v

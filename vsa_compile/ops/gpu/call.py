@@ -1,6 +1,6 @@
 """One call of vsa_compile::attend or vsa_compile::attend_backward, as its templates see it.
 
-May be imported by the lowerings; imports configs.
+May be imported by the lowerings; imports args and configs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..args import AttendArgs
 from .configs import Config, family, has_tma
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,47 +20,33 @@ _WIDEST_HEAD = 256
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments that forward and backward share; sizes may be symbolic.
+    """The arguments that forward and backward share, with what templates derive from them.
 
-    ir: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`).
+    ir: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`); sizes may be symbolic.
     """
 
     ir: Any
-    q: Any
-    k: Any
-    v: Any
-    tiles: Any
-    counts: Any
-    grid: Any
-    tile: Any
-    q_start: Any
-    kv_start: Any
-    key_padding: Any
-    scale: Any
-    q_grid: Any = None
-    q_tile: Any = None
+    args: AttendArgs
 
     def unsupported(self) -> str | None:
         """Why no template can serve this call; None if one can."""
-        dtype, width = self.q.get_dtype(), self.q.get_size()[-1]
+        dtype, width = self.args.q.get_dtype(), self.args.q.get_size()[-1]
         if dtype not in _DTYPES:
             return f"{dtype} has no tensor core path"
-        if not dtype == self.k.get_dtype() == self.v.get_dtype():
-            return "q, k and v have different dtypes"
         if self.ir.static_size(width) > _WIDEST_HEAD:
             return f"head width {width} is above {_WIDEST_HEAD}"
-        if not isinstance(self.scale, float) or self.scale <= 0:
-            return f"the softmax scale is {self.scale}, not a positive constant"
-        return too_old(self.q.get_device())
+        if not isinstance(self.args.scale, float) or self.args.scale <= 0:
+            return f"the softmax scale is {self.args.scale}, not a positive constant"
+        return too_old(self.args.q.get_device())
 
     @property
     def heads(self) -> tuple[Any, Any]:
         """(B, H)."""
-        return tuple(self.q.get_size()[:2])
+        return tuple(self.args.q.get_size()[:2])
 
     @property
     def kv_heads(self) -> Any:
-        return self.k.get_size()[1]
+        return self.args.k.get_size()[1]
 
     @property
     def groups(self) -> int:
@@ -68,27 +55,27 @@ class Call:
 
     @property
     def q_tokens(self) -> Any:
-        return self.q.get_size()[2]
+        return self.args.q.get_size()[2]
 
     @property
     def kv_tokens(self) -> Any:
-        return self.k.get_size()[2]
+        return self.args.k.get_size()[2]
 
     @property
     def width(self) -> int:
-        return self.ir.static_size(self.q.get_size()[-1])
+        return self.ir.static_size(self.args.q.get_size()[-1])
 
     @property
     def q_tiles(self) -> Any:
         """Number of query tiles."""
-        return self.tiles.get_size()[2]
+        return self.args.tiles.get_size()[2]
 
     @property
     def kv_tiles(self) -> Any:
         """Number of key tiles."""
-        if self.q_grid is None:
+        if self.args.q_grid is None:
             return self.q_tiles
-        return math.prod(self.ir.ceil_div(n, t) for n, t in zip(self.grid, self._tile, strict=True))
+        return math.prod(self.ir.ceil_div(n, t) for n, t in zip(self.args.grid, self._tile, strict=True))
 
     @property
     def other_queries(self) -> Any:
@@ -97,7 +84,7 @@ class Call:
 
     @property
     def other_keys(self) -> Any:
-        return self.kv_tokens - math.prod(self.grid)
+        return self.kv_tokens - math.prod(self.args.grid)
 
     def trailing_inputs(self) -> list[Any]:
         """SITE and, where there is one, PADDING: the last inputs of every template.
@@ -105,12 +92,12 @@ class Call:
         A template can name the sizes of its inputs and no other symbols, so the grid travels as a shape.
         A start may be 0, a size may not: hence + 1.
         """
-        site = self.ir.shape_carrier(
-            self.counts, (*self.grid, *self._q_grid, self.q_start + 1, self.kv_start + 1)
-        )
-        if self.key_padding is None:
+        args = self.args
+        sizes = (*args.grid, *self._q_grid, args.q_start + 1, args.kv_start + 1)
+        site = self.ir.shape_carrier(args.counts, sizes)
+        if args.key_padding is None:
             return [site]
-        return [site, self.ir.expanded(self.key_padding, (self.heads[0], self.kv_tokens))]
+        return [site, self.ir.expanded(args.key_padding, (self.heads[0], self.kv_tokens))]
 
     def constants(self) -> dict[str, Any]:
         """What is the same for all templates and configurations. HAS_*: there may be some."""
@@ -123,11 +110,11 @@ class Call:
             "D": self.width,
             "D_PADDED": power_of_two(self.width),
             "GROUPS": self.groups,
-            "SCALE": self.scale * math.log2(math.e),
+            "SCALE": self.args.scale * math.log2(math.e),
             "PRECISION": "'ieee'",
-            "ALL_REAL": self._all_real(self.grid, tile),
+            "ALL_REAL": self._all_real(self.args.grid, tile),
             "ALL_ROWS_REAL": self._all_real(self._q_grid, q_tile),
-            "HAS_PADDING": self.key_padding is not None,
+            "HAS_PADDING": self.args.key_padding is not None,
         }
 
     @property
@@ -140,15 +127,19 @@ class Call:
 
     @property
     def _q_grid(self) -> Any:
-        return self.grid if self.q_grid is None else self.q_grid
+        return self.args.grid if self.args.q_grid is None else self.args.q_grid
 
     @property
     def _tile(self) -> tuple[int, ...]:
-        return tuple(self.ir.static_size(n) for n in self.tile)
+        return tuple(self.ir.static_size(n) for n in self.args.tile)
 
     @property
     def _q_tile(self) -> tuple[int, ...]:
-        return self._tile if self.q_tile is None else tuple(self.ir.static_size(n) for n in self.q_tile)
+        return (
+            self._tile
+            if self.args.q_tile is None
+            else tuple(self.ir.static_size(n) for n in self.args.q_tile)
+        )
 
     def _all_real(self, grid: Any, tile: tuple[int, ...]) -> bool:
         """Whether every slot of every tile is a token."""
@@ -160,7 +151,7 @@ class Call:
 
         read: the tensors whose tiles the kernel reads in its loop.
         """
-        maps = all(map(self.ir.has_tensor_map, read)) and has_tma(self.q.get_device())
+        maps = all(map(self.ir.has_tensor_map, read)) and has_tma(self.args.q.get_device())
         return list({tuple(one.items()): one for one in (self._launch(x, maps) for x in configs)}.values())
 
     def _launch(self, config: Config, maps: bool) -> dict[str, Any]:

@@ -2,111 +2,93 @@
 
 That is: eager calls, and compiled ones where Inductor's template interface is unknown or a template fails.
 Each leaf's kernels are one torch.library.triton_op, made by the first call: making it loads triton.
-Imported by gpu; imports aten, ops, launch and the three lowerings.
+Imported by gpu; imports aten, args, launch and the three lowerings.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
+from ...errors import no_triton
 from .. import aten
-from ..schema import consistent
+from ..args import AttendArgs, BackwardArgs, SelectArgs, takes
 from . import attend, backward, launch, selection
 
 _log = logging.getLogger("vsa_compile.gpu")
-
-
-# --- The kernels of a leaf, with its schema -------------------------------------------------------
-
-
-def _select(
-    scores: Tensor, at_most: int, threshold: Tensor | None = None, count: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    return _launched(selection, scores, at_most, threshold, count)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, counts: Tensor, grid: Sequence[int], tile: Sequence[int],
-    q_start: int, kv_start: int, key_padding: Tensor | None, scale: float,
-    q_grid: Sequence[int] | None = None, q_tile: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _launched(
-        attend, q, k, v, tiles, counts, grid, tile, q_start, kv_start, key_padding, scale, q_grid, q_tile
-    )
-
-
-def _attend_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tiles: Tensor,
-    counts: Tensor, grid: Sequence[int], tile: Sequence[int], q_start: int, kv_start: int,
-    key_padding: Tensor | None, scale: float, witness: Tensor, q_grid: Sequence[int] | None = None,
-    q_tile: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _launched(
-        backward, grad_out, q, k, v, out, lse, tiles, counts, grid, tile, q_start, kv_start, key_padding,
-        scale, witness, q_grid, q_tile,
-    )  # fmt: skip
-
-
-def _launched(lowering: Any, *arguments: Any) -> Any:
-    return tuple(x.tensor for x in lowering.lower(launch, *launch.values(arguments)))
-
-
-# --- What fits together: kernels follow pointers, where ATen answers a wrong shape with a message ------
-
-
-def _select_fits(
-    scores: Tensor, at_most: int, threshold: Tensor | None = None, count: Tensor | None = None
-) -> bool:
-    return (
-        scores.numel() > 0
-        and 1 <= at_most <= scores.shape[-1]
-        and (threshold is None or threshold.shape == scores.shape[:-1])
-        and (count is None or count.numel() == 1)
-    )
-
-
-def _backward_fits(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
-) -> bool:
-    batch, heads, tokens, width = q.shape
-    return (
-        grad_out.shape == out.shape == (batch, tokens, heads, width)
-        and out.dtype == q.dtype
-        and lse.shape == q.shape[:3]
-        and lse.dtype == torch.float32
-        and consistent(q, k, v, *rest[:8], *rest[9:])  # without the witness
-    )
 
 
 # --- The leaf -----------------------------------------------------------------------------------------
 
 
 class Leaf(NamedTuple):
-    """A leaf operator: its kernels as a function with its schema, their lowering, what runs instead of them,
-    and whether arguments fit together."""
+    """A leaf operator: its kind of arguments, how many tensors it returns, the lowering of its kernels, and
+    what runs instead of them."""
 
-    kernels: Callable
+    kind: Any
+    results: int
     lowering: Any
     chunked: Callable
-    fits: Callable[..., bool]
 
 
 LEAVES = {
-    "select": Leaf(_select, selection, aten.select, _select_fits),
-    "attend": Leaf(_attend, attend, aten.attend, consistent),
-    "attend_backward": Leaf(_attend_backward, backward, aten.attend_backward, _backward_fits),
+    "select": Leaf(SelectArgs, 2, selection, aten.select),
+    "attend": Leaf(AttendArgs, 3, attend, aten.attend),
+    "attend_backward": Leaf(BackwardArgs, 3, backward, aten.attend_backward),
 }
 
 
-@functools.cache
+# How Python spells an argument's kind, for torch infers the schema of a triton_op from a signature.
+_SPELLED = {
+    "Tensor": Tensor,
+    "Tensor?": Tensor | None,
+    "SymInt": int,
+    "SymInt[]": Sequence[int],
+    "SymInt[]?": Sequence[int] | None,
+    "float": float,
+}
+
+
+def _kernels(leaf: Leaf) -> Callable:
+    """The kernels of a leaf as a function with the leaf's arguments."""
+
+    def launched(*arguments: Any, **more: Any) -> Any:
+        args = launch.values(leaf.kind.of(*arguments, **more))
+        return tuple(x.tensor for x in leaf.lowering.lower(launch, args))
+
+    Parameter = inspect.Parameter
+    named = [
+        Parameter(
+            name, Parameter.POSITIONAL_OR_KEYWORD, annotation=_SPELLED[kind],
+            default=Parameter.empty if default is MISSING else default,
+        )
+        for kind, name, default in leaf.kind.arguments()
+    ]  # fmt: skip
+    signature = inspect.Signature(named, return_annotation=tuple[(Tensor,) * leaf.results])
+    launched.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    return launched
+
+
+_making = threading.Lock()  # of two threads that define one operator, torch lets the second fail
+
+
 def operator(name: str) -> Callable:
+    """vsa_compile::triton_<name>, made by the first call; as `_operator`."""
+    with _making:
+        return _operator(name)
+
+
+@functools.cache
+def _operator(name: str) -> Callable:
     """vsa_compile::triton_<name>: the kernels of the leaf `name`.
 
     torch.compile and AOTInductor look into it and see the kernels. Torch (2.13) believes that these write a
@@ -116,40 +98,49 @@ def operator(name: str) -> Callable:
     """
     import triton  # noqa: F401 - torch defines the operator without it too, and fails at its first call
 
-    return torch.library.triton_op(f"vsa_compile::triton_{name}", LEAVES[name].kernels, mutates_args=())
+    return torch.library.triton_op(f"vsa_compile::triton_{name}", _kernels(LEAVES[name]), mutates_args=())
 
 
-def run(name: str, *arguments: Any) -> Any:
+def run(name: str, *arguments: Any, **more: Any) -> Any:
     """The leaf `name` on tensors of a GPU: by its Triton kernels where they serve, else by chunked ATen."""
-    reason = _unsupported(LEAVES[name], arguments)
+    return takes(LEAVES[name].kind, functools.partial(_run, name, arguments, more))(*arguments, **more)
+
+
+def _run(name: str, arguments: tuple, more: dict[str, Any], args: Any) -> Any:
+    reason = _unsupported(LEAVES[name], args)
     if reason is not None:
         _say_once(name, reason)
     elif name not in _broken:
         try:
-            with torch.accelerator.device_index(arguments[0].device.index):
-                return operator(name)(*arguments)
+            with torch.accelerator.device_index(args.device.index):
+                return operator(name)(*arguments, **more)
         except torch.OutOfMemoryError:
             raise
-        except Exception:
+        except Exception as error:
             _broken.add(name)
-            _log.warning(
-                "the Triton kernels of vsa_compile::%s do not run here: from now on it runs through chunked "
-                "ATen, which is slower. Please report the versions of torch and triton and this trace.",
-                name, exc_info=True,
-            )  # fmt: skip
-    return LEAVES[name].chunked(*arguments)
+            _warn(name, error)
+    return LEAVES[name].chunked(args)
 
 
 _broken: set[str] = set()  # leaves whose kernels failed in this process; another try would cost a compilation
 
 
-def _unsupported(leaf: Leaf, arguments: tuple) -> str | None:
+def _warn(name: str, error: Exception) -> None:
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+        _log.warning("vsa_compile::%s runs through chunked ATen, which is slower. %s", name, no_triton())
+        return
+    _log.warning(
+        "the Triton kernels of vsa_compile::%s do not run here: from now on it runs through chunked "
+        "ATen, which is slower. Please report the versions of torch and triton and this trace.",
+        name, exc_info=error,
+    )  # fmt: skip
+
+
+def _unsupported(leaf: Leaf, args: Any) -> str | None:
     """Why the kernels cannot serve this call; None if they can."""
-    if len({x.device for x in arguments if isinstance(x, Tensor)}) > 1:
-        return "its tensors are on several devices"
-    if not leaf.fits(*arguments):
-        return "its tensors are empty or do not fit together"
-    return leaf.lowering.unsupported(launch, *launch.values(arguments))
+    if args.empty:
+        return "there is nothing to compute"
+    return leaf.lowering.unsupported(launch, launch.values(args))
 
 
 @functools.cache

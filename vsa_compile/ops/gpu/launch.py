@@ -37,9 +37,9 @@ class Value(NamedTuple):
         return self.tensor.device
 
 
-def values(arguments: tuple) -> list[Any]:
-    """The arguments of an operator as a lowering takes them."""
-    return [Value(x) if isinstance(x, Tensor) else x for x in arguments]
+def values(args: Any) -> Any:
+    """The arguments of an operator (`args.AttendArgs` or the like) as a lowering takes them."""
+    return args.map(lambda x: Value(x) if isinstance(x, Tensor) else x)
 
 
 # --- What `graph` offers too ----------------------------------------------------------------------

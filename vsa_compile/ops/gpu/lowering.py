@@ -1,7 +1,7 @@
 """Makes Inductor lower the leaf operators to templates on GPUs; everything else stays eager.
 
 Imported by `gpu.register` only, for it needs Inductor.
-May be imported by gpu; imports ops, torch_compat and the three lowerings.
+May be imported by gpu; imports args, torch_compat and the three lowerings.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ... import torch_compat as compat
+from ..args import AttendArgs, BackwardArgs, SelectArgs
 from . import attend, backward, graph, selection
 from .templates import Template
 
@@ -21,17 +22,23 @@ _log = logging.getLogger("vsa_compile.gpu")
 
 
 class Leaf(NamedTuple):
-    """How one operator is lowered; `unsupported` and `lower` take `graph` or `launch`, and its arguments."""
+    """How one operator is lowered; `unsupported` and `lower` take `graph` or `launch`, and its `kind` of
+    arguments."""
 
     name: str
+    kind: Any
     templates: tuple[Template, ...]
     unsupported: Callable[..., str | None]
     lower: Callable[..., Any]
 
 
 LEAVES = tuple(
-    Leaf(name, module.TEMPLATES, module.unsupported, module.lower)
-    for name, module in (("select", selection), ("attend", attend), ("attend_backward", backward))
+    Leaf(name, kind, module.TEMPLATES, module.unsupported, module.lower)
+    for name, kind, module in (
+        ("select", SelectArgs, selection),
+        ("attend", AttendArgs, attend),
+        ("attend_backward", BackwardArgs, backward),
+    )
 )
 
 
@@ -53,10 +60,11 @@ def lower(leaf: Leaf, eager: Callable, *arguments: Any, **more: Any) -> Any:
     """
     if arguments[0].get_device().type not in ("cuda", "xpu"):
         return eager(*arguments, **more)
-    reason = leaf.unsupported(graph, *arguments, **more)
+    args = leaf.kind.of(*arguments, **more)
+    reason = leaf.unsupported(graph, args)
     if reason is None:
         try:
-            return leaf.lower(graph, *arguments, **more)
+            return leaf.lower(graph, args)
         except Exception:
             _warn_once(leaf.name)
     else:

@@ -1,6 +1,6 @@
 """Lowers vsa_compile::select to its template: one kernel that writes ascending lists and their counts.
 
-Imported by lowering and eager; imports call, templates.
+Imported by lowering and eager; imports args, call, templates.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..args import SelectArgs
 from .call import power_of_two, too_old
 from .templates import Template
 
@@ -24,21 +25,21 @@ _SELECT = Template("select", _programs)
 TEMPLATES = (_SELECT,)
 
 
-def unsupported(_ir: Any, scores: Any, at_most: Any, threshold: Any = None, count: Any = None) -> str | None:
+def unsupported(_ir: Any, args: SelectArgs) -> str | None:
     """Why the template cannot serve this call; None if it can."""
+    scores, threshold = args.scores, args.threshold
     if scores.get_dtype() != torch.float32:
         return f"the scores are {scores.get_dtype()}, not torch.float32"
     if threshold is not None and threshold.get_dtype() != torch.float32:
         return f"the thresholds are {threshold.get_dtype()}, not torch.float32"
     if len(scores.get_size()) != 4:
         return f"the scores have {len(scores.get_size())} dimensions, not 4"
-    if any(x is not None and x.get_device() != scores.get_device() for x in (threshold, count)):
-        return "the thresholds or the count are on another device than the scores"
     return too_old(scores.get_device())
 
 
-def lower(ir: Any, scores: Any, at_most: Any, threshold: Any = None, count: Any = None) -> tuple[Any, Any]:
+def lower(ir: Any, args: SelectArgs) -> tuple[Any, Any]:
     """tiles (B, H, M, at_most) and counts (B, H, M), int32."""
+    scores, at_most, threshold, count = args.scores, args.at_most, args.threshold, args.count
     batch, heads, rows, length = scores.get_size()
     device = scores.get_device()
     whole = ir.is_static(length) and int(length) <= _LONGEST

@@ -95,13 +95,13 @@ def _task(part: str, work: Work, lists: Lists, options: dict[str, int]) -> Task:
 
 def in_tiles(x: Tensor, work: Work) -> Tensor:
     """(1, H, N, D) -> (1, H, M * E, D), contiguous, zero in the empty slots."""
-    tiling = Tiling.of(work.grid, work.plan.tile, x.device)
+    tiling = Tiling.of(work.boxes, x.device)
     return tiling.to_tiles(x)[:, :, :-1].flatten(2, 3)
 
 
 def in_raster(x: Tensor, work: Work) -> Tensor:
     """The inverse of `in_tiles`."""
-    tiling = Tiling.of(work.grid, work.plan.tile, x.device)
+    tiling = Tiling.of(work.boxes, x.device)
     return tiling.to_tokens(x.unflatten(2, (-1, work.boxes.tile_tokens)))
 
 
@@ -121,7 +121,7 @@ def attention(work: Work, lists: Lists, options: dict[str, int]) -> Callable[...
 
 def block_mask(work: Work, lists: Lists) -> BlockMask:
     """The lists as blocks: full tiles without a mask, border tiles with one over their empty slots."""
-    real = Tiling.of(work.grid, work.plan.tile, lists.tiles.device).real[:-1]
+    real = Tiling.of(work.boxes, lists.tiles.device).real[:-1]
     whole, slots = real.all(-1), real.flatten()
     listed = torch.arange(lists.tiles.shape[-1], device=real.device) < lists.counts[..., None]
     full = listed & whole[lists.tiles.long()]

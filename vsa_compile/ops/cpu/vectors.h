@@ -1,0 +1,97 @@
+// Vectors of f32, one lane for each query (or place in a row), on PyTorch's own at::vec. Notation: kernel.cpp.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+namespace vsa {
+
+using at::BFloat16;
+using at::Half;
+using V = at::vec::Vectorized<float>;
+
+constexpr int64_t kLanes = V::size();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+inline V load_lanes(const float* from) { return V::loadu(from); }
+
+template <typename T>
+V load_lanes(const T* from) {
+  V lanes;
+  at::vec::load_to_float<T>(from, lanes);
+  return lanes;
+}
+
+inline void store_lanes(float* to, V x) { x.store(to); }
+
+template <typename T>
+void store_lanes(T* to, V x) {
+  at::vec::convert_from_float<T>(x, x).store(to, static_cast<int>(kLanes));
+}
+
+// The higher of the two, lane by lane; `top` where x is NaN.
+inline V raise(V top, V x) { return at::vec::clamp_min(top, x); }
+
+// x where `condition`, else 0: also where x is NaN.
+inline V only_where(V condition, V x) { return V::blendv(V(0.f), x, condition); }
+
+// 2^x for x <= 127; 0 below the normal numbers; NaN for NaN. Relative error 7.5e-8, or 7.5e-5 if the
+// result is rounded to bf16 anyway (to 2e-3). Coefficients: minimax on [-1/2, 1/2].
+template <typename T>
+inline V exp2_lanes(V x) {
+  using Bits = at::vec::Vectorized<int32_t>;
+  // Adding 1.5 * 2^23 leaves the nearest integer in the last bits, here with the bias of exponents.
+  const V shifter(12582912.f + 127.f);
+  x = at::vec::clamp_min(x, V(-127.f));
+  V shifted = x + shifter;
+  V rest = x - (shifted - shifter);
+  V y;
+  if constexpr (std::is_same_v<T, float>) {
+    y = V(0.001327647129073739f);
+    y = at::vec::fmadd(y, rest, V(0.009675540961325169f));
+    y = at::vec::fmadd(y, rest, V(0.05550713092088699f));
+    y = at::vec::fmadd(y, rest, V(0.24022120237350464f));
+    y = at::vec::fmadd(y, rest, V(0.6931469440460205f));
+    y = at::vec::fmadd(y, rest, V(1.0000001192092896f));
+  } else {
+    y = V(0.0551716648042202f);
+    y = at::vec::fmadd(y, rest, V(0.2426111251115799f));
+    y = at::vec::fmadd(y, rest, V(0.6932609677314758f));
+    y = at::vec::fmadd(y, rest, V(0.9999280571937561f));
+  }
+  Bits power = at::vec::cast<int32_t, float>(shifted) << Bits(23);
+  return y * at::vec::cast<float, int32_t>(power);
+}
+
+// to (columns, stride) = from (rows, columns)^T, columns a multiple of kLanes; rows of `from` touch.
+inline void transpose(const float* from, int64_t rows, int64_t columns, float* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    int height = static_cast<int>(std::min(kLanes, rows - r));
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const float* block = from + r * columns + c;
+#ifdef CPU_CAPABILITY_AVX2  // at::vec has this size alone in vectors
+      if (height == kLanes) {
+        at::vec::transpose_mxn<float, 8, 8>(block, columns, to + c * stride + r, stride);
+        continue;
+      }
+#endif
+      at::vec::transpose_mxn<float>(block, columns, to + c * stride + r, stride, height, kLanes);
+    }
+  }
+}
+
+}  // namespace vsa
+
+#ifdef CPU_CAPABILITY_AVX512
+#include "avx512.h"
+#endif
