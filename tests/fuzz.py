@@ -2,8 +2,8 @@
 
 Every family of properties gets the same share of the time: its tests run with fresh random seeds and as
 many more cases than in CI as fit; the adversary of the analysis runs 20,000 however long they take. Failing
-cases stay in .hypothesis/ and are tried first next time; one that was a real defect belongs into the test as an
-@example.
+cases stay in .hypothesis/ and are tried first next time; one that was a real defect belongs into the test as
+an @example.
 
     python tests/fuzz.py --minutes 60 --families attend selection
 """

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Proxy
 from . import impostors, keeping, masks, reorder
 from .captured import Captured, capture, modules, play
 from .sketch import Spot, draw_on, pick, tensors
-from .truth import SDPA, mask_of, sdpa_calls
+from .truth import SDPA, sdpa_calls
 
 CHANGING = (*reorder.EDITS, *masks.EDITS, "new mask", "disguise", "foreign attention", "swapped", "mingled")
 KEEPING = (*keeping.EDITS, "respelled")
@@ -151,7 +151,6 @@ def _new_mask(change: Change, plan: Plan, module: GraphModule, chance: random.Ra
     if not calls:
         return False
     owner, node = pick(calls, change.place)
-    mask_of(node)
     names = ("query", "key", "value", "attn_mask")
     named = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     q, k = named["query"], named["key"]

@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 import vsa_compile
-from vsa_compile.analysis import analyse
-from vsa_compile.convert.judge import Site, attention_arguments, judge, module_path
-from vsa_compile.convert.rewrite import rewrite
+from vsa_compile.convert.judge import Site, module_path
 
 from .captured import Captured, modules, play
 
@@ -38,7 +36,7 @@ class Claim:
     kv_start: int
 
 
-class Stop(Exception):
+class _Stop(Exception):
     """All that is asked for has been seen."""
 
 
@@ -47,23 +45,14 @@ def options(captured: Captured, hinted: bool) -> vsa_compile.Options:
     return vsa_compile.Options.read({"min_tokens": 0, "sparsity": 1e-6} | grid)
 
 
-def claims(module: GraphModule, settings: vsa_compile.Options) -> tuple[dict[str, Claim], list[Any]]:
-    """What would be converted, by the calls' module paths, and all decisions."""
-    decisions = judge(analyse(module), settings, guard=False)
-    found = {
-        d.name: Claim(tuple(d.grid), d.q_start, d.kv_start)  # pyright: ignore
-        for d in decisions
-        if isinstance(d, Site)
-    }
-    return found, decisions
-
-
 def assert_true(captured: Captured, module: GraphModule, settings: vsa_compile.Options) -> dict[str, Claim]:
-    """Judges a played graph, and holds what it would convert against the truth; converts it on the way."""
-    believed, decisions = claims(module, settings)
+    """Converts a played graph, and holds what was converted, by module path, against the truth."""
+    wanted = _attention_outputs(captured, module)
+    decisions = vsa_compile.backend.convert(module, settings)
+    believed = {d.name: Claim(tuple(d.grid), d.q_start, d.kv_start) for d in decisions if isinstance(d, Site)}
     if believed:
         assert_raster(captured, module, believed)
-        assert_numbers(captured, module, decisions, settings)
+        assert_numbers(captured, module, wanted)
     return believed
 
 
@@ -132,7 +121,7 @@ def _output(
     """The model's output with a query passed through every call, those of some places changed."""
 
     def run(node: Node, args: tuple, kwargs: dict) -> Any:
-        if node.target is not SDPA:
+        if node.target not in (SDPA, OURS):
             return NotImplemented
         out, name = _passed(node, args, kwargs), module_path(node)
         if name in dyed:
@@ -168,19 +157,19 @@ def _queries_and_keys(
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def run(node: Node, args: tuple, kwargs: dict) -> Any:
-        if node.target is not SDPA:
+        if node.target not in (SDPA, OURS):
             return NotImplemented
         if module_path(node) in believed:
             q, k = (_argument(node, args, kwargs, i) for i in range(2))
             seen[module_path(node)] = q.clone(), k.clone()
         if len(seen) == len(believed):
-            raise Stop
+            raise _Stop
         return _passed(node, args, kwargs)
 
     try:
         with torch.no_grad():
             play(module, captured.fresh_inputs(latents), run, note=False)
-    except Stop:
+    except _Stop:
         pass
     assert seen.keys() == believed.keys(), "what is converted is no attention call"
     return seen
@@ -196,12 +185,8 @@ def _argument(node: Node, args: tuple, kwargs: dict, position: int) -> Any:
     return args[position] if position < len(args) else kwargs[("query", "key", "value")[position]]
 
 
-def assert_numbers(
-    captured: Captured, module: GraphModule, decisions: list[Any], settings: vsa_compile.Options
-) -> None:
-    """Every attention call gives what it gave, once the graph is rewritten with every tile kept."""
-    wanted = _attention_outputs(captured, module)
-    rewrite(decisions, settings)
+def assert_numbers(captured: Captured, module: GraphModule, wanted: dict[str, list[Tensor]]) -> None:
+    """Every attention call of a converted graph gives what it gave: every tile is kept."""
     for part in modules(module):
         part.graph.lint()
     got = _attention_outputs(captured, module)
@@ -215,7 +200,7 @@ def _attention_outputs(captured: Captured, module: GraphModule) -> dict[str, lis
     seen: dict[str, list[Tensor]] = {}
 
     def run(node: Node, args: tuple, kwargs: dict) -> Any:
-        if node.target is not SDPA and node.target is not OURS:
+        if node.target not in (SDPA, OURS):
             return NotImplemented
         torch.manual_seed(0)
         value = node.target(*args, **kwargs)
@@ -229,7 +214,3 @@ def _attention_outputs(captured: Captured, module: GraphModule) -> dict[str, lis
 
 def sdpa_calls(module: GraphModule) -> list[Node]:
     return [node for part in modules(module) for node in part.graph.nodes if node.target is SDPA]
-
-
-def mask_of(node: Node) -> Any:
-    return attention_arguments(node)["attn_mask"]
