@@ -1,8 +1,9 @@
 """Property tests for as long as you like: `make fuzz MINUTES=10`.
 
 Every family of properties gets the same share of the time: its tests run with fresh random seeds and as
-many more cases than in CI as fit. Failing cases stay in .hypothesis/ and are tried first next time; one that
-was a real defect belongs into the test as an @example.
+many more cases than in CI as fit; the adversary of the analysis runs 20,000 however long they take. Failing
+cases stay in .hypothesis/ and are tried first next time; one that was a real defect belongs into the test as
+an @example.
 
     python tests/fuzz.py --minutes 60 --families attend selection
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 MOST = 200  # times CI's number of cases, in one run
+LEAST = {"adversary": 56}  # times CI's number of cases, however long they take: 20,000
 
 
 @dataclass
@@ -97,12 +99,13 @@ FAMILIES: dict[str, Callable[[int], Tally]] = {
     "relations": properties("test_attend_relations.py"),
     "template": template,
     "models": properties("test_random_models.py"),
+    "adversary": properties("test_adversary.py"),
 }
 
 
-def spend(run: Callable[[int], Tally], share: float) -> Tally:
-    """Run with as many cases as fit into `share` seconds, at least once with CI's number."""
-    total, last, scale = Tally(), run(1), 1
+def spend(run: Callable[[int], Tally], share: float, least: int = 1) -> Tally:
+    """Run with as many cases as fit into `share` seconds, at least `least` times CI's number."""
+    total, last, scale = Tally(), run(least), least
     total.add(last)
     while (affordable := int((share - total.seconds) / last.seconds * scale)) >= 1:
         scale = min(MOST, affordable)
@@ -119,7 +122,7 @@ def main() -> int:
     share = 60 * arguments.minutes / len(arguments.families)
     tallies = {}
     for name in arguments.families:
-        tallies[name] = tally = spend(FAMILIES[name], share)
+        tallies[name] = tally = spend(FAMILIES[name], share, LEAST.get(name, 1))
         print(
             f"{name:12} {tally.cases:9,} cases {tally.mismatches:4} mismatches {tally.seconds:6.0f} s",
             flush=True,

@@ -1,0 +1,216 @@
+"""What is true of the calls that were converted, found by running the graph.
+
+A conversion claims that queries and keys [start, start + tokens) are the video's tokens in raster order, and
+that it computes what the model does when every tile is kept. The first is tried with a dye: where the patches
+of a set of places are changed a little, the tokens of those places have to change. Attention between the
+tokens is taken out for this (a query goes through as it is), so that a token is its own place's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from compare import assert_same_output
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+import vsa_compile
+from vsa_compile.convert.judge import Site, module_path
+
+from .captured import Captured, modules, play
+
+SDPA = torch.nn.functional.scaled_dot_product_attention
+OURS = torch.ops.vsa_compile.attention.default
+SETS = 2
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was believed of one call."""
+
+    grid: tuple[int, int, int]
+    q_start: int
+    kv_start: int
+
+
+class _Stop(Exception):
+    """All that is asked for has been seen."""
+
+
+def options(captured: Captured, hinted: bool) -> vsa_compile.Options:
+    grid = {"grid": captured.plan.grid} if hinted else {}
+    return vsa_compile.Options.read({"min_tokens": 0, "sparsity": 1e-6} | grid)
+
+
+def assert_true(captured: Captured, module: GraphModule, settings: vsa_compile.Options) -> dict[str, Claim]:
+    """Converts a played graph, and holds what was converted, by module path, against the truth."""
+    wanted = _attention_outputs(captured, module)
+    decisions = vsa_compile.backend.convert(module, settings)
+    believed = {d.name: Claim(tuple(d.grid), d.q_start, d.kv_start) for d in decisions if isinstance(d, Site)}
+    if believed:
+        assert_raster(captured, module, believed)
+        assert_numbers(captured, module, wanted)
+    return believed
+
+
+def assert_raster(captured: Captured, module: GraphModule, believed: dict[str, Claim]) -> None:
+    """Queries and keys of every converted call are the video's tokens in raster order.
+
+    Where the model takes bare tokens, the video is what it makes of them in the end.
+    """
+    plan = captured.plan
+    for name, claim in believed.items():
+        assert claim.grid == plan.grid, f"{name}: {claim} of a video {plan.grid}"
+    bare = plan.patch == "tokens"
+    clean = _queries_and_keys(captured, module, believed, captured.inputs[captured.latents])
+    for places in _sets(plan.tokens):
+        changed = _changed(captured, module, believed, clean, places)
+        rest = _changed(captured, module, believed, clean, ~places)
+        for name in believed:
+            (q, k), (q_rest, _) = changed[name], rest[name]
+            if bare:
+                _assert_places(name, "a key that is not its query's", ~k & q & ~q_rest)
+            else:
+                _assert_places(name, "a query of another place", places & ~q)
+                _assert_places(name, "a key of another place", places & ~k)
+    if bare:
+        _assert_output_order(captured, module, believed)
+
+
+def _assert_places(name: str, what: str, wrong: Tensor) -> None:
+    assert not wrong.any(), f"{name}: {what}, (batch, token) {wrong.nonzero()[0].tolist()}"
+
+
+def _changed(
+    captured: Captured,
+    module: GraphModule,
+    believed: dict[str, Claim],
+    clean: dict[str, tuple[Tensor, Tensor]],
+    places: Tensor,
+) -> dict[str, list[Tensor]]:
+    """(B, tokens) of queries and of keys: which ones change with the patches of these places."""
+    dyed = _queries_and_keys(captured, module, believed, _dyed(captured, places))
+    found: dict[str, list[Tensor]] = {}
+    for name, claim in believed.items():
+        for start, before, after in zip(
+            (claim.q_start, claim.kv_start), clean[name], dyed[name], strict=True
+        ):
+            assert before.shape[0] == captured.plan.batch, f"{name}: its batch is {before.shape[0]}"
+            differs = (before != after).any(3).any(1)[:, start : start + captured.plan.tokens]
+            found.setdefault(name, []).append(differs)
+    return found
+
+
+def _assert_output_order(captured: Captured, module: GraphModule, believed: dict[str, Claim]) -> None:
+    """What a call gives its tokens reaches the patches of their places in the model's output."""
+    wanted = _output(captured, module, believed, {})
+    for name in believed:
+        for places in _sets(captured.plan.tokens):
+            for half in (places, ~places):
+                got = _output(captured, module, believed, {name: half})
+                cells = (got != wanted).any(1).unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).any(-1).any(-2)
+                _assert_places(name, "an output of another place", half & ~cells.flatten(1))
+
+
+def _output(
+    captured: Captured, module: GraphModule, believed: dict[str, Claim], dyed: dict[str, Tensor]
+) -> Tensor:
+    """The model's output with a query passed through every call, those of some places changed."""
+
+    def run(node: Node, args: tuple, kwargs: dict) -> Any:
+        if node.target not in (SDPA, OURS):
+            return NotImplemented
+        out, name = _passed(node, args, kwargs), module_path(node)
+        if name in dyed:
+            start = believed[name].q_start
+            out[:, :, start : start + captured.plan.tokens] += 0.1 * dyed[name][:, None]
+        return out
+
+    with torch.no_grad():
+        return play(module, captured.fresh_inputs(), run, note=False)[0]
+
+
+def _sets(tokens: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(SETS):
+        yield torch.rand(tokens, generator=generator) < 0.5
+
+
+def _dyed(captured: Captured, places: Tensor) -> Tensor:
+    """The latents with the patches of these places changed a little."""
+    plan, latents = captured.plan, captured.inputs[captured.latents]
+    noise = 1e-2 * (1 + torch.rand(latents.shape, generator=torch.Generator().manual_seed(1)))
+    if plan.patch == "tokens":
+        return latents + noise * places[None, :, None]
+    volume = places.view(1, 1, *plan.grid)
+    for axis, size in enumerate(latents.shape[2:], 2):
+        volume = volume.repeat_interleave(size // volume.shape[axis], axis)
+    return latents + noise * volume
+
+
+def _queries_and_keys(
+    captured: Captured, module: GraphModule, believed: dict[str, Claim], latents: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def run(node: Node, args: tuple, kwargs: dict) -> Any:
+        if node.target not in (SDPA, OURS):
+            return NotImplemented
+        if module_path(node) in believed:
+            q, k = (_argument(node, args, kwargs, i) for i in range(2))
+            seen[module_path(node)] = q.clone(), k.clone()
+        if len(seen) == len(believed):
+            raise _Stop
+        return _passed(node, args, kwargs)
+
+    try:
+        with torch.no_grad():
+            play(module, captured.fresh_inputs(latents), run, note=False)
+    except _Stop:
+        pass
+    assert seen.keys() == believed.keys(), "what is converted is no attention call"
+    return seen
+
+
+def _passed(node: Node, args: tuple, kwargs: dict) -> Tensor:
+    """A stand-in for attention: every query goes through as it is."""
+    q, _, v = (_argument(node, args, kwargs, i) for i in range(3))
+    return q.clone() if q.shape[-1] == v.shape[-1] else q.new_zeros(*q.shape[:-1], v.shape[-1])
+
+
+def _argument(node: Node, args: tuple, kwargs: dict, position: int) -> Any:
+    return args[position] if position < len(args) else kwargs[("query", "key", "value")[position]]
+
+
+def assert_numbers(captured: Captured, module: GraphModule, wanted: dict[str, list[Tensor]]) -> None:
+    """Every attention call of a converted graph gives what it gave: every tile is kept."""
+    for part in modules(module):
+        part.graph.lint()
+    got = _attention_outputs(captured, module)
+    assert got.keys() == wanted.keys()
+    for name, values in got.items():
+        for value, right in zip(values, wanted[name], strict=True):
+            assert_same_output(value, right)
+
+
+def _attention_outputs(captured: Captured, module: GraphModule) -> dict[str, list[Tensor]]:
+    seen: dict[str, list[Tensor]] = {}
+
+    def run(node: Node, args: tuple, kwargs: dict) -> Any:
+        if node.target not in (SDPA, OURS):
+            return NotImplemented
+        torch.manual_seed(0)
+        value = node.target(*args, **kwargs)
+        seen.setdefault(module_path(node), []).append(value.clone())
+        return value
+
+    with torch.no_grad():
+        play(module, captured.fresh_inputs(), run, note=False)
+    return seen
+
+
+def sdpa_calls(module: GraphModule) -> list[Node]:
+    return [node for part in modules(module) for node in part.graph.nodes if node.target is SDPA]

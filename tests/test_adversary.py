@@ -1,0 +1,41 @@
+"""An adversary edits graphs: what changes their meaning never converts wrongly, what keeps it is not lost.
+
+The truth of a conversion is found by running the graph (adversary/truth.py), so that edits may be combined at
+will, and may undo one another.
+"""
+
+from adversary.captured import pool
+from adversary.strategy import CHANGING, KEEPING, Case, cases, hinted_cases
+from adversary.truth import Claim, assert_true, options
+from hypothesis import assume, given
+from profiles import SCALE, examples
+
+PLANS = pool(12 * min(SCALE, 10), start=SCALE)
+
+
+def judged(case: Case) -> dict[str, Claim]:
+    """What is converted of an edited graph, once it is known to be true."""
+    made = case.sketch()
+    assume(made is not None)
+    captured, module = made
+    return assert_true(captured, module, options(captured, case.hinted))
+
+
+@examples(200)
+@given(case=cases(PLANS, CHANGING + KEEPING))
+def test_what_is_converted_is_true(case: Case):
+    judged(case)
+
+
+@examples(60)
+@given(case=hinted_cases(PLANS))
+def test_a_hint_overrides_nothing_that_the_graph_shows(case: Case):
+    judged(case)
+
+
+@examples(100)
+@given(case=cases(PLANS, KEEPING))
+def test_another_spelling_loses_no_conversion(case: Case):
+    before = judged(Case(case.plan, ()))
+    assume(before)
+    assert judged(case) == before
