@@ -1,4 +1,4 @@
-// What at::vec lacks: bf16 operands of matrix products, in one instruction where the processor has it.
+// What at::vec lacks: powers of two, and bf16 operands of matrix products, by single instructions.
 #pragma once
 
 #include "vectors.h"
@@ -8,6 +8,17 @@
 #include <cstring>
 
 namespace vsa {
+
+// As in vectors.h.
+struct Power {
+  V whole, rest;
+  __mmask16 normal;
+
+  explicit Power(V x)
+      : whole(x.round()), rest(x - whole), normal(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.f), _CMP_NLT_UQ)) {}
+
+  V times(V y) const { return _mm512_maskz_scalef_ps(normal, y, whole); }
+};
 
 // Two vectors of f32 as bf16, nearest even, lane by lane: low half of each 32 bits from `even`.
 inline __m512i interleave_bf16(V even, V odd) {

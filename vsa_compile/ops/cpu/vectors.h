@@ -45,32 +45,54 @@ inline V raise(V top, V x) { return at::vec::clamp_min(top, x); }
 // x where `condition`, else 0: also where x is NaN.
 inline V only_where(V condition, V x) { return V::blendv(V(0.f), x, condition); }
 
+}  // namespace vsa
+
+#ifdef CPU_CAPABILITY_AVX512
+#include "avx512.h"
+#endif
+
+namespace vsa {
+
+#ifndef CPU_CAPABILITY_AVX512
+// x <= 127 as a whole number, to multiply with 2 to its power, and a rest in [-1/2, 1/2].
+struct Power {
+  V shifted, rest;
+
+  explicit Power(V x) {
+    // Adding 1.5 * 2^23 leaves the nearest integer in the last bits, here with the bias of exponents.
+    const V shifter(12582912.f + 127.f);
+    x = at::vec::clamp_min(x, V(-127.f));
+    shifted = x + shifter;
+    rest = x - (shifted - shifter);
+  }
+
+  V times(V y) const {  // 0 for -127 and below
+    using Bits = at::vec::Vectorized<int32_t>;
+    return y * at::vec::cast<float, int32_t>(at::vec::cast<int32_t, float>(shifted) << Bits(23));
+  }
+};
+#endif
+
 // 2^x for x <= 127; 0 below the normal numbers; NaN for NaN. Relative error 7.5e-8, or 7.5e-5 if the
 // result is rounded to bf16 anyway (to 2e-3). Coefficients: minimax on [-1/2, 1/2].
 template <typename T>
 inline V exp2_lanes(V x) {
-  using Bits = at::vec::Vectorized<int32_t>;
-  // Adding 1.5 * 2^23 leaves the nearest integer in the last bits, here with the bias of exponents.
-  const V shifter(12582912.f + 127.f);
-  x = at::vec::clamp_min(x, V(-127.f));
-  V shifted = x + shifter;
-  V rest = x - (shifted - shifter);
+  const Power power(x);
   V y;
   if constexpr (std::is_same_v<T, float>) {
     y = V(0.001327647129073739f);
-    y = at::vec::fmadd(y, rest, V(0.009675540961325169f));
-    y = at::vec::fmadd(y, rest, V(0.05550713092088699f));
-    y = at::vec::fmadd(y, rest, V(0.24022120237350464f));
-    y = at::vec::fmadd(y, rest, V(0.6931469440460205f));
-    y = at::vec::fmadd(y, rest, V(1.0000001192092896f));
+    y = at::vec::fmadd(y, power.rest, V(0.009675540961325169f));
+    y = at::vec::fmadd(y, power.rest, V(0.05550713092088699f));
+    y = at::vec::fmadd(y, power.rest, V(0.24022120237350464f));
+    y = at::vec::fmadd(y, power.rest, V(0.6931469440460205f));
+    y = at::vec::fmadd(y, power.rest, V(1.0000001192092896f));
   } else {
     y = V(0.0551716648042202f);
-    y = at::vec::fmadd(y, rest, V(0.2426111251115799f));
-    y = at::vec::fmadd(y, rest, V(0.6932609677314758f));
-    y = at::vec::fmadd(y, rest, V(0.9999280571937561f));
+    y = at::vec::fmadd(y, power.rest, V(0.2426111251115799f));
+    y = at::vec::fmadd(y, power.rest, V(0.6932609677314758f));
+    y = at::vec::fmadd(y, power.rest, V(0.9999280571937561f));
   }
-  Bits power = at::vec::cast<int32_t, float>(shifted) << Bits(23);
-  return y * at::vec::cast<float, int32_t>(power);
+  return power.times(y);
 }
 
 // to (columns, stride) = from (rows, columns)^T, columns a multiple of kLanes; rows of `from` touch.
@@ -91,7 +113,3 @@ inline void transpose(const float* from, int64_t rows, int64_t columns, float* t
 }
 
 }  // namespace vsa
-
-#ifdef CPU_CAPABILITY_AVX512
-#include "avx512.h"
-#endif
