@@ -4,8 +4,9 @@
 
 whole: the operator, eager: pooling, scores, selection, attention. fine: attention over given random lists;
 FlexAttention, compiled, gets the same lists, and tokens in tile order, which is not timed. All run in turn in
-one process, and a ratio is that of the medians, so that other load falls on all. q, k and v are the (B, H, N, D)
-views of (B, N, H, D) that models make. memory: the most that a call takes beside inputs and results.
+one process, and a ratio is that of the medians, so that other load falls on all. q, k and v are the
+(B, H, N, D) views of (B, N, H, D) that models make. memory: the most that a call takes beside inputs and
+results.
 
 --as runs it in a process in which torch, oneDNN, MKL and our kernel know of no better instructions.
 --processor-time counts the seconds of one thread that others cannot take: for a machine that is shared.
