@@ -1,83 +1,50 @@
 """A Wan transformer as wide as Wan2.1-1.3B, made sparse on this machine's CPU: `make demo`.
 
-The model is diffusers' own, unmodified: 12 heads of width 128, 2 of its 30 layers, bf16, random weights. The
-video is 81 frames of 480x832, which the model sees as 21x30x52 = 32,760 tokens; tiles of 4x4x4 tokens do not
-divide them. The latent is a moving scene with noise on it. It shows, in this order:
+The model is diffusers' own, unmodified: 12 heads of width 128, 1 of its 30 layers, random weights. It looks
+at a real video under noise (demo_clip.py), as long as this machine manages in about a minute (demo_size.py).
+Wan's usual 81 frames of 480x832 are 21x30x52 = 32,760 tokens, which tiles of 4x4x4 tokens do not divide. It
+shows, in this order:
 
 1. the plan: every attention call, what becomes of it and why;
-2. that sparsity 0 equals the uncompiled model, on a small fp32 copy and an odd grid;
-3. dense Inductor against backend="vsa", side by side, and how far the output moved;
-4. one training step through backend="vsa".
+2. what the first layer looks at, and how much of that the kept tiles hold;
+3. that sparsity 0 equals the uncompiled model, on a small fp32 copy and an odd grid;
+4. dense Inductor against backend="vsa", side by side, and how far the output moved;
+5. one training step through backend="vsa".
 
-Takes just under 5 minutes on 2 cores, most of it the dense model. `--quick` shows the same on a toy model
-and a 2,772-token video in about a minute, most of it compilation.
+Takes two to four minutes on 2 cores, most of it compilation. `--size 480p81` shows Wan's usual size, however
+long it takes; `--quick` a toy model and a 2,772-token video.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import math
+import multiprocessing
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import demo_clip
+import demo_picture
 import torch
-from diffusers import WanTransformer3DModel
-from torch import Tensor
+from demo_model import QUICK, TINY, WAN, Inputs, Size, cost, moved, noise, silenced, under_noise, wan
+from demo_size import GRIDS, Grid, Plan, Speed, choose, measure
+from torch import Tensor, nn
 
 import vsa_compile
 
-Grid = tuple[int, int, int]  # (frames, rows, cols) in tokens
-Clip = dict[str, Any]
-
 START = time.monotonic()
 CLEAR_LINE = "\r\033[K" if sys.stdout.isatty() else ""
-NOISE = 0.3  # share of noise in the latent: flow matching's sigma
-RACE_SECONDS = 100.0  # no further round is started after this
-MOST_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is run: the model's sizes, the grids, the backend's options."""
-
-    model: dict[str, int]
-    prompt_tokens: int
-    video: Grid  # what is timed
-    short: Grid  # what is compiled and trained on
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-WAN_480P = Size(
-    model={
-        "num_attention_heads": 12,
-        "attention_head_dim": 128,
-        "ffn_dim": 8960,
-        "text_dim": 4096,
-        "num_layers": 2,
-    },
-    prompt_tokens=512,
-    video=(21, 30, 52),
-    short=(6, 26, 30),
-)
-TOY = Size(
-    model={
-        "num_attention_heads": 4,
-        "attention_head_dim": 32,
-        "ffn_dim": 256,
-        "text_dim": 64,
-        "num_layers": 1,
-    },
-    prompt_tokens=20,
-    video=(9, 14, 22),
-    short=(9, 14, 22),
-    options={"min_tokens": 0},
-)
+LAST_ROUND = 120.0  # seconds after the start from which no further round is begun
+OPTIONS = {"min_tokens": 0}  # videos need none; the short clip is shorter than what sparsity pays for
 
 
 class Stopwatch:
@@ -121,141 +88,80 @@ def heading(text: str) -> None:
     print(f"\n[{time.monotonic() - START:4.0f} s] {text}\n", flush=True)
 
 
-def by(grid: Grid) -> str:
-    return "x".join(map(str, grid))
+def described(grid: Grid) -> str:
+    """A grid as video and as tokens."""
+    rows, cols = demo_clip.pixels_of(grid)
+    by = "x".join(map(str, grid))
+    return f"{demo_clip.frames_of(grid)} frames of {rows}x{cols} = {by} = {math.prod(grid):,} tokens"
 
 
-def frames(grid: Grid) -> int:
-    """Frames of video behind a latent: Wan's VAE keeps the first and packs the others by four."""
-    return 4 * (grid[0] - 1) + 1
+def name_of(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
 
 
-def wan(size: Size) -> WanTransformer3DModel:
-    """diffusers' own random weights, in bf16 but for the parts that diffusers keeps in fp32."""
-    torch.manual_seed(0)
-    model = WanTransformer3DModel(**size.model, qk_norm="rms_norm_across_heads", cross_attn_norm=True)
-    for name, parameter in model.named_parameters():
-        if not any(kept in name for kept in model._keep_in_fp32_modules):
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return model
-
-
-def moving_scene(grid: Grid) -> Tensor:
-    """Three blobs over a drifting background: (1, 16, frames, 2 rows, 2 cols) fp32, mean 0, deviation 1."""
-    t, y, x = torch.meshgrid(
-        *(torch.linspace(0, 1, n) for n in (grid[0], 2 * grid[1], 2 * grid[2])), indexing="ij"
-    )
-    layers = [y, torch.sin(2 * math.pi * (x + 0.5 * t)), torch.cos(2 * math.pi * (y + x - t))]
-    for phase, radius in ((0.0, 0.10), (2.1, 0.15), (4.2, 0.20)):
-        centre_x = 0.5 + 0.35 * torch.cos(2 * math.pi * t + phase)
-        centre_y = 0.5 + 0.35 * torch.sin(2 * math.pi * t + phase)
-        layers.append(4 * torch.exp(-((x - centre_x) ** 2 + (y - centre_y) ** 2) / radius**2))
-    colours = torch.randn(16, len(layers), generator=torch.Generator().manual_seed(1))
-    latent = torch.einsum("cl,ltyx->ctyx", colours, torch.stack(layers))
-    return ((latent - latent.mean()) / latent.std())[None]
-
-
-def noise(grid: Grid) -> Tensor:
-    return torch.randn(moving_scene(grid).shape, generator=torch.Generator().manual_seed(2))
-
-
-def clip(size: Size, grid: Grid, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Clip:
-    """The model's arguments for the scene under noise, with a random prompt."""
-    latent = (1 - NOISE) * moving_scene(grid) + NOISE * noise(grid)
-    prompt = torch.randn(
-        1, size.prompt_tokens, size.model["text_dim"], generator=torch.Generator().manual_seed(3)
-    )
-    return {
-        "hidden_states": latent.to(device, dtype),
-        "timestep": torch.tensor([1000 * NOISE], device=device),
-        "encoder_hidden_states": prompt.to(device, dtype),
-    }
-
-
-def show_plan(size: Size) -> vsa_compile.Report:
+def show_plan(size: Size, latent: Tensor) -> vsa_compile.Report:
     """On the meta device: a plan needs neither weights nor arithmetic."""
     with torch.device("meta"):
         model = wan(size)
     with torch.no_grad():
-        report = vsa_compile.explain(model, options=size.options, **clip(size, size.video, device="meta"))
+        report = vsa_compile.explain(model, options=OPTIONS, **under_noise(size, latent, device="meta"))
     print(report)
     return report
 
 
-def check_against_uncompiled() -> None:
-    """Sparsity 0 is dense attention itself: the whole backend must agree with the model as it is."""
-    grid = (5, 7, 9)
-    model = wan(TOY).float()
-    inputs = clip(TOY, grid, torch.float32)
+def error_against_uncompiled() -> float:
+    """Of sparsity 0, which is dense attention itself: the whole backend must agree with the model as it is.
+
+    The largest difference, relative to the largest value.
+    """
+    model, inputs = wan(TINY), under_noise(TINY, demo_clip.moving_scene(TINY.video))
     with torch.no_grad():
         expected = model(**inputs).sample
         sparse = torch.compile(model, backend="vsa", options={"sparsity": 0, "min_tokens": 0})
-        error = (sparse(**inputs).sample - expected).abs().max() / expected.abs().max()
-    print(f"   largest difference {error:.1e} of the largest value", flush=True)
-    if not error <= 1e-5:  # NaN included
-        sys.exit("Not equal: this is a defect, please report it.")
-    torch.compiler.reset()
+        return ((sparse(**inputs).sample - expected).abs().max() / expected.abs().max()).item()
 
 
 @dataclass
 class Contender:
-    """A compiled model: its output on the short clip and on the video, and the seconds of every round."""
+    """A compiled model: its output for the video, and the seconds of every round."""
 
     name: str
     run: Callable[..., Any]
-    short: Tensor = field(default_factory=lambda: torch.empty(0))
     output: Tensor = field(default_factory=lambda: torch.empty(0))
     seconds: list[float] = field(default_factory=list)
 
     @torch.no_grad()
-    def __call__(self, inputs: Clip) -> Tensor:
+    def __call__(self, inputs: Inputs) -> Tensor:
         return self.run(**inputs).sample.float()
 
 
-def compile_both(model: WanTransformer3DModel, size: Size) -> tuple[Contender, Contender]:
+def compile_both(model: nn.Module, size: Size, short: Inputs) -> tuple[Contender, Contender]:
     """Compiled on a short clip, with dynamic sizes: the video then needs no compilation."""
     dynamic = size.short != size.video
     dense = Contender("dense Inductor", torch.compile(model, backend="inductor", dynamic=dynamic))
-    run = torch.compile(model, backend="vsa", dynamic=dynamic, options=size.options)
+    run = torch.compile(model, backend="vsa", dynamic=dynamic, options=OPTIONS)
     sparse = Contender('backend="vsa"', run)
     for contender in (dense, sparse):
         with Stopwatch(f"compile {contender.name}"):
-            contender.short = contender(clip(size, size.short))
+            contender(short)
     return dense, sparse
 
 
-def race(dense: Contender, sparse: Contender, size: Size) -> None:
-    """In turn, so that a machine that slows down slows both; a slow machine does one round."""
-    inputs, started = clip(size, size.video), time.monotonic()
-    while len(dense.seconds) < MOST_ROUNDS and time.monotonic() - started < RACE_SECONDS:
+def race(dense: Contender, sparse: Contender, size: Size, inputs: Inputs) -> None:
+    """In turn, so that a machine that slows down slows both; one that others use too does fewer rounds."""
+    while len(dense.seconds) < size.rounds:
+        if dense.seconds and time.monotonic() - START > LAST_ROUND:
+            break
         for contender in (dense, sparse):
             with Stopwatch(contender.name, scale=max(dense.seconds, default=math.inf)) as watch:
                 contender.output = contender(inputs)
             contender.seconds.append(watch.seconds)
 
 
-@contextmanager
-def silenced(model: WanTransformer3DModel) -> Iterator[None]:
-    """The model without its self-attention: the projections behind it give 0."""
-    parameters = [p for block in model.blocks for p in block.attn1.to_out.parameters()]
-    values = [p.detach().clone() for p in parameters]
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.zero_()
-        yield
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-
-
-def moved(output: Tensor, reference: Tensor) -> float:
-    """Relative L2 difference."""
-    return ((output - reference).norm() / reference.norm()).item()
-
-
-def train(model: WanTransformer3DModel, size: Size) -> tuple[float, float]:
+def train(model: nn.Module, size: Size, latent: Tensor) -> tuple[float, float]:
     """One AdamW step of flow matching on a short clip: the loss before and after it."""
-    run = torch.compile(model, backend="vsa", dynamic=False, options=size.options)
-    inputs, target = clip(size, size.short), noise(size.short) - moving_scene(size.short)
+    run = torch.compile(model, backend="vsa", dynamic=False, options=OPTIONS)
+    inputs, target = under_noise(size, latent), noise(size.short) - latent
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def loss() -> Tensor:
@@ -270,62 +176,152 @@ def train(model: WanTransformer3DModel, size: Size) -> tuple[float, float]:
     return before.item(), after.item()
 
 
-def summary(
-    report: vsa_compile.Report, size: Size, dense: Contender, sparse: Contender, silent: Tensor
-) -> str:
+@dataclass(frozen=True)
+class Looks:
+    """Of the first layer: kept, (heads, query tiles, key tiles) bool; held, the share of dense
+    attention's weight that lies on kept tiles."""
+
+    kept: Tensor
+    held: float
+
+    @classmethod
+    def at(cls, model: nn.Module, inputs: Inputs, grid: Grid) -> Looks:
+        q, k, v = demo_picture.first_attention(model, inputs)
+        kept = demo_picture.kept_tiles(q, k, v, grid)
+        return cls(kept, demo_picture.weight_held(q, k, kept, grid))
+
+    def __str__(self) -> str:
+        share = self.kept.float().mean().item()
+        return (
+            f"   {share:.1%} of the tiles are kept; {self.held:.0%} of dense attention's weight lies there.\n"
+            "   Tokens look for their like here: keys are projected as queries are, at random."
+        )
+
+
+def summary(report: vsa_compile.Report, dense: Contender, sparse: Contender, silent: Tensor) -> str:
+    """Before and after."""
     site = next(site for site in report.sites if site.converted)
-    tiles = f"{site.kept_tiles} of {site.total_tiles} tiles"
-    flops = 1 - report.flops_sparse / report.flops_dense
     before, now = min(dense.seconds), min(sparse.seconds)
     cosine = torch.nn.functional.cosine_similarity(dense.output.flatten(), sparse.output.flatten(), dim=0)
     return f"""\
-   sparse   {report.converted} of {len(report.sites)} attention calls, {tiles} for each query tile; \
-cross-attention stays dense.
-   saved    {flops:.0%} of the attention FLOPs; a forward pass takes {now:.2f} s, not {before:.2f} s: \
-{before / now:.1f}x faster.
-   moved    the output, by {moved(sparse.output, dense.output):.2%} (relative L2), cosine {cosine:.5f}.
-            On {by(size.short)} tokens it moved by {moved(sparse.short, dense.short):.2%}; \
-without any self-attention it would by {moved(silent, dense.short):.2%}.
-            Random weights attend almost everywhere, so this says little about a trained model."""
+             {"before":>12} {"after":>12}
+   attention {report.flops_dense / 1e9:6,.0f} GFLOP {report.flops_sparse / 1e9:6,.0f} GFLOP   \
+{site.kept_tiles} of {site.total_tiles} tiles for each query tile; cross-attention stays dense
+   a pass    {before:10.2f} s {now:10.2f} s   {before / now:.1f}x faster, with all that is not attention
+   output    moved by {moved(sparse.output, dense.output):.2%} (relative L2), cosine {cosine:.5f}; \
+without any self-attention
+             it would move by {moved(silent, dense.output):.2%}. The weights are random: of a trained model \
+this says little."""
+
+
+def said(plan: Plan, speed: Speed, forced: bool) -> str:
+    """Why this size, in one line."""
+    rates = f"{speed.bf16 / 1e9:.0f} GFLOP/s in bf16, {speed.fp32 / 1e9:.0f} in fp32"
+    rounds = f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}"
+    why = "as --size asks" if forced else "--size takes another"
+    return (
+        f"Size {plan.name}, {name_of(plan.dtype)}, {rounds}: about {plan.seconds:.0f} s of passes, for "
+        f"products of matrices run at {rates} here; {why}."
+    )
+
+
+def write_picture(path: Path, clip: demo_clip.Clip, looks: Looks, dense: Tensor, sparse: Tensor) -> str:
+    """The picture, where matplotlib is there; says what it did."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return "none: matplotlib is missing, pip install 'vsa-compile[demo]' brings it"
+    texts = {
+        "input": "Input, with one tile of 4x4x4 tokens marked",
+        "moved": "How far the output moved, in % of its size",
+        "kept": f"What the marked tile attends to: bright where all {len(looks.kept)} heads keep the tile, "
+        "dark where none does",
+        "source": f"Video: {clip.source}",
+    }
+    demo_picture.draw(path, clip.stills, looks.kept, dense, sparse, texts)
+    return str(path)
+
+
+def writable(text: str) -> Path:
+    """A path to a picture that can be written, checked before the minutes of work."""
+    path = Path(text)
+    if path.suffix not in (".jpg", ".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no picture: its name must end in .jpg or .png")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: {str(path.parent)!r} is no folder of yours"
+        )
+    return path
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="A Wan transformer made sparse on the CPU, in two to four minutes."
+    )
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--size", choices=GRIDS, help="the video, however long it takes; else as this machine manages"
+    )
+    asked.add_argument("--quick", action="store_true", help="a toy model, a small video")
+    parser.add_argument("--picture", type=writable, default="demo.jpg", help="where to write it (demo.jpg)")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="A Wan transformer made sparse on the CPU; just under 5 minutes."
-    )
-    parser.add_argument("--quick", action="store_true", help="a toy model, a small video: about a minute")
+    given = arguments()
     logging.basicConfig(stream=sys.stdout, format=f"{CLEAR_LINE}   %(message)s")
-    size = TOY if parser.parse_args().quick else WAN_480P
-    video = f"{frames(size.video)} frames = {by(size.video)} = {math.prod(size.video):,} tokens"
-    short = f"{frames(size.short)} frames = {by(size.short)} = {math.prod(size.short):,} tokens"
+    size, line = QUICK, "Size: a toy, as --quick asks."
+    if not given.quick:
+        speed = measure()
+        plan = choose(speed, cost(WAN), given.size)
+        size, line = Size.of(plan), said(plan, speed, bool(given.size))
+    # Compilation leaves a core idle most of the time: the check has a process of its own meanwhile.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as beside:
+        show(size, line, beside.submit(error_against_uncompiled), given.picture)
+
+
+def show(size: Size, line: str, check: Future[float], picture: Path) -> None:
     heads, width, layers = (
         size.model[k] for k in ("num_attention_heads", "attention_head_dim", "num_layers")
     )
-    print(f"WanTransformer3DModel, {heads} heads x {width}, layers: {layers}, bf16, random weights")
-    print(f"{video}; torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
+    print(
+        f"WanTransformer3DModel, {heads} heads x {width}, layers: {layers}, {name_of(size.dtype)}, ", end=""
+    )
+    print(f"random weights; torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
+    print(f"{described(size.video)}\n{line}")
+    clip, short = demo_clip.load(size.video), demo_clip.load(size.short)
+    print(f"Video: {clip.source}, made a latent by a fixed linear map: the VAE's weights are a download.")
 
     heading('The plan of torch.compile(model, backend="vsa")')
-    report = show_plan(size)
+    report = show_plan(size, clip.latent)
+    if not report.converted:
+        sys.exit("Nothing becomes sparse on this machine; the last column says why.")
+
+    heading("What the first layer looks at")
+    model, inputs = wan(size), under_noise(size, clip.latent)
+    looks = Looks.at(model, inputs, size.video)
+    print(looks)
+
+    heading(f"Compile, on {described(size.short)}")
+    dense, sparse = compile_both(model, size, under_noise(size, short.latent))
 
     heading("Sparsity 0 against the uncompiled model: toy-sized, fp32, 5x7x9 tokens")
-    check_against_uncompiled()
+    error = check.result()
+    print(f"   largest difference {error:.1e} of the largest value", flush=True)
+    if not error <= 1e-5:  # NaN included
+        sys.exit("Not equal: this is a defect, please report it.")
 
-    heading(f"Compile, on {short}")
-    model = wan(size)
-    dense, sparse = compile_both(model, size)
+    heading(f"Forward pass on {described(size.video)}")
+    race(dense, sparse, size, inputs)
     with silenced(model):
-        silent = sparse(clip(size, size.short))
+        silent = sparse(inputs)
 
-    heading(f"Forward pass on {video}")
-    race(dense, sparse, size)
-
-    heading(f"Training step on {short}")
-    before, after = train(model, size)
+    heading(f"Training step on {described(size.short)}")
+    before, after = train(model, size, short.latent)
 
     heading("Summary")
-    print(summary(report, size, dense, sparse, silent))
-    print(f"   trained  one step, loss {before:.3f} -> {after:.3f}.")
-    print(f"   took     {time.monotonic() - START:.0f} s in all.")
+    print(summary(report, dense, sparse, silent))
+    print(f"   trained   one step, loss {before:.3f} -> {after:.3f}")
+    print(f"   picture   {write_picture(picture, clip, looks, dense.output, sparse.output)}")
+    print(f"   took      {time.monotonic() - START:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Sparse video attention in one line, on a toy-sized Wan transformer: seconds on any CPU, after compiling."""
 
+from typing import Any
+
 import torch
 from diffusers import WanTransformer3DModel
 
@@ -14,10 +16,8 @@ clip = {
     "timestep": torch.tensor([500.0]),
     "encoder_hidden_states": torch.randn(1, 20, 64),  # the prompt
 }
-options = {
-    "sparsity": 0.75,
-    "min_tokens": 0,
-}  # real videos need no options: torch.compile(model, backend="vsa")
+# Real videos need no options: torch.compile(model, backend="vsa")
+options: dict[str, Any] = {"sparsity": 0.75, "min_tokens": 0}
 
 print(vsa_compile.explain(model, options=options, **clip))
 

@@ -36,12 +36,16 @@ METHOD, SITE, SITES_PY = (
     "vsa_compile/methods/site.py",
     "vsa_compile/convert/judge.py",
 )
-PRUNE, RULES, DIGEST = (f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "source_digest"))
+PRUNE, RULES, PATTERNS, DIGEST = (
+    f"vsa_compile/methods/{name}.py" for name in ("prune", "select", "patterns", "source_digest")
+)
 EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
 ARGS, CHECKS, TEST_ARGS = "vsa_compile/ops/args.py", "vsa_compile/ops/checks.py", ("tests/test_args.py",)
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
+EDITS, STRIDES = "vsa_compile/convert/edits.py", "vsa_compile/convert/strides.py"
+DYNAMO, REWRITING = "vsa_compile/torch_compat/dynamo.py", "tests/test_rewrite.py"
 
 KERNEL_MUTANTS = (
     Mutant("F1", "pad off by one", FORWARD + "::ForwardGroup.step", "to + n * columns, columns, -kInfinity", "to + (n - 1) * columns, columns, -kInfinity", CPP),
@@ -112,19 +116,19 @@ METHOD_MUTANTS = (
     Mutant("quantile", "the sample's deviation for the population's", RULES + "::GaussQuantile._threshold", "torch.var_mean(scores, -1, correction=0)", "torch.var_mean(scores, -1, correction=1)", METHODS),
     Mutant("equal scores", "a row of equal scores below its own mean", RULES + "::GaussQuantile._threshold", "mean + ... - rounding", "mean + quantile.to(scores.dtype) * variance.sqrt() + rounding", BSA),
     Mutant("mass", "one tile too few", RULES + "::TopP._threshold", "best.where(before < self.mass, torch.inf)", "best.where(before + weights < self.mass, torch.inf)", METHODS),
-    Mutant("slide", "boxes cut at the border, not pushed inside", RULES + "::SlidingTiles.lists", "first = first.minimum(first * 0 + n - extent)", "", METHODS),
-    Mutant("overlap", "a query tile's last key tile is not its own", RULES + "::OwnTiles.mask", "(key < start + box) & (key + tile > start)", "(key < start + box - 1) & (key + tile > start)", METHODS),
+    Mutant("slide", "boxes cut at the border, not pushed inside", PATTERNS + "::SlidingTiles.lists", "first = first.minimum(first * 0 + n - extent)", "", METHODS),
+    Mutant("overlap", "a query tile's last key tile is not its own", PATTERNS + "::OwnTiles.mask", "(key < start + box) & (key + tile > start)", "(key < start + box - 1) & (key + tile > start)", METHODS),
     Mutant("closure", "closure values have no part in the digest", DIGEST + "::_collect_function", "_collect(cell.cell_contents, parts, seen)", "", METHODS),
     Mutant("helpers", "helpers have no part in the digest", DIGEST + "::_collect_function", "_collect(function.__globals__[name], parts, seen)", "", METHODS),
 )  # fmt: skip
 
 COMPILER_MUTANTS = (
     Mutant("F19", "gradient to the gate dropped", METHOD + "::GatedCoarse.__call__", "gate.transpose(1, 2)", "gate.detach().transpose(1, 2)", FUNCTIONAL),
-    Mutant("F21 pass", "rows and cols swapped", REWRITE + "::_convert", "site.grid", "(site.grid[0], site.grid[2], site.grid[1])", SITES),
+    Mutant("F21 pass", "rows and cols swapped", REWRITE + "::_edit", "site.grid", "(site.grid[0], site.grid[2], site.grid[1])", SITES),
     Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY + "::_judge", "Site(call, name, segments, grid, ...)", "Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start, kv_start, key_padding, both is not None, scale)", ("tests/test_backend.py", "tests/test_compiler.py")),
-    Mutant("F22", "node.meta not copied", REWRITE + "::_convert", "new.meta = dict(node.meta)", "new.meta = {}", ("tests/test_backend.py",)),
+    Mutant("F22", "node.meta not copied", EDITS + "::_insert", "node.meta = {name: known for name, known in value.meta.items() if name not in _OF_VALUES}", "node.meta = {}", ("tests/test_backend.py",)),
     Mutant("F23", "sources missing from the cache key", BACKEND + "::source_hash", "return digest.digest()", "return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
-    Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::vsa", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
+    Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::_compiled", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F24", "fake with wrong strides", ARGS + "::_by_token", "x.new_empty((batch, tokens, heads, width))", "x.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
     Mutant("F25", "scores of the coarse part detached", METHOD + "::Method.__call__", "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
     Mutant("F27", "refusals counted as conversions", BACKEND + "::_count", 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
@@ -135,23 +139,39 @@ COMPILER_MUTANTS = (
     Mutant("dropout", "dropout ignored", SITES_PY + "::_check_call", '_constant(arguments, "dropout_p")', "None", SITES),
     Mutant("causal", "causal ignored", SITES_PY + "::_check_call", '_constant(arguments, "is_causal")', "None", SITES),
     Mutant("scale", "the call's own scale ignored", SITES_PY + "::_judge", 'scale = _constant(arguments, "scale")', "scale = None", ("tests/test_backend.py", "tests/test_random_models.py")),
-    Mutant("mask text", "the mask of the text dropped", REWRITE + "::_key_padding", "mask is None", "True", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("mask text", "the mask of the text dropped", REWRITE + "::_edit", "padding is not None", "(padding := None)", ("tests/test_backend.py", "tests/test_random_models.py")),
     Mutant("history", "a hint read from the wrong axis", "vsa_compile/analysis/optable/views.py::_hint", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
-    Mutant("stale hint", "no guard on the hinted grid", BACKEND + "::convert", "state.guard_grid()", "", ("tests/test_prepare.py",)),
+    Mutant("stale hint", "no guard on the hinted grid", BACKEND + "::_decided", "state.guard_grid()", "", ("tests/test_prepare.py",)),
     Mutant("stale marker", "the grid of the call before", "vsa_compile/grids/prepare.py::_learn_from", "learned.forget()", "", ("tests/test_prepare.py",)),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/graph_facts.py::broadcast", "agree", "unify", ("tests/test_rules.py",)),
     Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
-    Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_convert", "site.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),
+    Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "site.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),
     Mutant("counts", "text of one mask counted twice", "vsa_compile/analysis/equal_data_sizes.py::equal_counts", "return same", "return {}", ("tests/test_hidden.py", "tests/test_rules.py")),
     Mutant("respelled", "all but the last n: another axis", "vsa_compile/analysis/optable/indexing.py::_sliced", "return respelled(taken, real)", "return Axis(real)", ("tests/test_hidden.py", "tests/test_rules.py")),
     Mutant("quotient", "cols = tokens // (frames * rows) not seen", "vsa_compile/analysis/regroup.py::_pieces", "return split(atom, sizes[:stop])", "return ()", ("tests/test_random_models.py", "-k", "bare_tokens")),
     Mutant("sizes proved", "sizes equal by the op, not by algebra", "vsa_compile/analysis/algebra.py::_sized", "copy.size, copy.parts = size, tuple(atoms)", "pass", ("tests/test_pipelines.py", "-k", "portrait")),
-    Mutant("stale dense", "no guard on dense()", BACKEND + "::convert", "state.guard_sparsity(settings)", "", ("tests/test_schedule.py", "-k", "dense")),
+    Mutant("stale dense", "no guard on dense()", BACKEND + "::_decided", "state.guard_sparsity(settings)", "", ("tests/test_schedule.py", "-k", "dense")),
     Mutant("stale step", "the backward of another step of the schedule", "vsa_compile/methods/site.py::Site.count", "self.share is None", "True", ("tests/test_schedule.py", "-k", "every_step")),
-    Mutant("gate dropped", "the gate of a call not used", REWRITE + "::_convert", "(q, k, v, gate, grid, list(options.tile), *starts, key_padding, site.scale, sparsity, methods.literal(options.method), schedule)", "(q, k, v, None, grid, list(options.tile), *starts, key_padding, site.scale, sparsity, methods.literal(options.method), schedule)", ("tests/test_gates.py", "-k", "by_hand")),
-    Mutant("gate rows", "a gate of the video put before the text", REWRITE + "::_gate", "(0, 0, *around)", "(0, 0, *around[::-1])", ("tests/test_gates.py", "-k", "by_hand")),
+    Mutant("gate dropped", "the gate of a call not used", REWRITE + "::_edit", "None if site.gate is None else _gate(...)", "None", ("tests/test_gates.py", "-k", "by_hand")),
+    Mutant("gate rows", "a gate of the video put before the text", REWRITE + "::_gate", "[0, 0, *around]", "[0, 0, *around[::-1]]", ("tests/test_gates.py", "-k", "by_hand")),
     Mutant("gate of another", "a gate that two calls could take", "vsa_compile/convert/markers.py::_the_one", "len(found) > 1 or times[found[0]] > 1", "False", ("tests/test_gates.py", "-k", "fit")),
-    Mutant("start", "video among keys starts at 0", REWRITE + "::_convert", "site.kv_start", "0", ("tests/test_backend.py", "tests/test_random_models.py")),
+    Mutant("strides kept", "SDPA's strides forgotten", STRIDES + "::changed_by", "changed.intersection(inputs)", "False", (REWRITING, "-k", "copied or tell")),
+    Mutant("strides viewed", "a view that fails taken for one that does not matter", STRIDES + "::changed_by", "op_name(user) in _CONTIGUOUS", "True", (REWRITING, "-k", "copied or tell")),
+    Mutant("strides needless", "a copy wherever strides change", STRIDES + "::changed_by", "changed.add(user)", "return None", (REWRITING, "-k", "merge")),
+    Mutant("strides aliased", "writes through what is a view in one layout alone", STRIDES + "::changed_by", "any(_shares(before, example_of(x)) or _shares(after, now[x]) for x in inputs)", "False", (REWRITING, "-k", "tell or writes")),
+    Mutant("strides raw", "memory that is read as it lies", STRIDES + "::changed_by", "op_name(user) in _RAW", "False", (REWRITING, "-k", "tell or writes")),
+    Mutant("strides stale", "example values that still have SDPA's strides", EDITS + "::apply", "node.meta[_key(node)] = example", "", (REWRITING, "-k", "merge")),
+    Mutant("half done", "an edit that fails leaves what it did", EDITS + "::apply", "undo()", "", (REWRITING, "-k", "undone")),
+    Mutant("swap left", "the swap of nodes not undone", EDITS + "::apply", "done.append(partial(replacement.replace_all_uses_with, edit.node))", "", (REWRITING, "-k", "undone")),
+    Mutant("failure raised", "a failure of ours ends the model", BACKEND + "::_harmless", "if settings.fallback == 'error':\n    ...", "raise", ("tests/test_backend.py", "-k", "failure")),
+    Mutant("refused late", "fallback=error does not see what the rewrite refuses", BACKEND + "::convert", "_refuse_if_asked(...)", "", (REWRITING, "-k", "asked")),
+    Mutant("gate outside", "a gate of another graph", REWRITE + "::_gate", "gate.graph is not site.call.node.graph", "False", (REWRITING, "-k", "asked")),
+    Mutant("signature", "an exported program's outputs under old names", BACKEND + "::convert_exported", "_name_outputs(program)", "", (REWRITING, "-k", "another_process")),
+    Mutant("schedule out", "a schedule in a program for other processes", BACKEND + "::convert_exported", "isinstance(...)", "False", (REWRITING, "-k", "bad_options")),
+    Mutant("wrapped", "errors of ours wrapped by Dynamo", DYNAMO + "::unwrapped", "raise _passing(error) from error.__cause__", "raise", ("tests/test_backend.py", "-k", "as_it_is or fallback")),
+    Mutant("checked late", "options checked when the model first runs", BACKEND, "torch_compat.check_in_compile(...)", "", ("tests/test_backend.py", "-k", "itself")),
+    Mutant("half a size", "a symbol of which an exported input has a multiple", REWRITE + "::_Sizes._symbol", "slope != 1", "False", ("tests/test_backend.py", "-k", "symbolic")),
+    Mutant("start", "video among keys starts at 0", REWRITE + "::_edit", "site.kv_start", "0", ("tests/test_backend.py", "tests/test_random_models.py")),
 )  # fmt: skip
 
 PLAIN_MUTANTS = (
@@ -172,6 +192,8 @@ PLAIN_MUTANTS = (
     Mutant("lists junk", "what follows the count is looked at", ARGS + "::AttendArgs.check_values", "good | (place >= counts[..., None])", "good", TEST_ARGS),
     Mutant("lists shared", "shared lists are looked at once a head", ARGS + "::AttendArgs.check_values", "_shared(self.tiles)", "self.tiles", TEST_ARGS),
     Mutant("eager threads", "an operator defined by two threads", EAGER + "::operator", "with _making:\n    return _operator(name)", "return _operator(name)", PLAIN_QUICK),
+    Mutant("no triton", "who has no triton is asked for a trace", EAGER + "::_warn", 'error.name == "triton"', 'error.name == "triton" and False', PLAIN_QUICK),
+    Mutant("doctor without triton", "triton is missed where there is no GPU", "vsa_compile/tools/doctor.py::_versions", "triton is None and has_gpu", "triton is None", ("tests/test_doctor.py", "-k", "missed")),
     Mutant("eager failure", "kernels that fail are tried again", EAGER + "::_run", "_broken.add(name)", "", PLAIN_QUICK),
     Mutant("eager memory", "a lack of memory becomes ATen", EAGER + "::_run", "torch.OutOfMemoryError", "ZeroDivisionError", PLAIN_QUICK),
     Mutant("eager silence", "ATen runs unsaid", EAGER + "::_run", "_say_once(name, reason)", "", PLAIN_QUICK),
@@ -182,9 +204,9 @@ GRAPH_MUTANTS = (
     Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD + "::_add_gated", "return fine + gate * coarse", "return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)", GRAPHS),
     Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py::lower", "[q, args.k, args.v, lse, ...]", "[q, ir.contiguous(args.k), args.v, lse, args.tiles, args.counts, *call.trailing_inputs()]", GRAPHS),
     Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE + "::Site.tile_means", "counts = counts.as_strided(counts.shape, counts.stride())", "", GRAPHS),
-    Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND + "::vsa", "patches.setdefault(...)", "", GRAPHS),
+    Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND + "::_compiled", "patches.setdefault(...)", "", GRAPHS),
     Mutant("share on host", "the share of a schedule read on the CPU", SITE + "::Site.count", "self.share.unbind()", "self.share.cpu().to(self.share.device).unbind()", GRAPHS),
-    Mutant("share late", "the share of a schedule allocated by a run", REWRITE + "::_convert", "state.place_share(...)", "", (*GRAPHS, "-k", "share")),
+    Mutant("share late", "the share of a schedule allocated by a run", BACKEND + "::_decided", "state.place_share(...)", "", (*GRAPHS, "-k", "share")),
     Mutant("grid of programs", "how many programs a kernel has is known to Python alone", "vsa_compile/torch_compat/inductor.py::triton_template", "SymbolicGridFn(launch_grid)", "launch_grid", GRAPHS),
     Mutant("docstrings", "quotes that end what cpp_wrapper writes kernels into", "vsa_compile/ops/gpu/templates.py::Template.source", "re.sub(...)", "text", GRAPHS),
 )  # fmt: skip

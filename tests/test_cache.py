@@ -49,7 +49,7 @@ def user_pass(name: str | None) -> dict[str, Any]:
 MISSES = {
     "sparsity-0.75": Run(options={"sparsity": 0.75}),
     "sparsity-0.6-keeps-as-many": Run(options={"sparsity": 0.6}),
-    "sparsity-1": Run(options={"sparsity": 1}),
+    "sparsity-0.99": Run(options={"sparsity": 0.99}),
     "method": Run(options={"method": "halved"}),
     "by-hand": Run(function=lambda: by_hand),
     "tile": Run(options={"tile": (2, 4, 2)}),

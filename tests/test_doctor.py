@@ -31,13 +31,32 @@ def test_doctor_says_what_is_wrong_and_the_way_out(capsys, monkeypatch):
     printed = capsys.readouterr().out
     problems = [line for line in printed.splitlines() if line.startswith("problem: ")]
     ways_out = (
-        "pip install triton",
         "pip install in its folder",
         "install a C++ compiler",
         "Reinstall torch",
     )
     for way_out in ways_out:
         assert any(way_out in problem for problem in problems), way_out
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_triton_is_missed_where_there_is_a_gpu(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(doctor.metadata, "packages_distributions", dict)
+    findings = doctor._Findings()
+    doctor._versions(findings)
+    found = dict(findings.lines)["triton"]
+    assert found == ("not installed" if gpu else "not installed; GPUs alone need it")
+    assert [
+        text for text in findings.problems if "pip install 'vsa-compile[gpu]'" in text
+    ] == findings.problems
+    assert len(findings.problems) == gpu
+
+
+def test_triton_is_found_whichever_package_it_is_from(monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "packages_distributions", lambda: {"triton": ["triton-rocm"]})
+    monkeypatch.setattr(doctor, "version", lambda package: "3.7.1" if package == "triton-rocm" else None)
+    assert doctor._triton() == "3.7.1 (triton-rocm)"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 import vsa_compile
 from vsa_compile.analysis import analyse
 from vsa_compile.convert.judge import Refusal, Site, judge
-from vsa_compile.report.explain import SiteReport, site_report
+from vsa_compile.report.table import SiteReport, site_report
 
 FEW = settings(max_examples=max(settings().max_examples // 5, 1))
 # Spellings behind the mends of the layout analysis: split atoms, bare tokens, a square grid.

@@ -11,7 +11,8 @@ from .ops import aten, cpu, flops, gpu, schema  # noqa: F401  (operators, kernel
 from .ops.functional import attention
 from .options import Options
 from .plan.schedule import SparsitySchedule
-from .report.explain import Report, SiteReport, explain
+from .report.explain import explain
+from .report.table import Report, SiteReport
 from .runtime.state import denoising, dense, video_grid
 from .training.gates import add_gates
 

@@ -5,50 +5,109 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from . import methods, torch_compat
 from .analysis import analyse
+from .analysis.graph_facts import example_of
+from .convert.edits import Edit, apply
 from .convert.judge import Refusal, Site, judge, wants_hint
-from .convert.rewrite import rewrite
+from .convert.rewrite import plan
 from .errors import (
     OptionError,
     RefusedError,
-    analysis_failed,
+    VsaError,
+    conversion_failed,
     grid_versions,
+    no_triton,
+    options_twice,
     refused_but_required,
+    schedule_in_export,
     unknown_name,
 )
 from .ops import gpu
 from .ops.gpu.templates import template_files
-from .options import Options
-from .report.explain import Report, describe, site_report
+from .options import Options, OptionsDict
+from .plan.schedule import SparsitySchedule
+from .report.table import Report, SiteReport, describe, site_report
 from .runtime import state
 
 log = logging.getLogger(__name__)
 
 
-def vsa(
-    module: GraphModule,
-    example_inputs: list[Any],
-    *,
-    options: Mapping[str, Any] | None = None,
-    mode: str | None = None,
-    **_: Any,
-) -> Callable:
-    """The backend: makes 3D video self-attention of the graph sparse and hands it to Inductor.
+class Backend:
+    """The backend: makes 3D video self-attention of a graph sparse and hands it to Inductor.
 
-    `options` are the fields of `vsa_compile.Options`. A graph in which nothing is converted compiles
-    exactly as with backend="inductor". Raises OptionError, or RefusedError under fallback="error".
+    A graph in which nothing is converted compiles exactly as with backend="inductor". One object per set of
+    options: `vsa` takes them from torch.compile, `vsa.with_options(sparsity=0.9)` brings its own along.
     """
-    settings = read_options(options, mode=mode)
-    convert(module, settings)
+
+    __name__ = "vsa"  # what torch calls a backend by
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options
+
+    def __call__(
+        self,
+        module: GraphModule,
+        example_inputs: list[Any],
+        *,
+        options: Mapping[str, Any] | Options | None = None,
+        mode: str | None = None,
+        **_: Any,
+    ) -> Callable:
+        """`options` are the fields of `vsa_compile.Options`. Raises OptionError, or RefusedError under
+        fallback="error"."""
+        with torch_compat.unwrapped(VsaError):
+            settings = self.read_options(options=options, mode=mode)
+            convert(module, settings)
+            return _compiled(module, example_inputs, settings)
+
+    def with_options(self, **options: Unpack[OptionsDict]) -> Backend:
+        """This backend with options, for `torch.compile(model, backend=vsa_compile.vsa.with_options(...))`.
+
+        Raises OptionError for options that are unknown or have impossible values.
+        """
+        return Backend(read_options(options))
+
+    def read_options(
+        self, *, options: Mapping[str, Any] | Options | None = None, mode: str | None = None
+    ) -> Options:
+        """The options of a call, checked. Raises OptionError, also where both sides have some."""
+        if self.options is None:
+            return read_options(options, mode=mode)
+        if options:
+            raise OptionError(options_twice())
+        return read_options(self.options, mode=mode)
+
+    def reset(self) -> None:
+        """torch._dynamo.reset() calls this; else what CUDA graphs keep of our graphs would stay behind."""
+        torch_compat.reset_inductor()
+
+    def __eq__(self, other: object) -> bool:
+        """Dynamo compiles again for another backend."""
+        return isinstance(other, Backend) and self.options == other.options
+
+    def __hash__(self) -> int:
+        return hash(self.__name__)
+
+    def __repr__(self) -> str:
+        return "vsa" if self.options is None else f"vsa.with_options({self.options})"
+
+
+vsa = Backend()
+torch_compat.check_in_compile(Backend, Backend.read_options)
+
+
+def _compiled(module: GraphModule, example_inputs: list[Any], settings: Options) -> Callable:
+    """What Inductor makes of a converted graph."""
     patches = torch_compat.mode_patches(settings.mode) | dict(settings.inductor)
     # Not only what was converted: a model may call vsa_compile.attention itself.
     if _our_operators(module):
@@ -57,11 +116,11 @@ def vsa(
         patches[own] = torch_compat.keyed_pass(_cache_key(module), patches.get(own))
         # Else what could end in a kernel of ours may end in another kernel, which takes a pass more.
         patches.setdefault("epilogue_fusion_first", True)
-    return torch_compat.compile_with_inductor(module, example_inputs, patches)
-
-
-# torch._dynamo.reset() calls this; without it CUDA graph trees of our graphs would stay behind.
-vsa.reset = torch_compat.reset_inductor  # pyright: ignore[reportFunctionMemberAccess]
+    try:
+        return torch_compat.compile_with_inductor(module, example_inputs, patches)
+    except torch_compat.triton_missing() as error:
+        error.add_note(no_triton())
+        raise
 
 
 def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | None = None) -> Options:
@@ -80,59 +139,108 @@ def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | Non
     return settings
 
 
-def convert(module: GraphModule, settings: Options) -> list[Site | Refusal]:
-    """Analyse a captured graph and rewrite it in place; counts and logs what was done."""
-    decisions = _judged(module, state.hinted(settings))
-    if any(isinstance(decision, Site) for decision in decisions):
+def convert(
+    module: GraphModule, settings: Options, look: Callable[[list[Site | Refusal]], Any] = lambda _: None
+) -> list[Site | Refusal]:
+    """Analyse a captured graph and rewrite it in place; counts and logs what was done. `look` sees the
+    decisions while the graph is still as it was.
+
+    The graph is edited last, and wholly or not at all. A failure of ours on the way leaves it dense, with the
+    traceback in the log: a working model never stops working because of us. Raises RefusedError where
+    fallback="error" asks for it.
+    """
+    done: list[Site | Refusal] = []
+    with _harmless(settings):
+        decisions, edits = _decided(module, settings)
+        _refuse_if_asked(decisions, settings)
+        look(decisions)
+        apply(edits)
+        done = decisions
+    _count(done)
+    _log(done)
+    if any(map(wants_hint, done)):
+        _warn_of_the_limit()
+    return done
+
+
+@contextmanager
+def _harmless(settings: Options) -> Iterator[None]:
+    """Errors that are not meant for the user end up in the log, unless fallback="error"."""
+    try:
+        yield
+    except VsaError:
+        raise
+    except Exception as error:
+        torch_compat.counters()["vsa_compile"]["failed"] += 1
+        log.exception("%s", conversion_failed(error))
+        if settings.fallback == "error":
+            raise RefusedError(conversion_failed(error)) from error
+
+
+def _refuse_if_asked(decisions: list[Site | Refusal], settings: Options) -> None:
+    for decision in decisions if settings.fallback == "error" else ():
+        if isinstance(decision, Refusal) and decision.reason.asked:
+            raise RefusedError(refused_but_required(decision.name, decision.reason.text))
+
+
+def _decided(module: GraphModule, settings: Options) -> tuple[list[Site | Refusal], list[Edit]]:
+    """What is to be done to a graph, and guards on what that was decided by."""
+    decisions = judge(analyse(module), state.hinted(settings), why=state.state.why)
+    decisions, edits = plan(module, decisions, settings)
+    if edits:
         state.guard_sparsity(settings)
+        for edit in edits:
+            state.place_share(settings, example_of(edit.node).device)
     if any(map(wants_hint, decisions)):
         state.guard_grid()
-        _warn_of_the_limit()
-    if settings.fallback == "error":
-        for decision in decisions:
-            if isinstance(decision, Refusal) and decision.reason.asked:
-                raise RefusedError(refused_but_required(decision.name, decision.reason.text))
-    decisions = rewrite(decisions, settings)
-    _count(decisions)
-    _log(decisions)
-    return decisions
+    return decisions, edits
 
 
-def _judged(module: GraphModule, settings: Options) -> list[Site | Refusal]:
-    """The decisions; none, with the traceback in the log, if our own analysis fails.
-
-    A working model never stops working because of us, unless fallback="error" asks for it.
-    """
-    try:
-        return judge(analyse(module), settings, why=state.state.why)
-    except Exception:
-        if settings.fallback == "error":
-            raise
-        torch_compat.counters()["vsa_compile"]["failed"] += 1
-        log.exception("%s", analysis_failed())
-        return []
+_grids: dict[Any, set[tuple[int, int, int]]] = {}  # that were hinted while a frame was compiled, by frame
 
 
 def _warn_of_the_limit() -> None:
     """A hinted grid is a constant of its graph. Dynamo stops compiling at its limit, and says so in its log
     alone, after the fact."""
-    limit = torch_compat.last_version_allowed()
-    if limit is not None and state.state.grid is not None:
-        warnings.warn(grid_versions(limit), stacklevel=2)
+    frame, grid = torch_compat.frame_version(), state.state.grid
+    if frame is None or grid is None:
+        return
+    name, versions, limit = frame
+    grids = _grids.setdefault(name, set())
+    grids.add(grid)
+    if versions >= limit:
+        warnings.warn(grid_versions(limit, len(grids)), stacklevel=2)
 
 
 def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Report:
     """Make an exported program's video self-attention sparse, in place; says what it did.
 
-    For `torch.export.export(model, ...)` before `run_decompositions` and before AOTInductor.
-    Options are those of the backend; `mode` and `inductor` belong to AOTInductor itself.
+    For `torch.export.export(model, ...)` before `run_decompositions` and before AOTInductor. The program can
+    be saved, and loaded where vsa_compile is imported. Options are those of the backend; `mode` and
+    `inductor` belong to AOTInductor itself. Raises OptionError, also for a SparsitySchedule, which other
+    processes do not have.
     """
     settings = read_options(options)
-    decisions = judge(analyse(program.graph_module), state.hinted(settings))
-    report = Report(tuple(site_report(decision, settings) for decision in decisions), settings)
-    convert(program.graph_module, settings)
+    if isinstance(settings.sparsity, SparsitySchedule):
+        raise OptionError(schedule_in_export())
+    rows: list[SiteReport] = []
+
+    def look(decisions: list[Site | Refusal]) -> None:
+        rows.extend(site_report(decision, settings) for decision in decisions)
+
+    done = convert(program.graph_module, settings, look)
+    _name_outputs(program)
     gpu.register()
-    return report
+    return Report(tuple(rows) if done else (), settings)
+
+
+def _name_outputs(program: ExportedProgram) -> None:
+    """The signature of a program tells its outputs by the names of nodes, and some nodes are new."""
+    signature = program.graph_signature
+    (outputs,) = (node.args[0] for node in program.graph.nodes if node.op == "output")
+    for spec, node in zip(signature.output_specs, outputs, strict=True):  # pyright: ignore[reportArgumentType]
+        if isinstance(node, Node) and spec.arg.name != node.name:
+            signature.replace_all_uses(spec.arg.name, node.name)
 
 
 def _our_operators(module: GraphModule) -> list[Node]:

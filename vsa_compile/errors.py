@@ -174,19 +174,34 @@ def refused_but_required(name: str, reason: str) -> str:
     )
 
 
-def analysis_failed() -> str:
+def conversion_failed(error: Exception) -> str:
     return (
-        "the analysis of a graph failed, and all its attention stays dense. This is a defect of vsa_compile; "
-        "please report it with the traceback below. The model itself is not affected."
+        f"the conversion of a graph failed ({type(error).__name__}: {error}), and all its attention stays "
+        "dense. This is a defect of vsa_compile; please report it with the traceback that is logged. The "
+        "model itself is not affected."
     )
 
 
-def grid_versions(limit: int) -> str:
+def options_twice() -> str:
     return (
-        f"this code is compiled for the {limit}th time, once for each grid that video_grid or prepare "
-        f"hinted, and torch._dynamo.config.recompile_limit = {limit} allows no further version: at another "
-        "grid it runs uncompiled, and dense. Set torch._dynamo.config.recompile_limit to more than the "
-        "number of your grids."
+        "options are given to vsa.with_options(...) and to torch.compile as well. Give all of them to one of "
+        "the two."
+    )
+
+
+def schedule_in_export() -> str:
+    return (
+        "sparsity is a SparsitySchedule, but an exported program runs in processes that do not have it. Pass "
+        "a number, such as schedule.sparsity for the current step's."
+    )
+
+
+def grid_versions(limit: int, grids: int) -> str:
+    return (
+        f"this code is compiled for the {limit}th time, {grids} of the times for grids that video_grid or "
+        f"prepare hinted, and torch._dynamo.config.recompile_limit = {limit} allows no further version: at "
+        "another grid it runs uncompiled, and dense. Set torch._dynamo.config.recompile_limit to more than "
+        "the number of your grids."
     )
 
 
@@ -251,7 +266,11 @@ def no_such_variant(variable: str, named: str, offered: Iterable[str]) -> str:
 
 
 def no_triton() -> str:
-    return "triton is not installed, so that nothing can be compiled for a GPU. Run pip install triton."
+    return (
+        "triton is not installed, so that nothing can be compiled for a GPU. Run "
+        "pip install 'vsa-compile[gpu]', or install torch for this GPU as pytorch.org says, which brings the "
+        "triton that goes with it."
+    )
 
 
 def no_entry_point() -> str:

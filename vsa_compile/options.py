@@ -5,10 +5,10 @@ May be imported by everything; imports grid, schedule and errors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 
@@ -19,11 +19,25 @@ from .plan.schedule import SparsitySchedule
 FALLBACKS = ("dense", "error")
 
 
+class OptionsDict(TypedDict, total=False):
+    """The options by name, as a user writes them; `Options` says what they mean."""
+
+    sparsity: float | SparsitySchedule
+    method: str
+    tile: Sequence[int]
+    min_tokens: int
+    dense_layers: Sequence[int]
+    grid: Sequence[int] | None
+    fallback: Literal["dense", "error"]
+    mode: str | None
+    inductor: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Options:
     """What `torch.compile(model, backend="vsa", options={...})` takes; field by field.
 
-    sparsity: share of query-key work NOT computed, from 0 (dense SDPA) to 1; or a SparsitySchedule.
+    sparsity: share of query-key work NOT computed, from 0 (dense SDPA) to below 1; or a SparsitySchedule.
     method: "vsa", "bsa", "sta", or a name given to `vsa_compile.register_method`.
     tile: (frames, rows, cols) tokens of a tile.
     min_tokens: calls with fewer video tokens stay dense, where sparsity does not pay.
@@ -31,7 +45,10 @@ class Options:
     grid: (frames, rows, cols) in tokens, for graphs that do not show it.
     fallback: "dense", or "error" to raise when a call that looks like video attention is refused.
     mode: as torch.compile's mode ("max-autotune", "reduce-overhead", ...).
-    inductor: config patches handed to Inductor unchanged.
+    inductor: config patches handed to Inductor unchanged, kept as sorted pairs.
+
+    Values are checked however they come, and brought into one form, in which equal options compare equal.
+    Raises OptionError, naming what came and what is allowed.
     """
 
     sparsity: float | SparsitySchedule = 0.875
@@ -44,6 +61,10 @@ class Options:
     mode: str | None = None
     inductor: tuple[tuple[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        for name, read in _READERS.items():
+            object.__setattr__(self, name, read(getattr(self, name)))
+
     @classmethod
     def read(cls, options: Mapping[str, Any] | Options | None = None, *, mode: str | None = None) -> Options:
         """Check user options and freeze them.
@@ -51,7 +72,8 @@ class Options:
         Raises OptionError, naming the nearest known key or what is allowed.
         """
         if isinstance(options, Options):
-            return options
+            options = {field.name: getattr(options, field.name) for field in fields(options)}
+            options = {name: value for name, value in options.items() if name != "mode" or value is not None}
         if options is not None and not isinstance(options, Mapping):
             raise OptionError(bad_value("options", options, "a dict", 'For example {"sparsity": 0.875}.'))
         given = dict(options or {})
@@ -62,18 +84,7 @@ class Options:
                 raise OptionError(unknown_name("option", str(key), known) + way_out)
         if mode is not None and given.setdefault("mode", mode) != mode:
             raise OptionError(bad_value("mode", (mode, given["mode"]), "given once"))
-        readers = {
-            "sparsity": lambda value: value if isinstance(value, SparsitySchedule) else read_sparsity(value),
-            "method": read_method,
-            "tile": read_tile,
-            "min_tokens": _read_min_tokens,
-            "dense_layers": _read_dense_layers,
-            "grid": lambda value: None if value is None else read_grid(value),
-            "fallback": _read_fallback,
-            "mode": _read_mode,
-            "inductor": _read_inductor,
-        }
-        return cls(**{key: readers.get(key, lambda x: x)(value) for key, value in given.items()})
+        return cls(**given)
 
 
 def is_int(value: object) -> bool:
@@ -87,9 +98,9 @@ def _plain(value: Any) -> Any:
 
 
 def read_sparsity(value: Any) -> float:
-    """A number in [0, 1], else OptionError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        allowed = "a number from 0 (dense) to 1: the share of query-key work that is NOT computed"
+    """A number in [0, 1), else OptionError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        allowed = "a number from 0 (dense) to below 1: the share of query-key work that is NOT computed"
         raise OptionError(bad_value("sparsity", value, allowed, "0.875 keeps one tile in eight."))
     return float(value)
 
@@ -156,6 +167,21 @@ def _read_mode(value: Any) -> str | None:
 
 
 def _read_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
+    if isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        value = dict(value)  # as Options keeps them
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return tuple(sorted(value.items()))
     raise OptionError(bad_value("inductor", value, "a dict of Inductor config patches by name"))
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "sparsity": lambda value: value if isinstance(value, SparsitySchedule) else read_sparsity(value),
+    "method": read_method,
+    "tile": read_tile,
+    "min_tokens": _read_min_tokens,
+    "dense_layers": _read_dense_layers,
+    "grid": lambda value: None if value is None else read_grid(value),
+    "fallback": _read_fallback,
+    "mode": _read_mode,
+    "inductor": _read_inductor,
+}

@@ -138,6 +138,16 @@ def exported_model() -> str:
     return f"{report.converted} call sparse, {'equals dense attention' if same else 'wrong'}"
 
 
+def exported_schedule() -> str:
+    program = torch.export.export(Video(itself), (tensor(2, 32, *GRID),))
+    return str(vsa_compile.convert_exported(program, {"sparsity": vsa_compile.SparsitySchedule(0.5)}))
+
+
+def exported_typo() -> str:
+    model = torch.compile(Video(itself), backend="vsa", options={"fallbak": "error"})
+    return str(torch.export.export(model, (tensor(2, 32, *GRID),)))
+
+
 def mapped() -> str:
     args = arguments()
     many = tensor(3, 1, 2, TOKENS, 16)
@@ -192,6 +202,19 @@ TRANSFORMS = (
         "an exported model, then convert_exported",
         exported_model,
         "1 call sparse, equals dense attention",
+    ),
+    Row(
+        "X29",
+        "convert_exported with a SparsitySchedule",
+        exported_schedule,
+        "OptionError: sparsity is a SparsitySchedule, but an exported program runs in processes that do not "
+        "have it. Pass a number, such as schedule.sparsity for the current step's.",
+    ),
+    Row(
+        "X29",
+        "torch.export of a model compiled with a mistyped option",
+        exported_typo,
+        "OptionError: unknown option 'fallbak'; did you mean 'fallback'? Known: dense_layers, fallback, ...",
     ),
     Row("X30", "torch.vmap over attention", mapped, "computed: the same bits as one by one"),
     Row(

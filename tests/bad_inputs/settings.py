@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import vsa_compile
+from vsa_compile import methods
 from vsa_compile.backend import read_options
 
 from .row import COMPUTED, TOKENS, Row, arguments, by_hand, itself, tensor
@@ -15,11 +16,11 @@ from .row import Video as Model
 from .shapes import EXAMPLE, THREE
 
 SHARE = (
-    "but it must be a number from 0 (dense) to 1: the share of query-key work that is NOT computed. 0.875 "
-    "keeps one "
-    "tile in eight."
+    "but it must be a number from 0 (dense) to below 1: the share of query-key work that is NOT computed. "
+    "0.875 keeps one tile in eight."
 )
 KNOWN = "Known: dense_layers, fallback, grid, inductor, method, min_tokens, mode, sparsity, tile."
+OF_TILES = "but it must be a share above 0, at most 1."
 METHOD = "but it must be the name of a sparse attention method. Try 'vsa'."
 LAYERS = "but it must be a sequence of block indices >= 0, such as (0, 1)."
 PATCHES = "but it must be a dict of Inductor config patches by name."
@@ -51,6 +52,33 @@ ROWS = (
         f"go into "
         "options={'inductor': {...}}.",
     ),
+    Row(
+        "X24",
+        "vsa.with_options(sparsity=7), or Options(sparsity=7)",
+        lambda: str(vsa_compile.vsa.with_options(sparsity=7)),
+        f"OptionError: sparsity is 7, {SHARE}",
+    ),
+    Row(
+        "X24",
+        "options both in vsa.with_options(...) and in torch.compile",
+        lambda: str(torch.compile(len, backend=vsa_compile.vsa.with_options(), options={"sparsity": 0.5})),
+        "OptionError: options are given to vsa.with_options(...) and to torch.compile as well. Give all of "
+        "them to one of the two.",
+    ),
+    *(
+        Row("X24", f"{method}(share={share})", lambda make=make, share=share: str(make(share)), text)
+        for method, make, share, text in (
+            ("TopK", lambda share: methods.TopK(share), 1.5, f"ArgumentError: share is 1.5, {OF_TILES}"),
+            ("TopK", lambda share: methods.TopK(share), 0, f"ArgumentError: share is 0, {OF_TILES}"),
+            (
+                "AtMost",
+                lambda share: methods.AtMost(methods.TopP(), share),
+                float("nan"),
+                f"ArgumentError: share is nan, {OF_TILES}",
+            ),
+            ("TopP", lambda mass: methods.TopP(mass), -1, f"ArgumentError: mass is -1, {OF_TILES}"),
+        )
+    ),
     *(
         Row("X24", f"options={given!r}", option(given), f"OptionError: {text}")
         for given, text in (
@@ -61,6 +89,7 @@ ROWS = (
             ),
             (3, 'options is 3, but it must be a dict. For example {"sparsity": 0.875}.'),
             ({"sparsity": -0.1}, f"sparsity is -0.1, {SHARE}"),
+            ({"sparsity": 1.0}, f"sparsity is 1.0, {SHARE}"),
             ({"sparsity": 1.5}, f"sparsity is 1.5, {SHARE}"),
             ({"sparsity": float("nan")}, f"sparsity is nan, {SHARE}"),
             ({"sparsity": "high"}, f"sparsity is 'high', {SHARE}"),
@@ -119,6 +148,7 @@ ROWS = (
     *(
         Row("X24", f"{name}={value!r} (by hand)", by_hand(**{name: value}), text)
         for name, value, text in (
+            ("sparsity", 1.0, f"OptionError: sparsity is 1.0, {SHARE}"),
             ("sparsity", 1.5, f"OptionError: sparsity is 1.5, {SHARE}"),
             ("tile", (0, 4, 4), f"OptionError: tile is (0, 4, 4), {THREE} The papers use (4, 4, 4)."),
             ("method", "best", "ArgumentError: unknown method 'best'. Known: bsa, sta, vsa."),

@@ -83,6 +83,21 @@ def gate_tokens() -> Reason:
     )
 
 
+def gate_outside() -> Reason:
+    return Reason(
+        "gate-outside",
+        "its gate is computed outside of the checkpointed function that the call is in; move the query "
+        "projection into that function",
+        asked=True,
+    )
+
+
+def shared_body() -> Reason:
+    return Reason(
+        "shared-body", "the graph runs one body, with this call in it, in several places", asked=True
+    )
+
+
 def unknown_grid(why: str = "") -> Reason:
     """`why`: what a prepared model that runs says of it."""
     way_out = (

@@ -1,169 +1,156 @@
-"""Puts `vsa_compile::attention` in the place of every Site: one node for one node, meta copied.
+"""Plans `vsa_compile::attention` in the place of every Site: one node for one node, meta copied.
 
-Symbolic sizes become graph nodes built from the graph's own inputs, never sympy in arguments.
+Changes no graph: the plan is values, which `edits.apply` puts in. Symbolic sizes become nodes computed from
+the graph's own inputs, never sympy in arguments.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import sympy
 import torch
-import torch.nn.functional as F
-from torch.fx import Graph, GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
 from .. import methods
 from ..analysis.algebra import Size, equal
 from ..analysis.graph_facts import example_of, sizes_of
 from ..options import Options
 from ..runtime import state
-from ..torch_compat import is_floor_division, is_remainder, symbol_of
+from ..torch_compat import (
+    fake_mode_of,
+    is_floor_division,
+    is_remainder,
+    shape_environment,
+    size_hint,
+    symbol_of,
+)
 from . import refusals
+from .edits import Edit, New, new, value_of
 from .judge import Refusal, Site, attention_arguments
 from .refusals import Reason
+from .strides import changed_by, in_order_of, places_of, same_strides
+
+aten = torch.ops.aten
 
 _OPERATORS = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
 
-def rewrite(decisions: list[Site | Refusal], options: Options) -> list[Site | Refusal]:
-    """Convert every Site in its graph; returns the decisions, Sites that could not be written refused."""
-    sizes: dict[Graph, _Sizes] = {}
+def plan(
+    module: GraphModule, decisions: list[Site | Refusal], options: Options
+) -> tuple[list[Site | Refusal], list[Edit]]:
+    """An edit for every Site; and the decisions, in which Sites that cannot be written became Refusals."""
+    times = Counter(decision.call.node for decision in decisions)
+    mode, owners = fake_mode_of(module), {}
     result: list[Site | Refusal] = []
+    edits: list[Edit] = []
     for decision in decisions:
         if isinstance(decision, Site):
-            graph = decision.call.owner.graph
-            decision = _convert(decision, options, sizes.setdefault(graph, _Sizes(graph)))
+            owner = decision.call.owner
+            facts = owners.setdefault(owner, _Owner(owner, mode))
+            try:
+                if times[decision.call.node] > 1:
+                    raise _Refused(refusals.shared_body())
+                edits.append(_edit(decision, options, facts))
+            except _Refused as refused:
+                call, name, segments = decision.call, decision.name, decision.segments
+                decision = Refusal(call, name, segments, refused.reason)
         result.append(decision)
-    for owner in {d.call.owner for d in result if isinstance(d, Site)}:
-        _finish(owner)
-    return result
+    return result, edits
 
 
-def _finish(module: GraphModule) -> None:
-    module.graph.lint()
-    module.recompile()
-
-
-def _convert(site: Site, options: Options, sizes: _Sizes) -> Site | Refusal:
-    try:
-        grid = [sizes.node(size) for size in site.grid]
-        starts = [sizes.node(size) for size in (site.q_start, site.kv_start)]
-        around = (0, 0) if site.gate is None else _rows_around(site, sizes)
-    except _MissingSymbol as missing:
-        return Refusal(site.call, site.name, site.segments, missing.reason)
-
-    node, (sparsity, schedule) = site.call.node, state.sparsity(options)
-    arguments = attention_arguments(node)
-    q, k, v = (arguments[name] for name in ("query", "key", "value"))
-    state.place_share(options, example_of(q).device)
-    with node.graph.inserting_before(node):
-        key_padding = _key_padding(node.graph, site.key_padding)
-        gate = None if site.gate is None else _gate(site.gate, q, around)
-        new = node.graph.call_function(
-            torch.ops.vsa_compile.attention.default,
-            (q, k, v, gate, grid, list(options.tile), *starts, key_padding, site.scale,
-             sparsity, methods.literal(options.method), schedule),
-        )  # fmt: skip
-    new.meta = dict(node.meta)
-    example = _example(node, q, sparsity)
-    if site.query_padding:
-        new.meta["example_value" if "example_value" in node.meta else "val"] = example
-        new = _zero_padding(new, site.key_padding)
-        example = example_of(new)
-    _replace(node, new, example)
-    return site
-
-
-def _example(node: Node, query: Node, sparsity: float) -> Any:
-    """The new node's example value: token-major memory, unless dense SDPA itself runs (sparsity 0)."""
-    before = example_of(node)
-    if sparsity == 0:
-        return before
-    batch, heads, tokens, width = example_of(query).shape
-    return before.new_empty((batch, tokens, heads, width)).transpose(1, 2)
-
-
-def _replace(node: Node, new: Node, example: Any) -> None:
-    """Swap the nodes; a user that views the result as the strides it had gets those strides back."""
-    before = example_of(node)
-    new.meta["example_value" if "example_value" in node.meta else "val"] = example
-    replacement = new
-    viewed = any(user.op == "call_method" and user.target == "view" for user in node.users)
-    if viewed and before.is_contiguous() and not example.is_contiguous():
-        with node.graph.inserting_before(node):
-            replacement = node.graph.call_method("contiguous", (new,))
-        replacement.meta = dict(node.meta)
-    node.replace_all_uses_with(replacement)
-    node.graph.erase_node(node)
-
-
-def _rows_around(site: Site, sizes: _Sizes) -> tuple[Any, Any]:
-    """How many queries the gate of a site says nothing of, before those that it speaks of and after."""
-    query = attention_arguments(site.call.node)["query"]
-    of_query, of_gate = (sizes_of(example_of(node)) or [] for node in (query, site.gate))
-    if equal(of_query[2], of_gate[1]):
-        return 0, 0
-    return sizes.node(site.q_start), sizes.node(of_query[2] - site.q_start - of_gate[1])
-
-
-def _gate(gate: Node, query: Node, around: tuple[Any, Any]) -> Node:
-    """(B, N, H * D) -> (B, H, Nq, D), with zeros for the queries that it says nothing of."""
-    _, heads, _, width = example_of(query).shape
-    made = _derived(gate, "unflatten", gate, -1, (heads, width))
-    made = _derived(gate, "transpose", made, 1, 2)
-    return made if around == (0, 0) else _derived(gate, F.pad, made, (0, 0, *around))
-
-
-def _derived(node: Node, target: Any, *args: Any) -> Node:
-    """A call that computes something of `node`, with its meta and an example value of its own."""
-    graph, key = node.graph, "example_value" if "example_value" in node.meta else "val"
-    new = graph.call_method(target, args) if isinstance(target, str) else graph.call_function(target, args)
-    values = map_arg(args, example_of)
-    function = getattr(torch.Tensor, target) if isinstance(target, str) else target
-    new.meta = dict(node.meta) | {key: function(*values)}
-    return new
-
-
-def _key_padding(graph: Graph, mask: Node | None) -> Node | None:
-    """(B or 1, 1, 1, Nkv) -> (B or 1, Nkv)."""
-    if mask is None:
-        return None
-    index = (slice(None), 0, 0, slice(None))
-    rows = graph.call_function(operator.getitem, (mask, index))
-    rows.meta = {key: value for key, value in mask.meta.items() if key in ("nn_module_stack", "stack_trace")}
-    rows.meta["example_value" if "example_value" in mask.meta else "val"] = example_of(mask)[index]
-    return rows
-
-
-def _zero_padding(out: Node, padding: Any) -> Node:
-    """The output (B, H, N, D) with zeros in the rows of queries that see no key, as SDPA gives."""
-    with out.graph.inserting_after(out):
-        rows = out.graph.call_function(torch.ops.vsa_compile.zero_padding.default, (out, padding))
-    with out.graph.inserting_after(rows):
-        result = out.graph.call_method("transpose", (rows, 1, 2))
-    key = "example_value" if "example_value" in out.meta else "val"
-    rows.meta = out.meta | {key: torch.ops.vsa_compile.zero_padding(example_of(out), example_of(padding))}
-    result.meta = out.meta | {key: example_of(rows).transpose(1, 2)}
-    return result
-
-
-class _MissingSymbol(Exception):
+class _Refused(Exception):
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
 
 
+class _Owner:
+    """A graph and what the plans of its Sites share."""
+
+    def __init__(self, module: GraphModule, mode: Any) -> None:
+        self.module, self.mode = module, mode
+        self.environment = shape_environment(module)
+        self.places = places_of(module.graph)
+        self.sizes = _Sizes(module, mode)
+
+    def hint(self, size: Size) -> int:
+        return size_hint(size, self.environment)
+
+    def new(self, like: Node, target: Callable[..., Any], *args: Any) -> New:
+        return new(self.mode, like, target, *args)
+
+
+def _edit(site: Site, options: Options, owner: _Owner) -> Edit:
+    """Raises _Refused."""
+    node, sizes, (sparsity, schedule) = site.call.node, owner.sizes, state.sparsity(options)
+    grid = [sizes.size(size) for size in site.grid]
+    starts = [sizes.size(size) for size in (site.q_start, site.kv_start)]
+    arguments = attention_arguments(node)
+    q, k, v = (arguments[name] for name in ("query", "key", "value"))
+    gate = None if site.gate is None else _gate(site, site.gate, q, owner)
+    padding = site.key_padding
+    if padding is not None:  # (B or 1, 1, 1, Nkv) -> (B or 1, Nkv)
+        padding = owner.new(
+            padding, aten.select.int, owner.new(padding, aten.select.int, padding, 1, 0), 1, 0
+        )
+    out = owner.new(
+        node, torch.ops.vsa_compile.attention.default,
+        q, k, v, gate, grid, list(options.tile), *starts, padding, site.scale,
+        sparsity, methods.literal(options.method), schedule,
+    )  # fmt: skip
+    if site.query_padding:
+        out = _zero_padding(node, out, site.key_padding, owner)
+    return _laid_out(node, out, owner)
+
+
+def _laid_out(node: Node, out: New, owner: _Owner) -> Edit:
+    """The edit, with a copy to the strides that SDPA has, if the output is used so that they matter."""
+    if same_strides(example_of(node), out.example):
+        return Edit(owner.module, node, out)
+    changed = changed_by(out, node, owner.mode, owner.places)
+    if changed is not None:
+        return Edit(owner.module, node, out, changed)
+    copied = in_order_of(node, out, owner.mode, owner.hint)
+    changed = {} if same_strides(example_of(node), copied.example) else None
+    if changed is None:  # SDPA's own has gaps: the copy allows the same views, and more
+        changed = changed_by(copied, node, owner.mode, owner.places) or {}
+    return Edit(owner.module, node, copied, changed)
+
+
+def _zero_padding(node: Node, out: New, padding: Any, owner: _Owner) -> New:
+    """The output (B, H, N, D) with zeros in the rows of queries that see no key, as SDPA gives."""
+    rows = owner.new(node, torch.ops.vsa_compile.zero_padding.default, out, padding)
+    return owner.new(node, aten.transpose.int, rows, 1, 2)
+
+
+def _gate(site: Site, gate: Node, query: Node, owner: _Owner) -> New:
+    """(B, N, H * D) -> (B, H, Nq, D), with zeros for the queries that it says nothing of."""
+    if gate.graph is not site.call.node.graph:
+        raise _Refused(refusals.gate_outside())
+    _, heads, _, width = example_of(query).shape
+    made = owner.new(gate, aten.unflatten.int, gate, -1, [heads, width])
+    made = owner.new(gate, aten.transpose.int, made, 1, 2)
+    of_query, of_gate = (sizes_of(example_of(node)) or [] for node in (query, gate))
+    if equal(of_query[2], of_gate[1]):
+        return made
+    before, behind = site.q_start, of_query[2] - site.q_start - of_gate[1]
+    around = (owner.sizes.size(before), owner.sizes.size(behind))
+    return owner.new(gate, aten.pad.default, made, [0, 0, *around])
+
+
 class _Sizes:
-    """Sizes as arguments of nodes of one graph: ints, or nodes placed right after its inputs."""
+    """Sizes as arguments of nodes of one graph: ints, inputs, or what is computed from inputs."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, module: GraphModule, mode: Any) -> None:
+        self.mode = mode
         self.known: dict[sympy.Expr, Any] = {}
-        self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
-        self.last = self.inputs[-1] if self.inputs else None
+        self.inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
 
-    def node(self, size: Size) -> Any:
-        """An int, or the node that holds the size. Raises _MissingSymbol."""
+    def size(self, size: Size) -> Any:
+        """An int, or the node that holds the size. Raises _Refused."""
         if isinstance(size, int) or size.is_Integer:
             return int(size)
         if size not in self.known:
@@ -173,37 +160,34 @@ class _Sizes:
     def _make(self, size: sympy.Expr) -> Any:
         if isinstance(size, sympy.Symbol):
             return self._symbol(size)
-        parts = [self.node(part) for part in size.args]
+        parts = [self.size(part) for part in size.args]
         if is_floor_division(size):
             return self._call(operator.floordiv, *parts)
         if is_remainder(size):
             return self._call(operator.mod, *parts)
         function = _OPERATORS.get(size.func)
         if function is None:
-            raise _MissingSymbol(refusals.grid_symbol(str(size)))
+            raise _Refused(refusals.grid_symbol(str(size)))
         result = parts[0]
         for part in parts[1:]:
             result = self._call(function, result, part)
         return result
 
-    def _symbol(self, symbol: sympy.Symbol) -> Node:
-        """The input that is this symbol (Dynamo), or a dimension of an input that is (export)."""
+    def _symbol(self, symbol: sympy.Symbol) -> Any:
+        """The input that is this symbol (Dynamo), or from an input's size that is linear in it (export)."""
         for node in self.inputs:
             if symbol_of(example_of(node)) == symbol:
                 return node
         for node in self.inputs:
-            example = example_of(node)
-            if isinstance(example, torch.Tensor):
-                for dim, size in enumerate(example.shape):
-                    if symbol_of(size) == symbol:
-                        return self._call(torch.ops.aten.sym_size.int, node, dim)
-        raise _MissingSymbol(refusals.grid_symbol(str(symbol)))
+            for dim, size in enumerate(sizes_of(example_of(node)) or []):
+                if isinstance(size, sympy.Expr) and size.free_symbols == {symbol}:
+                    slope, offset = size.diff(symbol), size.subs(symbol, 0)
+                    if slope.is_Integer and offset.is_Integer:
+                        length = self._call(aten.sym_size.int, node, dim)
+                        length = self._call(operator.sub, length, int(offset)) if offset else length
+                        return self._call(operator.floordiv, length, int(slope)) if slope != 1 else length
+        raise _Refused(refusals.grid_symbol(str(symbol)))
 
-    def _call(self, function: Any, *arguments: Any) -> Node:
-        with self.graph.inserting_after(self.last):
-            node = self.graph.call_function(function, arguments)
-        value = function(*(example_of(argument) for argument in arguments))
-        dynamo = any("example_value" in node.meta for node in self.inputs)
-        node.meta["example_value" if dynamo else "val"] = value
-        self.last = node
-        return node
+    def _call(self, function: Any, *arguments: Any) -> New:
+        value = function(*map(value_of, arguments))
+        return New(function, arguments, value, {}, of_inputs=True)

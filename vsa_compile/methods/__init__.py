@@ -9,21 +9,10 @@ from __future__ import annotations
 
 from .bsa import bsa
 from .method import GatedCoarse, MeanDot, Method
+from .patterns import FirstFrames, OwnTiles, SlidingTiles
 from .prune import Queries, WindowPruner
 from .registry import get, literal, names, readable, register_method
-from .select import (
-    AtLeast,
-    AtMost,
-    FirstFrames,
-    GaussQuantile,
-    Intersection,
-    OwnTiles,
-    Selector,
-    SlidingTiles,
-    TopK,
-    TopP,
-    Union,
-)
+from .select import AtLeast, AtMost, GaussQuantile, Intersection, Selector, TopK, TopP, Union
 from .site import Site
 from .sta import sta
 from .vsa import vsa

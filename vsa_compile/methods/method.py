@@ -87,6 +87,12 @@ class Method:
             fine = self.residual(fine, coarse_scores, v, gate, site)
         return fine.transpose(1, 2)
 
+    def attended(self, q: Tensor, site: Site) -> tuple[Any, Any]:
+        """How many video queries attend, and to how many key tiles each on average. `q` may be on "meta"."""
+        queries = all_queries(q, site) if self.pruner is None else self.pruner(q, site)
+        rows = site.tiles if queries.raster is None else queries.raster
+        return rows.grid.tokens, self.selector.expected(queries)
+
     def _attend(self, queries: Queries, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
         """Exact attention of the queries to the selected tiles and all non-video keys: (B, Nq, H, D)."""
         site, q = queries.site, queries.q

@@ -1,11 +1,10 @@
-"""Which key tiles a query tile attends to: rules, static patterns, and what combines them.
+"""Which key tiles a query tile attends to: rules that rank scores, and what combines them.
 
 Notation: B batch, H heads, Mq query tiles, M key tiles, Kcap width of the lists.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -38,6 +37,10 @@ class Selector:
     def width(self, queries: Queries) -> Any:
         return queries.site.tiles.tiles
 
+    def expected(self, queries: Queries) -> Any:
+        """How many tiles a row keeps on average, as far as that is known beforehand: what reports show."""
+        return self.width(queries)
+
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         """tiles (B, H, Mq, Kcap) and counts (B, H, Mq), int32; see vsa_compile::select. B and H may be 1."""
         return _best_of(self.mask(scores, queries), scores, self.width(queries), queries)
@@ -64,7 +67,7 @@ def _best_of(wanted: Tensor, scores: Tensor | None, width: Any, queries: Queries
     return torch.ops.vsa_compile.select(ranked, width, torch.full_like(ranked[..., 0], lowest))
 
 
-def _as_mask(tiles: Tensor, counts: Tensor, total: Any) -> Tensor:
+def as_mask(tiles: Tensor, counts: Tensor, total: Any) -> Tensor:
     """Lists (..., Kcap) and counts (...) -> (..., M) bool."""
     listed = torch.arange(tiles.shape[-1], device=tiles.device) < counts[..., None]
     ids = tiles.long().where(listed, total)  # what lies beyond the count goes into a column of its own
@@ -84,12 +87,16 @@ class TopK(Selector):
 
     share: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.share is not None:
+            _check_share("share", self.share)
+
     def width(self, queries: Queries) -> Any:
         site = queries.site
         return site.kept if self.share is None else _share_of(site.tiles.tiles, self.share)
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        return _as_mask(*self.lists(scores, queries), queries.site.tiles.tiles)
+        return as_mask(*self.lists(scores, queries), queries.site.tiles.tiles)
 
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         count = queries.site.count if self.share is None else None
@@ -106,6 +113,9 @@ class TopP(Selector):
     """
 
     mass: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check_share("mass", self.mass)
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
         scores = _scores(scores, self)
@@ -147,6 +157,9 @@ class GaussQuantile(Selector):
     def width(self, queries: Queries) -> Any:
         return torch.sym_min(self._room(queries.site.kept), queries.site.tiles.tiles)
 
+    def expected(self, queries: Queries) -> Any:
+        return queries.site.kept
+
     def _room(self, kept: Any) -> Any:
         factor = Fraction(str(self.overflow))
         return ceil_div(kept * factor.numerator, factor.denominator)
@@ -174,94 +187,6 @@ class GaussQuantile(Selector):
         variance, mean = torch.var_mean(scores, -1, correction=0)
         rounding = 4 * torch.finfo(scores.dtype).eps * scores.abs().amax(-1)
         return mean + quantile.to(scores.dtype) * variance.sqrt() - rounding
-
-
-# --- Static patterns ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SlidingTiles(Selector):
-    """The key tiles in a box around every query tile; at the border the box is pushed inside the grid.
-
-    Sliding tile attention (arXiv 2502.04507, section 3).
-    extents: tiles of the box along (frames, rows, cols); None: of every axis the same share, such that the
-        box holds at least 1 - sparsity of the tiles.
-    """
-
-    extents: tuple[int, int, int] | None = None
-
-    def _extents(self, queries: Queries) -> tuple[Any, ...]:
-        shape = queries.site.tiles.shape
-        if self.extents is not None:
-            return tuple(torch.sym_min(extent, n) for extent, n in zip(self.extents, shape, strict=True))
-        # In thousandths, rounded up: less sparse by a hair, but integer arithmetic for symbolic sizes.
-        side = float(1 - Fraction(str(queries.site.sparsity))) ** (1 / 3)
-        thousandths = math.ceil(round(1000 * side, 6))
-        return tuple(torch.sym_max(1, ceil_div(n * thousandths, 1000)) for n in shape)
-
-    def width(self, queries: Queries) -> Any:
-        frames, rows, cols = self._extents(queries)
-        return frames * rows * cols
-
-    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        tiles, counts = self.lists(scores, queries)
-        return _as_mask(tiles, counts, queries.site.tiles.tiles)
-
-    def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
-        """Plain arithmetic: tiles (1, 1, Mq, Kcap), ascending, because raster order is."""
-        device = queries.q.device
-        ids = torch.zeros((1, 1, 1, 1, 1, 1), dtype=torch.int64, device=device)
-        keys, boxes = queries.site.tiles, queries.boxes
-        axes = zip(keys.shape, boxes.shape, keys.tile, boxes.tile, self._extents(queries), strict=True)
-        for axis, (n, rows, tile, box, extent) in enumerate(axes):
-            # The key tile in which the middle of the query tile lies.
-            at = (torch.arange(rows, device=device) * box + box // 2) // tile
-            first = (at - extent // 2).clamp(min=0)
-            first = first.minimum(first * 0 + n - extent)
-            shape = [1] * 6
-            shape[axis], shape[3 + axis] = rows, extent
-            ids = ids * n + (first[:, None] + torch.arange(extent, device=device)).reshape(shape)
-        tiles = ids.flatten(3).flatten(0, 2)[None, None].to(torch.int32)
-        return tiles, torch.full_like(tiles[..., 0], tiles.shape[-1])
-
-
-@dataclass(frozen=True)
-class OwnTiles(Selector):
-    """The key tiles that a query tile overlaps: TopK() | OwnTiles() always keeps them."""
-
-    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        seen = torch.ones((1,) * 6, dtype=torch.bool, device=queries.q.device)
-        keys, boxes = queries.site.tiles, queries.boxes
-        axes = zip(keys.shape, boxes.shape, keys.tile, boxes.tile, strict=True)
-        for axis, (n, rows, tile, box) in enumerate(axes):
-            start = torch.arange(rows, device=seen.device)[:, None] * box
-            key = torch.arange(n, device=seen.device) * tile
-            shape = [1] * 6
-            shape[axis], shape[3 + axis] = rows, n
-            seen = seen & ((key < start + box) & (key + tile > start)).reshape(shape)
-        return seen.flatten(3).flatten(0, 2)
-
-    def width(self, queries: Queries) -> Any:
-        keys, boxes = queries.site.tiles, queries.boxes
-        result = 1
-        for n, tile, box in zip(keys.shape, keys.tile, boxes.tile, strict=True):
-            result = result * torch.sym_min(n, ceil_div(box, tile) + (0 if box % tile == 0 else 1))
-        return result
-
-
-@dataclass(frozen=True)
-class FirstFrames(Selector):
-    """The key tiles of the first `tiles` tiles along the frames: where image-to-video models look."""
-
-    tiles: int = 1
-
-    def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        keys = queries.site.tiles
-        return torch.arange(keys.tiles, device=queries.q.device)[None] < self.width(queries)
-
-    def width(self, queries: Queries) -> Any:
-        frames, rows, cols = queries.site.tiles.shape
-        return torch.sym_min(self.tiles, frames) * rows * cols
 
 
 # --- Combinations -------------------------------------------------------------------------------------
@@ -314,10 +239,13 @@ class AtLeast(Selector):
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
         tiles, counts = torch.ops.vsa_compile.select(_scores(scores, self), self._floor(queries))
-        return self.rule.mask(scores, queries) | _as_mask(tiles, counts, queries.site.tiles.tiles)
+        return self.rule.mask(scores, queries) | as_mask(tiles, counts, queries.site.tiles.tiles)
 
     def width(self, queries: Queries) -> Any:
         return torch.sym_min(self.rule.width(queries) + self._floor(queries), queries.site.tiles.tiles)
+
+    def expected(self, queries: Queries) -> Any:
+        return torch.sym_max(self.rule.expected(queries), self._floor(queries))
 
 
 @dataclass(frozen=True)
@@ -327,14 +255,25 @@ class AtMost(Selector):
     rule: Selector
     share: float
 
+    def __post_init__(self) -> None:
+        _check_share("share", self.share)
+
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        return _as_mask(*self.lists(scores, queries), queries.site.tiles.tiles)
+        return as_mask(*self.lists(scores, queries), queries.site.tiles.tiles)
 
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         return _best_of(self.rule.mask(scores, queries), scores, self.width(queries), queries)
 
     def width(self, queries: Queries) -> Any:
         return torch.sym_min(_share_of(queries.site.tiles.tiles, self.share), self.rule.width(queries))
+
+    def expected(self, queries: Queries) -> Any:
+        return torch.sym_min(_share_of(queries.site.tiles.tiles, self.share), self.rule.expected(queries))
+
+
+def _check_share(name: str, share: Any) -> None:
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise ArgumentError(bad_value(name, share, "a share above 0, at most 1"))
 
 
 def _share_of(total: Any, share: float) -> Any:

@@ -7,6 +7,6 @@ the sparsity: options={"method": "sta", "tile": (6, 8, 8)}.
 from __future__ import annotations
 
 from .method import Method
-from .select import SlidingTiles
+from .patterns import SlidingTiles
 
 sta = Method(scorer=None, selector=SlidingTiles())

@@ -21,16 +21,23 @@ _COUNTER = "torch.utils.flop_counter"
 
 
 def attended_pairs(
-    q_tokens: Any, kv_tokens: Any, grid: Sequence[Any], tile: Sequence[Any], listed: Any
+    q_tokens: Any,
+    kv_tokens: Any,
+    grid: Sequence[Any],
+    tile: Sequence[Any],
+    listed: Any,
+    queries: Any = None,
 ) -> Any:
     """Query-key pairs that one head computes when every query tile lists `listed` tiles.
 
-    A listed tile counts its mean number of real tokens, so that all tiles listed is exactly dense.
+    queries: how many of the video attend at all; None: all of them. A listed tile counts its mean number of
+    real tokens, so that all tiles listed is exactly dense.
     """
     tiles = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
     video = tiles.grid.tokens
-    sparse = video * video * listed // tiles.tiles
-    return sparse + video * (kv_tokens - video) + (q_tokens - video) * kv_tokens
+    queries = video if queries is None else queries
+    sparse = queries * video * listed // tiles.tiles
+    return sparse + queries * (kv_tokens - video) + (q_tokens - video) * kv_tokens
 
 
 def _attend(*arguments: Any, out_val: Any = None, **more: Any) -> int:

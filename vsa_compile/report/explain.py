@@ -1,14 +1,13 @@
-"""What was done to a model and why: the rows behind explain(), the log and the counters."""
+"""`explain(model, ...)`: runs a model once, dense, and says what the backend does to each attention call."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,178 +15,22 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from .. import methods
-from ..analysis import Analysis, Segment, analyse
-from ..analysis.algebra import Size
-from ..analysis.graph_facts import example_of, sizes_of
-from ..convert.judge import Refusal, Site, attention_arguments, judge
+from ..analysis import Analysis, analyse
+from ..convert.judge import judge
 from ..convert.refusals import not_captured
-from ..grid import Grid, TileGrid, kept_tiles
-from ..ops.flops import attended_pairs
+from ..convert.rewrite import plan
+from ..grid import Grid
 from ..options import Options
 from ..runtime import state
-from ..torch_compat import compiled_by, explaining_compile, shape_environment, size_hint
+from ..torch_compat import compiled_by, compiled_with, explaining_compile
+from .table import Report, SiteReport, amounts, site_report
 
 
-@dataclass(frozen=True)
-class SiteReport:
-    """One attention call. Sizes are those of the example inputs, in tokens and tiles.
+@runtime_checkable
+class _Optioned(Protocol):
+    """A backend that knows the options it will run with: ours."""
 
-    name: module path. converted: whether it is made sparse. reason: why not, else ""; slug: its short name.
-    grid: (frames, rows, cols) of its video tokens, or None. segments: the query tokens, in order.
-    tokens: of the query. kept_tiles of total_tiles: what each query tile keeps; 0 of 0 if refused.
-    flops_dense, flops_sparse: of the attention itself, forward (4 B H D per query-key pair).
-    """
-
-    name: str
-    converted: bool
-    reason: str
-    slug: str
-    grid: tuple[int, int, int] | None
-    segments: tuple[str, ...]
-    tokens: int
-    kept_tiles: int
-    total_tiles: int
-    flops_dense: int
-    flops_sparse: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `explain` found. `print(report)` is a table; `.to_json()` the same for programs."""
-
-    sites: tuple[SiteReport, ...]
-    options: Options
-
-    @property
-    def converted(self) -> int:
-        return sum(site.converted for site in self.sites)
-
-    @property
-    def flops_dense(self) -> int:
-        return sum(site.flops_dense for site in self.sites)
-
-    @property
-    def flops_sparse(self) -> int:
-        return sum(site.flops_sparse for site in self.sites)
-
-    def to_json(self) -> str:
-        """One object, whose names only ever grow:
-
-        "options": the fields of `Options`;
-        "totals": {"converted", "refused", "flops_dense", "flops_sparse"}, integers;
-        "sites": one object for each attention call, in order, with the fields of `SiteReport`.
-        """
-        totals = {
-            "converted": self.converted,
-            "refused": len(self.sites) - self.converted,
-            "flops_dense": self.flops_dense,
-            "flops_sparse": self.flops_sparse,
-        }
-        options = asdict(self.options) | {"inductor": dict(self.options.inductor)}
-        sites = [asdict(site) for site in self.sites]
-        return json.dumps({"options": options, "totals": totals, "sites": sites}, indent=2, default=str)
-
-    def __str__(self) -> str:
-        header = (
-            "attention",
-            "",
-            "grid",
-            "tokens",
-            "tiles kept",
-            "GFLOP dense",
-            "sparse",
-            "why it stays dense",
-        )
-        rows = [header, *map(_row, self.sites)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
-        lines = [
-            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
-        return "\n".join([*lines, "", self._summary()])
-
-    def _summary(self) -> str:
-        if not self.sites:
-            return "No attention call was seen. Is scaled_dot_product_attention inside the compiled part?"
-        saved = self.flops_dense / self.flops_sparse if self.flops_sparse else 1.0
-        return (
-            f"{self.converted} of {len(self.sites)} attention calls sparse; attention FLOPs "
-            f"{_giga(self.flops_dense)} -> {_giga(self.flops_sparse)} GFLOP ({saved:.1f}x less)."
-        )
-
-
-def _giga(flops: int) -> str:
-    giga = flops / 1e9
-    return f"{giga:,.0f}" if giga >= 100 else f"{giga:.3g}"
-
-
-def _row(site: SiteReport) -> tuple[str, ...]:
-    return (
-        site.name or "(no module path)",
-        "sparse" if site.converted else "dense",
-        str(Grid(*site.grid)) if site.grid else "",
-        f"{site.tokens:,}",
-        f"{site.kept_tiles} of {site.total_tiles}" if site.converted else "",
-        _giga(site.flops_dense),
-        _giga(site.flops_sparse),
-        site.reason,
-    )
-
-
-def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
-    """One decision with its numbers on the example inputs. To be asked before the graph is rewritten."""
-    environment = shape_environment(decision.call.owner)
-
-    def hint(size: Size) -> int:
-        return size_hint(size, environment)
-
-    arguments = attention_arguments(decision.call.node)
-    queries, keys = (
-        [hint(s) for s in sizes_of(example_of(arguments.get(n))) or [1]] for n in ("query", "key")
-    )
-    q_tokens, kv_tokens, per_pair = _amounts(queries, keys)
-    dense = per_pair * q_tokens * kv_tokens
-    grid, kept, total, sparse = None, 0, 0, dense
-    if isinstance(decision, Site):
-        grid = Grid(*map(hint, decision.grid))
-        total = TileGrid(grid, options.tile).tiles
-        kept = kept_tiles(total, state.sparsity_now(options))
-        sparse = per_pair * attended_pairs(q_tokens, kv_tokens, grid, options.tile, kept)
-    return SiteReport(
-        name=decision.name,
-        converted=isinstance(decision, Site),
-        reason=decision.reason.text if isinstance(decision, Refusal) else "",
-        slug=decision.reason.slug if isinstance(decision, Refusal) else "",
-        grid=tuple(grid) if grid else None,
-        segments=tuple(_segment_text(segment, hint) for segment in decision.segments),
-        tokens=q_tokens,
-        kept_tiles=kept,
-        total_tiles=total,
-        flops_dense=dense,
-        flops_sparse=sparse,
-    )
-
-
-def _amounts(queries: Sequence[int], keys: Sequence[int]) -> tuple[int, int, int]:
-    """Query tokens, key tokens, and the FLOPs of one query-key pair over all batches and heads."""
-    batch, heads, q_tokens, width = [1, 1, 1, *queries][-4:]
-    return q_tokens, [1, *keys][-2], 4 * batch * heads * width
-
-
-def _segment_text(segment: Segment, hint: Callable[[Size], int]) -> str:
-    if segment.grid:
-        return f"video {Grid(*map(hint, segment.grid))}"
-    return f"other {hint(segment.size)}"
-
-
-def describe(decision: Site | Refusal) -> str:
-    """One line for the log."""
-    segments = " | ".join(map(str, decision.segments))
-    name = decision.name or decision.call.node.name
-    if isinstance(decision, Site):
-        return f"{name}: sparse, [{segments}]"
-    return f"{name}: dense, [{segments}], {decision.reason.slug}: {decision.reason.text}"
+    def read_options(self, *, options: Any = None, mode: str | None = None) -> Options: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,12 +77,14 @@ def explain(
 ) -> Report:
     """What `torch.compile(model, backend="vsa", options=options)` does to every attention call, and why.
 
+    options: None is those that the model was compiled with, or the defaults where it was not.
+
     Runs one dense forward with the given inputs, and a second without Dynamo where Dynamo does not take the
     model as one graph: that one finds the calls that are in no graph. `model` may be compiled already, and
     stays so; where its blocks are (compile_repeated_blocks), their graphs are explained.
     Raises OptionError for bad options.
     """
-    settings = state.hinted(Options.read(options))
+    settings = state.hinted(_options(model, options))
     methods.get(settings.method)
     with _explaining:
         try:
@@ -260,6 +105,15 @@ def explain(
     return Report(tuple(sites), settings)
 
 
+def _options(model: Any, options: Mapping[str, Any] | None) -> Options:
+    """What is given, else what the model was compiled with."""
+    compiled = compiled_with(model) if options is None else None
+    if compiled is not None and isinstance(compiled[0], _Optioned):
+        backend, keywords = compiled
+        return backend.read_options(**keywords)
+    return Options.read(options)
+
+
 def _is_whole(run: _Run, model: Any) -> bool:
     """Whether the graph is all of the model: not broken off, and entered from nothing but the model."""
     return not run.broken and all(getattr(m, "_orig_mod", m) is model for m in run.modules)
@@ -271,6 +125,7 @@ def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteRe
     if run.hint is not None:
         settings = replace(settings, grid=Grid(*run.hint))
     decisions = judge(run.analysis, settings, guard=False, why=run.why)
+    decisions, _ = plan(run.analysis.module, decisions, settings)
     rows = [site_report(decision, settings) for decision in decisions]
     return [replace(row, name=".".join(filter(None, (owner, row.name)))) for row in rows]
 
@@ -302,7 +157,7 @@ class _Census(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _note(self, query: torch.Tensor, key: torch.Tensor) -> None:
-        tokens, kv_tokens, per_pair = _amounts(query.shape, key.shape)
+        tokens, kv_tokens, per_pair = amounts(query.shape, key.shape)
         name = next((self.names[id(m)] for m in _modules_on_stack() if id(m) in self.names), "")
         flops, reason = per_pair * tokens * kv_tokens, not_captured()
         row = SiteReport(name, False, reason.text, reason.slug, None, (), tokens, 0, 0, flops, flops)

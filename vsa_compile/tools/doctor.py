@@ -52,11 +52,22 @@ def examine() -> tuple[str, int]:
 
 def _versions(findings: _Findings) -> None:
     findings.add("python", platform.python_version())
-    for package in ("torch", "triton", "vsa-compile"):
+    for package in ("torch", "vsa-compile"):
         findings.add(package, version(package) or "not installed")
+    has_gpu = torch.cuda.is_available()
+    absent = "not installed" + ("" if has_gpu else "; GPUs alone need it")
+    triton = _triton()
+    findings.add("triton", triton or absent)
     findings.add("processor", f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})")
-    if version("triton") is None and platform.system() == "Linux":
+    if triton is None and has_gpu:
         findings.problems.append(errors.no_triton())
+
+
+def _triton() -> str | None:
+    """Its version, whichever package it is from: torch for AMD's and Intel's GPUs brings its own builds."""
+    packages = metadata.packages_distributions().get("triton", [])
+    shown = (f"{version(name)}" + f" ({name})" * (name != "triton") for name in packages)
+    return ", ".join(shown) or None
 
 
 def _entry_point(findings: _Findings) -> None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -96,17 +96,98 @@ def version_of(tensor: torch.Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def last_version_allowed() -> int | None:
-    """Dynamo's limit, if the frame that it is compiling will have no further version. Checked on torch 2.13.
-
-    Past the limit Dynamo runs the frame uncompiled.
-    """
+def frame_version() -> tuple[Any, int, int] | None:
+    """Of the frame that Dynamo is compiling: what tells it from others, how many versions it has with this
+    one, and how many it may have, past which Dynamo runs it uncompiled. Checked on torch 2.13."""
     from torch._guards import CompileContext
 
     current = CompileContext.current_compile_id()
-    limit = torch._dynamo.config.recompile_limit
     versions = getattr(current, "frame_compile_id", None)
-    return limit if versions is not None and versions + 1 >= limit else None
+    if versions is None:
+        return None
+    return getattr(current, "frame_id", None), versions + 1, torch._dynamo.config.recompile_limit
+
+
+@contextmanager
+def unwrapped(kind: type[Exception]) -> Iterator[None]:
+    """Within this, while Dynamo compiles, errors of `kind` reach who calls the compiled model as they are.
+
+    Dynamo makes a BackendCompilerFailed of what a backend raises, Inductor an InductorError of what a
+    lowering does. Errors that are a ShortenTraceback pass, and are asked, at the end, for the error to raise.
+    Checked on torch 2.13.
+    """
+    try:
+        yield
+    except Exception as raised:
+        error: Any = raised
+        while not isinstance(error, kind) and isinstance(getattr(error, "inner_exception", None), Exception):
+            error = error.inner_exception
+        if not isinstance(error, kind):
+            raise
+        raise _passing(error) from error.__cause__
+
+
+def _passing(error: Exception) -> Exception:
+    """The error, or within a compilation one of the same type, and more, that Dynamo lets pass."""
+    from torch._dynamo import exc
+    from torch._guards import TracingContext
+
+    if TracingContext.try_get() is None or not hasattr(exc, "ShortenTraceback"):
+        return error
+    kind: type = type(error)
+
+    def init(self: Any) -> None:
+        exc.ShortenTraceback.__init__(self, str(error), first_useful_frame=None)
+
+    body = {"__init__": init, "remove_dynamo_frames": lambda _: error, "__module__": kind.__module__}
+    passing: Any = type(kind.__name__, (kind, exc.ShortenTraceback), body)
+    return passing()
+
+
+def check_in_compile(backend: type, check: Callable[..., Any]) -> None:
+    """Have torch.compile itself call `check(backend, mode=..., options=...)`, for backends of a type, with
+    what it was given. Torch alone would show it to the backend when the first graph is compiled.
+
+    Where torch lacks the means nothing happens. Checked on torch 2.13.
+    """
+    wrapper: Any = getattr(torch, "_TorchCompileWrapper", None)
+    if wrapper is None:
+        return
+    make = wrapper.__init__
+
+    @functools.wraps(make)
+    def make_and_check(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        if isinstance(getattr(self, "compiler_fn", None), backend):
+            check(self.compiler_fn, **getattr(self, "kwargs", {}))
+
+    wrapper.__init__ = make_and_check
+
+
+def compiled_with(model: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The backend of a compiled model or function and the keywords it is called with (options, mode); None
+    for what is not compiled. Of a model whose blocks were compiled, those of the first.
+
+    Checked on torch 2.13.
+    """
+    context = getattr(model, "dynamo_ctx", None)
+    callback: Any = getattr(context, "callback", None) or _callback_of(model)
+    if callback is None and isinstance(model, torch.nn.Module):
+        calls = (module._compiled_call_impl for module in model.modules())
+        callback = next(filter(None, map(_callback_of, calls)), None)
+    while hasattr(callback, "_torchdynamo_orig_backend"):
+        callback = callback._torchdynamo_orig_backend  # pyright: ignore[reportOptionalMemberAccess]
+    if callback is None:
+        return None
+    return getattr(callback, "compiler_fn", callback), dict(getattr(callback, "kwargs", {}))
+
+
+def _callback_of(function: Any) -> Any:
+    """What torch.compile put before a function: a cell of the function that it made."""
+    if not hasattr(function, "_torchdynamo_orig_callable") or not hasattr(function, "__code__"):
+        return None
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return next((cell.cell_contents for name, cell in cells if name == "callback"), None)
 
 
 def _allow_data_dependent_shapes() -> bool:
@@ -137,6 +218,16 @@ def fake_mode_of(module: GraphModule) -> Any | None:
         if isinstance(example, FakeTensor):
             return example.fake_mode
     return None
+
+
+def on_examples(mode: Any, target: Callable | str, *args: Any, **kwargs: Any) -> Any:
+    """What a call (a function, or a method by its name) gives on example values, as Dynamo itself computes
+    them. Checked on torch 2.13."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    function = getattr(torch.Tensor, target) if isinstance(target, str) else target
+    with mode or nullcontext(), enable_python_dispatcher(), torch.no_grad():
+        return function(*args, **kwargs)
 
 
 @contextmanager

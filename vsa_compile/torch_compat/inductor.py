@@ -20,6 +20,13 @@ def compile_with_inductor(module: GraphModule, example_inputs: Any, patches: dic
     return compile_fx(module, example_inputs, config_patches=patches)  # pyright: ignore[reportReturnType]
 
 
+def triton_missing() -> type[Exception]:
+    """What Inductor raises where a graph is for a GPU and triton cannot be imported."""
+    from torch._inductor.exc import TritonMissing
+
+    return TritonMissing
+
+
 def mode_patches(mode: str | None) -> dict[str, Any]:
     """The config patches that torch.compile's `mode` stands for; raises RuntimeError for another mode."""
     if mode is None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from ...errors import no_triton
 from .. import aten
 from ..args import AttendArgs, BackwardArgs, SelectArgs, takes
 from . import attend, backward, launch, selection
@@ -115,17 +116,24 @@ def _run(name: str, arguments: tuple, more: dict[str, Any], args: Any) -> Any:
                 return operator(name)(*arguments, **more)
         except torch.OutOfMemoryError:
             raise
-        except Exception:
+        except Exception as error:
             _broken.add(name)
-            _log.warning(
-                "the Triton kernels of vsa_compile::%s do not run here: from now on it runs through chunked "
-                "ATen, which is slower. Please report the versions of torch and triton and this trace.",
-                name, exc_info=True,
-            )  # fmt: skip
+            _warn(name, error)
     return LEAVES[name].chunked(args)
 
 
 _broken: set[str] = set()  # leaves whose kernels failed in this process; another try would cost a compilation
+
+
+def _warn(name: str, error: Exception) -> None:
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+        _log.warning("vsa_compile::%s runs through chunked ATen, which is slower. %s", name, no_triton())
+        return
+    _log.warning(
+        "the Triton kernels of vsa_compile::%s do not run here: from now on it runs through chunked "
+        "ATen, which is slower. Please report the versions of torch and triton and this trace.",
+        name, exc_info=error,
+    )  # fmt: skip
 
 
 def _unsupported(leaf: Leaf, args: Any) -> str | None:

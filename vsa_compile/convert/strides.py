@@ -1,0 +1,161 @@
+"""Where it matters that the sparse output lies in memory otherwise than SDPA's.
+
+The kernels write (B, N, H, D); SDPA may write (B, H, N, D). Views, aliases and who gets the output can tell.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from heapq import heapify, heappop, heappush
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node, map_arg
+from torch.utils._pytree import tree_leaves
+
+from ..analysis.algebra import equal
+from ..analysis.graph_facts import example_of, op_name, sizes_of
+from ..torch_compat import on_examples, size_expression, surely_true
+from .edits import New, new
+
+aten = torch.ops.aten
+
+# Their results are new and contiguous, whatever the strides of their inputs are.
+_CONTIGUOUS = ("linear", "matmul", "bmm", "mm", "addmm", "baddbmm")
+# They read memory as it lies.
+_RAW = (
+    "as_strided",
+    "as_strided_copy",
+    "as_strided_scatter",
+    "set",
+    "data_ptr",
+    "untyped_storage",
+    "storage",
+)
+_AUGMENTED = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift concat"
+_WRITING = {operator.setitem, *(getattr(operator, f"i{name}") for name in _AUGMENTED.split())}
+
+
+def places_of(graph: Graph) -> dict[Node, int]:
+    return {node: place for place, node in enumerate(graph.nodes)}
+
+
+def same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether two layouts of a shape are one. Adds no guard."""
+    return all(
+        equal(size, 1) or equal(size_expression(one), size_expression(other))
+        for size, one, other in zip(sizes_of(a) or [], a.stride(), b.stride(), strict=True)
+    )
+
+
+def in_order_of(node: Node, value: New, mode: Any, hint: Callable[[Any], int]) -> New:
+    """`value` copied, so that its dimensions lie in memory in the order of those of `node`, without gaps.
+
+    Every view of `node` is then possible of it. `hint` says how large a size is on the example inputs.
+    """
+    strides = [hint(size_expression(stride)) for stride in example_of(node).stride()]
+    order = sorted(range(len(strides)), key=lambda dim: (-strides[dim], dim))
+    if order == sorted(order):
+        return new(mode, node, aten.contiguous.default, value)
+    back = [order.index(dim) for dim in range(len(order))]
+    packed = new(mode, node, aten.contiguous.default, new(mode, node, aten.permute.default, value, order))
+    return new(mode, node, aten.permute.default, packed, back)
+
+
+def changed_by(value: New, node: Node, mode: Any, places: Mapping[Node, int]) -> dict[Node, Any] | None:
+    """Where `value` takes the place of `node`: the examples of what is computed from it, if their strides
+    change. None if that can matter to anyone: to a view, to a write through what is an alias of it in one
+    layout alone, to an operator that is not torch's, or to who gets the results of the graph.
+
+    Runs the users of the output on example values, as far as the difference goes: most models transpose and
+    reshape at once, after which there is none.
+    """
+    now: dict[Node, Any] = {node: value.example}
+    changed = {node}
+    left = [(places[user], user) for user in node.users]
+    seen: set[Node] = set()
+    heapify(left)
+    while left:
+        _, user = heappop(left)  # in the order of the graph, so that all its inputs were here before
+        if user in seen:
+            continue
+        seen.add(user)
+        inputs = [x for x in user.all_input_nodes if x in now]
+        if user.op == "output":
+            if changed.intersection(inputs):
+                return None
+            continue
+        if not _is_torchs(user) or op_name(user) in _RAW:
+            return None
+        written = _written(user)
+        if written is not None:
+            if written in now:
+                return None
+            continue
+        before = example_of(user)
+        try:
+            arguments, keywords = map_arg((user.args, user.kwargs), lambda x: now.get(x, example_of(x)))
+            after = on_examples(mode, user.target, *arguments, **keywords)
+        except Exception:
+            if op_name(user) in _CONTIGUOUS:
+                continue
+            return None
+        if not _same(before, after):
+            changed.add(user)
+        elif not any(_shares(before, example_of(x)) or _shares(after, now[x]) for x in inputs):
+            continue
+        now[user] = after
+        for further in user.users:
+            heappush(left, (places[further], further))
+    return {user: now[user] for user in changed if user is not node}
+
+
+def _is_torchs(node: Node) -> bool:
+    """Whether a node calls an operator of torch itself, or one of ours, and no body."""
+    target: Any = node.target
+    if node.op == "call_method":
+        return hasattr(Tensor, target)
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace in ("aten", "prims", "vsa_compile")
+    module = (getattr(target, "__module__", None) or "torch").split(".")[
+        0
+    ]  # of built-in functions it is None
+    bodies = isinstance(target, torch._ops.HigherOrderOperator)
+    return node.op == "call_function" and not bodies and module in ("torch", "_operator", "builtins")
+
+
+def _written(node: Node) -> Any:
+    """What a node writes into, None if into nothing. The operators that write into several are not torch's
+    everyday ones, and count as `_is_torchs` does."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if "out" in node.kwargs:
+        return node.kwargs["out"]
+    if isinstance(node.target, torch._ops.OpOverload):
+        writes = node.target._schema.is_mutable
+    else:
+        writes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+    if writes or node.target in _WRITING or node.kwargs.get("inplace"):
+        return node.args[0] if node.args else next(iter(node.kwargs.values()))
+    return None
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Whether two example values of one node have the same strides, or are the same numbers."""
+    olds, news = tree_leaves(before), tree_leaves(after)
+    if len(olds) != len(news):
+        return False
+    for old, new_ in zip(olds, news, strict=True):
+        if isinstance(old, Tensor) and isinstance(new_, Tensor):
+            if not same_strides(old, new_):
+                return False
+        elif isinstance(old, Tensor) or isinstance(new_, Tensor) or not surely_true(old == new_):
+            return False
+    return True
+
+
+def _shares(result: Any, argument: Any) -> bool:
+    """Whether a result is memory of an argument."""
+    storages = {x.untyped_storage()._cdata for x in tree_leaves(argument) if isinstance(x, Tensor)}
+    return any(isinstance(x, Tensor) and x.untyped_storage()._cdata in storages for x in tree_leaves(result))
