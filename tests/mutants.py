@@ -92,7 +92,7 @@ KERNEL_MUTANTS = (
     Mutant("width", "packed rows not cleared behind the width", ROWS + "::gather", "std::fill(row + c.width, row + c.packed_width, 0.f);", "", CPP_FP32),
     Mutant("last width", "the last places of a row not copied", ROWS + "::copy_row", "for (; d < width; ++d)", "for (; d + 1 < width; ++d)", CPP_FP32),
     Mutant("pad query", "a query that is not there weighs in bf16", BACKWARD + "::BackwardGroup.add", "if (pairs > queries) clear_pad(n, weights, left);", "", CPP),
-    Mutant("power", "2^x below the normal numbers", VECTORS + "::exp2_lanes", "x = at::vec::clamp_min(x, V(-127.f));", "", CPP_FP32),
+    Mutant("power", "2^x below the normal numbers", VECTORS + "::Power", "x = at::vec::clamp_min(x, V(-127.f));", "", CPP_EACH),
     Mutant("turned", "rows of an odd block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 2 * 2)", CPP_FP32),
     Mutant("own rows", "the last rows of our own product", PRODUCT + "::multiply_columns", "for (; r < m; ++r)", "for (; r + 1 < m; ++r)", CPP_EACH),
     Mutant("own columns", "the last columns of our own product", PRODUCT + "::multiply_here", "for (; q < n; q += kLanes)", "for (; q + kLanes < n; q += kLanes)", CPP_EACH),
