@@ -169,6 +169,7 @@ COMPILER_MUTANTS = (
     Mutant("strides aliased", "writes through what is a view in one layout alone", STRIDES + "::changed_by", "any(_shares(before, example_of(x)) or _shares(after, now[x]) for x in inputs)", "False", (REWRITING, "-k", "tell or writes")),
     Mutant("strides raw", "memory that is read as it lies", STRIDES + "::changed_by", "op_name(user) in _RAW", "False", (REWRITING, "-k", "tell or writes")),
     Mutant("strides stale", "example values that still have SDPA's strides", EDITS + "::apply", "node.meta[_key(node)] = example", "", (REWRITING, "-k", "merge")),
+    Mutant("plan guards", "planning makes guards of sizes", DYNAMO + "::on_examples", "environment.suppress_guards()", "nullcontext()", ("tests/test_compiler.py", "-k", "any_sequence")),
     Mutant("half done", "an edit that fails leaves what it did", EDITS + "::apply", "undo()", "", (REWRITING, "-k", "undone")),
     Mutant("swap left", "the swap of nodes not undone", EDITS + "::apply", "done.append(partial(replacement.replace_all_uses_with, edit.node))", "", (REWRITING, "-k", "undone")),
     Mutant("failure raised", "a failure of ours ends the model", BACKEND + "::_harmless", "if settings.fallback == 'error':\n    ...", "raise", ("tests/test_backend.py", "-k", "failure")),
