@@ -136,7 +136,7 @@ def draw(
         _title(axis, "frames {} to {}".format(*_pictures(layer, grid[0])))
     for axis in (left, right, *axes):
         axis.axis("off")
-    figure.text(0.995, 0.005, texts["source"], ha="right", fontsize=7, color=INK)
+    below.supxlabel(texts["source"], x=0.995, ha="right", fontsize=7, color=INK)
     figure.savefig(path, dpi=80)
 
 
