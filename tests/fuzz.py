@@ -91,6 +91,19 @@ def template(scale: int) -> Tally:
     return Tally(2 * count, failed, time.monotonic() - started)
 
 
+def threads(scale: int) -> Tally:
+    """Prepared models in four threads, with contexts entered and left at random: 5 minutes at scale 15."""
+    from soak import soak
+
+    started = time.monotonic()
+    try:
+        calls, mismatches = sum(soak(20 * scale).seen.values()), 0
+    except AssertionError as error:
+        print(error, flush=True)
+        calls, mismatches = 0, 1
+    return Tally(calls, mismatches, time.monotonic() - started)
+
+
 FAMILIES: dict[str, Callable[[int], Tally]] = {
     "tiles": properties("test_grid.py"),
     "axes": properties("test_axes.py"),
@@ -100,6 +113,7 @@ FAMILIES: dict[str, Callable[[int], Tally]] = {
     "template": template,
     "models": properties("test_random_models.py"),
     "adversary": properties("test_adversary.py"),
+    "threads": threads,
 }
 
 

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 import torch
 from compare import assert_same_output
+from soak import soak
 from test_prepare import TWO, Spy, by_blocks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -150,6 +151,13 @@ def test_threads_have_their_own_grids(wanted: dict) -> None:
         for grid, outs in zip((LANDSCAPE, PORTRAIT), pool.map(work, (LANDSCAPE, PORTRAIT)), strict=True):
             for out in outs:
                 assert_same_output(out, wanted[grid])
+
+
+def test_four_threads_two_models_and_six_grids_do_not_mix() -> None:
+    """`make fuzz` does this for minutes."""
+    seen = soak(6).seen
+    assert seen["sparse"] > 20
+    assert seen["dense"] + seen["dense refused"] > 0
 
 
 def test_a_call_is_nothing_to_other_threads() -> None:

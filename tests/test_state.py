@@ -201,6 +201,19 @@ def test_a_recompute_has_the_hinted_grid_of_its_forward(
     assert all(isinstance(decision, Site) for graph in graphs for decision in graph)
 
 
+def test_a_recompute_that_is_given_another_hinted_grid_is_an_error(monkeypatch) -> None:
+    """Should the history ever be silent (there is none under compiled autograd), the witness is not."""
+    monkeypatch.setattr("vsa_compile.plan.history.position_of_forward", lambda: None)
+    compiled = torch.compile(attend_hidden, backend=converting([], "aot_eager", tile=(2, 4, 4)))
+    tokens = latents(LEVEL).flatten(2).transpose(1, 2).requires_grad_()
+    with video_grid(*LEVEL):
+        loss = checkpointed(compiled)(tokens).sum()
+    for later in (TURNED, None):
+        hinted = video_grid(*later) if later else nullcontext()
+        with hinted, pytest.raises(torch.utils.checkpoint.CheckpointError):
+            loss.backward(retain_graph=True)
+
+
 @either_checkpoint
 def test_a_recompute_is_dense_as_its_forward(reentrant: bool) -> None:
     torch._dynamo.reset()
