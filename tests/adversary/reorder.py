@@ -372,12 +372,6 @@ def clears_and_adds_(x: Any, s: Spot) -> None:
 
 
 @edit
-def subtracts_and_adds_(x: Any, s: Spot) -> None:
-    y = x.flip(s.dim)
-    x.mul_(0).add_(y)
-
-
-@edit
 def masked_scatters_(x: Any, s: Spot) -> None:
     x.masked_scatter_(s.call(torch.ones, s.shape, dtype=torch.bool), x.flip(s.dim))
 

@@ -130,7 +130,7 @@ def make_inputs(case: Case) -> Inputs:
     seen_k, seen_v = (x.masked_fill(unseen, math.nan) for x in (k, v))
     return Inputs(
         q, seen_k, seen_v, tiles, counts, padding, gate, coarse, clean_k=k, clean_v=v, grad_out=grad_out,
-        out=out.to(case.dtype).contiguous(), lse=lse.float(),
+        out=out.to(case.dtype).contiguous(), lse=lse.to(torch.promote_types(case.dtype, torch.float32)),
     )  # fmt: skip
 
 
