@@ -22,6 +22,7 @@ from ...torch_compat import owned_namespaces, registered_name, written_arguments
 from ..facts import Fact
 from ..graph_facts import argument, example_of
 from ..values import Known, OpCall, Value
+from . import carry
 
 LayoutRule = Callable[[OpCall], Any]  # -> axes of the result, a tuple of such for several, or None
 FactRule = Callable[[OpCall, Any], "Fact | None"]  # (call, its layout)
@@ -213,4 +214,14 @@ def _known(entry: Entry, call: OpCall, layout: Any, index: int | None) -> Value:
     fact = entry.fact(call, layout if index is None else (layout, index)) if entry.fact else None
     tensors = call.tensors()
     table = entry.table if entry.table is not None else all(known.table for known in tensors)
-    return Known(layout, fact, table)
+    return Known(layout, fact, table, entry.fact in _THE_SAME and index is None and _is_given(call))
+
+
+# Views and copies: their entries are those of their input. (A cast to so few bits may wrap.)
+_THE_SAME = (carry.copied, carry.moved, carry.turned, carry.stretched)
+_NARROW = (torch.int8, torch.uint8, torch.int16)
+
+
+def _is_given(call: OpCall) -> bool:
+    known = call.known(call.self_)
+    return known is not None and known.given and call.example.dtype not in _NARROW
