@@ -104,10 +104,10 @@ def test_machine_code_stays_in_its_golden_range(name: str, target: str, kind: st
 
 @pytest.fixture
 def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu.register.cache_clear()
+    gpu._register.cache_clear()
     yield
     monkeypatch.undo()
-    gpu.register.cache_clear()
+    gpu._register.cache_clear()
     assert gpu.register()
 
 
@@ -115,7 +115,7 @@ def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_registering_twice_is_free(unregistered: None):
     assert gpu.register()
     assert gpu.register()
-    assert gpu.register.cache_info().hits == 1
+    assert gpu._register.cache_info().hits == 1
 
 
 @pytest.mark.quick

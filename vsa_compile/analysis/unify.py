@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from .algebra import (
+    REORDERED,
     UNKNOWN,
     Axis,
     Form,
@@ -14,6 +15,7 @@ from .algebra import (
     form_of,
     multiply,
     origins,
+    rigid,
     run,
     same,
     segments,
@@ -189,9 +191,9 @@ def join(axes: Iterable[Axis]) -> Axis:
     return result
 
 
-def contradiction(axis: Axis) -> Axis:
-    """What stands where operands show different orders."""
-    return Axis(axis.size, rigid=UNKNOWN)
+def contradiction(*axes: Axis) -> Axis:
+    """What stands where operands show different orders: an order of its own, if anything is known of one."""
+    return Axis(axes[0].size, rigid=UNKNOWN if all(rigid(axis) == UNKNOWN for axis in axes) else REORDERED)
 
 
 def _join(a: Axis, b: Axis) -> Axis:
@@ -205,7 +207,7 @@ def _join(a: Axis, b: Axis) -> Axis:
 def _joined(a: Axis, b: Axis) -> Axis:
     rigid_nodes = _is_rigid_node(a), _is_rigid_node(b)
     if any(rigid_nodes):
-        return contradiction(a) if all(rigid_nodes) else b if rigid_nodes[0] else a
+        return contradiction(a, b) if all(rigid_nodes) else b if rigid_nodes[0] else a
     unify(a, b)
     if form_of(a) is form_of(b) and origins(a) and form_of(a).parts is None:
         return _node(a, b)
@@ -219,7 +221,7 @@ def _joined(a: Axis, b: Axis) -> Axis:
             return assembled([_join(x, y) for x, y in zip(left, right, strict=True)])
         if form_of(a) is form_of(b):
             return _node(a, b)
-    return contradiction(a)
+    return contradiction(a, b)
 
 
 def _nodes(axis: Axis) -> list[Axis]:

@@ -183,7 +183,7 @@ def broadcast(operands: Sequence[Known], sizes: Sequence[Size]) -> Layout:
 def _undisputed(axes: Sequence[Axis]) -> Axis:
     """The one axis that is not rigid, or nothing."""
     sure = list(dict.fromkeys(axis for axis in axes if not rigid(axis)))
-    return sure[0] if len(sure) == 1 else contradiction(axes[0])
+    return sure[0] if len(sure) == 1 else contradiction(*axes)
 
 
 def align(a: Axis, b: Axis) -> Axis:

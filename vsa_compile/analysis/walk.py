@@ -281,7 +281,7 @@ def _fitted(value: Value, example: Any) -> Value:
         if not isinstance(value, Known) or len(value.axes) != len(sizes):
             return unknown(example)
         axes = [_sized(axis, size) for axis, size in zip(value.axes, sizes, strict=True)]
-        return Known(axes, value.fact, value.table, value.given)
+        return Known(axes, value.fact, value.table, value.given, value.part)
     if isinstance(example, (tuple, list)):
         if not isinstance(value, (tuple, list)) or len(value) != len(example):
             return unknown(example)

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from ..algebra import (
+    REORDERED,
     UNKNOWN,
     Axis,
     concatenate,
@@ -186,12 +187,16 @@ def _stack(call: OpCall) -> Any:
 
 
 def _put_together(tensors: list[Known]) -> Axis | None:
-    """The axis that was taken apart into these, one for each of its positions, in their order."""
-    if tensors[0].part is None:
+    """The axis that was taken apart into these, one for each of its positions, in their order; an axis in
+    another order where they are positions of one axis, and not in its order."""
+    parts = [one.part for one in tensors]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or any(axis is not known[0][0] for axis, _ in known):
         return None
-    axis = tensors[0].part[0]
-    in_order = [one.part for one in tensors] == [(axis, i) for i in range(len(tensors))]
-    return axis if in_order and equal(axis.size, len(tensors)) else None
+    axis, positions = known[0][0], [position for _, position in known]
+    if positions != sorted(positions):
+        return Axis(len(parts), rigid=REORDERED)
+    return axis if positions == [*range(len(parts))] and equal(axis.size, len(parts)) else None
 
 
 @op("split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
