@@ -19,6 +19,7 @@ from .analysis import analyse
 from .analysis.graph_facts import example_of
 from .convert.edits import Edit, apply
 from .convert.judge import Refusal, Site, judge, wants_hint
+from .convert.refusals import OF_SPEED
 from .convert.rewrite import plan
 from .errors import (
     OptionError,
@@ -267,10 +268,23 @@ def _count(decisions: list[Site | Refusal]) -> None:
 
 
 def _log(decisions: list[Site | Refusal]) -> None:
+    for decision in decisions:
+        if isinstance(decision, Refusal) and decision.reason.slug in OF_SPEED:
+            _say_once(decision.reason.slug, decision.reason.text)
     converted = sum(isinstance(decision, Site) for decision in decisions)
     log.info("%d of %d attention calls made sparse", converted, len(decisions))
     for decision in decisions:
         log.debug("%s", describe(decision))
+
+
+_said: set[str] = set()
+
+
+def _say_once(slug: str, text: str) -> None:
+    """In the process, for the first call that could be sparse and is not: else nobody would learn of it."""
+    if slug not in _said:
+        _said.add(slug)
+        logging.getLogger("vsa_compile.speed").warning("video attention stays dense: %s", text)
 
 
 @cache

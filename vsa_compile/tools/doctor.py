@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from .. import errors
 from ..backend import vsa
 from ..ops import gpu
+from ..ops.break_even import kernel_at_hand
 from ..ops.cpu import loader
-from ..ops.functional import attention
+from ..ops.functional import DTYPES, attention
 from ..ops.gpu.call import too_old
 from ..ops.gpu.templates import template_files
 from .bench.log import heard, reason_of
@@ -87,6 +88,7 @@ def _cpu(findings: _Findings) -> None:
     """Builds the C++ kernel, as the first call on CPU would."""
     findings.add("CPU, 16 and 32 bit", _cpu_kernel(findings))
     findings.add("CPU, float64", "ATen")
+    findings.add("CPU, sparse from", _sparse_from(torch.device("cpu")))
     _compare("CPU", torch.device("cpu"), attention, findings)
 
 
@@ -140,6 +142,7 @@ def _gpu(device: torch.device, known: bool, findings: _Findings) -> None:
     kernels = "templates" if known else "plain Triton kernels: torch's template interface is unknown"
     findings.add(f"{what}, 16 and 32 bit", f"ATen: {reason}" if reason else kernels)
     findings.add(f"{what}, float64", "ATen")
+    findings.add(f"{what}, sparse from", _sparse_from(device))
     with heard() as texts:
         _compare(what, device, _compiled(), findings)
     if texts and reason is None:
@@ -149,6 +152,18 @@ def _gpu(device: torch.device, known: bool, findings: _Findings) -> None:
 def _compiled() -> Callable:
     return torch.compile(
         lambda q, k, v, **options: attention(q, k, v, **options), backend=vsa, fullgraph=True, dynamic=False
+    )
+
+
+def _sparse_from(device: torch.device) -> str:
+    """Where the kernels at hand beat dense attention, which is what min_tokens is unless it is given."""
+    found: dict[int | None, list[str]] = {}
+    for dtype in DTYPES:
+        least = kernel_at_hand(device, dtype, (4, 4, 4), 64).least
+        found.setdefault(least, []).append(str(dtype).removeprefix("torch."))
+    return "; ".join(
+        f"{'no known number of' if least is None else least} video tokens in {', '.join(dtypes)}"
+        for least, dtypes in found.items()
     )
 
 
