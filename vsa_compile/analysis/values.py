@@ -25,13 +25,15 @@ class Known:
 
     `axes`: one per dimension. `fact`: of its entries, if it is a mask or what masks are made of. `table`: it
     was computed from constants, parameters and positions alone, so that its tokens are nobody's. `given`: it
-    is an input of the graph, or a cast or view of one.
+    is an input of the graph, or a cast or view of one. `part`: (axis, i) where of that axis position i alone
+    went into it, as into x.unbind(1)[i].
     """
 
     axes: Layout
     fact: Fact | None = None
     table: bool = False
     given: bool = False
+    part: tuple[Axis, int] | None = None
 
     def __str__(self) -> str:
         marks = ("table " if self.table else "") + (str(self.fact) if self.fact else "")

@@ -15,7 +15,7 @@ from ..sizes import equal
 from ..values import Known, Layout, OpCall, Value
 from . import carry
 from .table import op
-from .views import cut
+from .views import cut, part_of
 
 
 @op("getitem")
@@ -26,7 +26,19 @@ def _getitem(call: OpCall) -> Value:
     if not isinstance(source, Known):
         return None
     axes = indexed(call, source.axes, index, call.sizes)
-    return axes and Known(axes, _fact_at(call, source, index), source.table, source.given)
+    return axes and Known(
+        axes, _fact_at(call, source, index), source.table, source.given, _part(call, source, index)
+    )
+
+
+def _part(call: OpCall, source: Known, index: Any) -> tuple[Axis, int] | None:
+    """Which one position x[:, i] takes; x[i, j] takes two."""
+    items = [item for item in items_of(index, len(source.axes)) if item is not None]
+    numbers = [(dim, call.literal(item)) for dim, item in enumerate(items) if not isinstance(item, slice)]
+    if len(numbers) != 1:
+        return None if numbers else source.part
+    dim, number = numbers[0]
+    return None if is_tensor(items[dim]) else part_of(source.axes[dim], number)
 
 
 def items_of(index: Any, rank: int) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..algebra import Axis, unit
+from ..algebra import Axis, rigid, same, unit
 from ..facts import Claim, Fact, Kind, Rows, constant, fitting
 from ..graph_facts import example_of
 from ..sizes import equal
@@ -273,10 +273,27 @@ def _alike(a: Claim, b: Claim) -> bool:
 op("masked_fill", fact=lambda call, _: _chosen(
     call, call.arg(1, "mask"), call.fact(call.arg(2, "value")), call.fact(call.self_)
 ))(pointwise)  # fmt: skip
+
+
+def _either(call: OpCall) -> Any:
+    """Every entry is one operand's or the other's: where one is in another order, the result is in none."""
+    layout, operands = (
+        pointwise(call),
+        [call.known(call.arg(i, name)) for i, name in ((1, "input"), (2, "other"))],
+    )
+    for one in operands:
+        if layout is None or one is None or one.table:
+            continue
+        for back in range(1, len(one.axes) + 1):
+            if rigid(one.axes[-back]) and not same(one.axes[-back], layout[-back]):
+                layout[-back] = Axis(layout[-back].size, rigid=rigid(one.axes[-back]))
+    return layout
+
+
 op("where", fact=lambda call, _: _chosen(
     call, call.arg(0, "condition"), call.fact(call.arg(1, "input", call.arg(1, "self"))),
     call.fact(call.arg(2, "other")),
-))(pointwise)  # fmt: skip
+))(_either)  # fmt: skip
 
 
 # --- Bounds ---------------------------------------------------------------------------------------

@@ -214,7 +214,9 @@ def _known(entry: Entry, call: OpCall, layout: Any, index: int | None) -> Value:
     fact = entry.fact(call, layout if index is None else (layout, index)) if entry.fact else None
     tensors = call.tensors()
     table = entry.table if entry.table is not None else all(known.table for known in tensors)
-    return Known(layout, fact, table, entry.fact in _THE_SAME and index is None and _is_given(call))
+    parts = {known.part for known in tensors if not known.table}
+    part = parts.pop() if len(parts) == 1 else None
+    return Known(layout, fact, table, entry.fact in _THE_SAME and index is None and _is_given(call), part)
 
 
 # Views and copies: their entries are those of their input. (A cast to so few bits may wrap.)

@@ -181,8 +181,17 @@ def _stack(call: OpCall) -> Any:
         return None
     dim = call.arg(1, "dim", 0) % len(call.sizes)
     result = broadcast(tensors, [*call.sizes[:dim], *call.sizes[dim + 1 :]])
-    result.insert(dim, Axis(call.sizes[dim]))
+    result.insert(dim, _put_together(tensors) or Axis(call.sizes[dim], rigid=UNKNOWN))
     return result
+
+
+def _put_together(tensors: list[Known]) -> Axis | None:
+    """The axis that was taken apart into these, one for each of its positions, in their order."""
+    if tensors[0].part is None:
+        return None
+    axis = tensors[0].part[0]
+    in_order = [one.part for one in tensors] == [(axis, i) for i in range(len(tensors))]
+    return axis if in_order and equal(axis.size, len(tensors)) else None
 
 
 @op("split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
@@ -207,8 +216,9 @@ def _unbind(call: OpCall) -> Any:
     known, dim = call.known(call.self_), call.arg(1, "dim", 0)
     if known is None or not isinstance(call.example, (tuple, list)):
         return None
-    axes = _without(known.axes, dim)
-    return tuple(Known(list(axes), _without_dim(call, dim), known.table) for _ in call.example)
+    axes, axis = _without(known.axes, dim), known.axes[dim]
+    fact = _without_dim(call, dim)
+    return tuple(Known(list(axes), fact, known.table, part=(axis, i)) for i in range(len(call.example)))
 
 
 def _without_dim(call: OpCall, dim: int) -> Fact | None:
@@ -239,10 +249,20 @@ def _narrow(call: OpCall) -> Any:
     return result
 
 
-@op("select", fact=lambda call, layout: _without_dim(call, call.arg(1, "dim")))
+@op("select")
 def _select(call: OpCall) -> Any:
-    layout = call.input
-    return layout and _without(layout, call.arg(1, "dim"))
+    known, dim, index = call.known(call.self_), call.arg(1, "dim"), call.literal(call.arg(2, "index"))
+    if known is None:
+        return None
+    part = part_of(known.axes[dim], index)
+    return Known(_without(known.axes, dim), _without_dim(call, dim), known.table, part=part)
+
+
+def part_of(axis: Axis, index: Any) -> tuple[Axis, int] | None:
+    """Position `index` of an axis, counted from its start, if both are numbers."""
+    if not isinstance(index, int) or not isinstance(axis.size, int):
+        return None
+    return axis, index % axis.size
 
 
 def _without(layout: Layout, dim: int) -> Layout:
