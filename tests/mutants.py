@@ -42,6 +42,7 @@ PRUNE, RULES, PATTERNS, DIGEST = (
 EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
+BREAK_EVEN = ("tests/test_break_even.py",)
 ARGS, CHECKS, TEST_ARGS = "vsa_compile/ops/args.py", "vsa_compile/ops/checks.py", ("tests/test_args.py",)
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
 EDITS, STRIDES = "vsa_compile/convert/edits.py", "vsa_compile/convert/strides.py"
@@ -170,6 +171,10 @@ COMPILER_MUTANTS = (
     Mutant("gate names", "gates beside the projection are dropped", "vsa_compile/training/loading.py::Loading.__call__", "key not in state_dict and beside in state_dict", "False", ("tests/test_gates.py", "-k", "beside")),
     Mutant("gates stay", "removed gates still mark", "vsa_compile/training/gates.py::remove_gates", "isinstance(hook, Marking)", "False", ("tests/test_gates.py", "-k", "removed")),
     Mutant("layers", "a number for the first of several", SITES_PY + "::_check_layer", "len(indices) > 1", "False", ("tests/test_sites.py", "-k", "several_lists")),
+    Mutant("slower", "a kernel that never wins runs", SITES_PY + "::_check_tokens", "raise _Refused(refusals.slower(kernel.name, kernel.faster))", "least = 0", BREAK_EVEN),
+    Mutant("never measured", "another kernel's break-even for one that was not measured", "vsa_compile/ops/break_even.py::_least", "CPU.get(kernel, {})", "CPU.get(kernel, {torch.float32: 0})", BREAK_EVEN),
+    Mutant("in silence", "dense for speed without a word", BACKEND + "::_log", "_say_once(decision.reason.text)", "pass", BREAK_EVEN),
+    Mutant("autocast's type", "the break-even of the type before autocast", SITES_PY + "::kernel_of", "out.dtype", "torch.float32", BREAK_EVEN),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/algebra.py::same", "a is b", "form_of(a) is form_of(b)", ("tests/test_axes.py",)),
     Mutant("reordering", "shuffled tokens learn from what they are added to", "vsa_compile/analysis/unify.py::_unify", "a.rigid or b.rigid", "False", ("tests/test_axes.py",)),
     Mutant("orders", "two orders of equal sizes teach each other", "vsa_compile/analysis/unify.py::meet", "not _in_one_order(...)", "False", ("tests/test_axes.py",)),
