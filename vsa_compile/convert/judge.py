@@ -326,11 +326,8 @@ def _check_tokens(analysis: Analysis, site: Site, options: Options, guard: bool)
 
 def kernel_of(site: Site, options: Options) -> KernelAtHand:
     """What the site would run through. Under autocast the output has the type that is computed in."""
-    out, width = (
-        example_of(site.call.node),
-        example_of(attention_arguments(site.call.node)["query"]).shape[-1],
-    )
-    return kernel_at_hand(out.device, out.dtype, options.tile, width)
+    out, query = example_of(site.call.node), example_of(attention_arguments(site.call.node)["query"])
+    return kernel_at_hand(out.device, out.dtype, options.tile, query.shape[-1])
 
 
 def _check_layer(name: str, options: Options) -> None:
