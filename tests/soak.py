@@ -11,6 +11,7 @@ blocks.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
 import threading
@@ -69,11 +70,11 @@ class Soak:
         with torch.no_grad():
             return model(*inputs(HABITS, grid))
 
-    def work(self, seed: int, until: float) -> None:
-        """What one thread does."""
-        draw, entered = random.Random(seed), []
+    def work(self, seed: int, until: float, least: int) -> None:
+        """What one thread does: at least so many calls, and more until the time is up."""
+        draw, entered, calls = random.Random(seed), [], itertools.count(1)
         with torch._dynamo.config.patch(recompile_limit=64):  # settings are a thread's own
-            while time.monotonic() < until:
+            while next(calls) <= least or time.monotonic() < until:
                 self.move(draw, entered)
                 self.check(draw.randrange(2), draw.choice(GRIDS))
         while entered:
@@ -123,12 +124,12 @@ class Soak:
             )
 
 
-def soak(seconds: float, threads: int = 4) -> Soak:
+def soak(seconds: float, threads: int = 4, least: int = 0) -> Soak:
     """Raises AssertionError for a wrong result, or for state that is left behind."""
     found = Soak()
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(found.work, seed, until) for seed in range(threads)]:
+        for done in [pool.submit(found.work, seed, until, least) for seed in range(threads)]:
             done.result()
         left = [pool.submit(lambda: (state.dense, state.grid, running.now)).result() for _ in range(threads)]
     assert not found.wrong, found.wrong

@@ -153,9 +153,10 @@ def test_threads_have_their_own_grids(wanted: dict) -> None:
                 assert_same_output(out, wanted[grid])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # loops without steps, which denoising() warns of
 def test_four_threads_two_models_and_six_grids_do_not_mix() -> None:
     """`make fuzz` does this for minutes."""
-    seen = soak(6).seen
+    seen = soak(seconds=0, least=40).seen
     assert seen["sparse"] > 20
     assert seen["dense"] + seen["dense refused"] > 0
 

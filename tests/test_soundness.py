@@ -508,7 +508,7 @@ def test_a_hint_does_not_override_what_the_graph_shows(reorder: Callable[[Tensor
 
 def test_prepare_does_not_take_text_of_equal_length_for_the_video():
     def attend(text: Tensor, x: Tensor) -> Tensor:
-        return attention(text) + x
+        return attention(text).mean(1, keepdim=True) + x
 
     class TextFirst(Model):
         def forward(self, latents: Tensor, text: Tensor) -> Tensor:
@@ -585,7 +585,7 @@ def test_a_prepared_model_with_complex_rotary_code_behind_a_break_still_runs():
             sizes = torch.tensor([latents.shape[2:]]).tolist()
             (frames, rows, cols), width = sizes[0], WIDTH // 2
             torch._dynamo.graph_break()
-            pairs = torch.view_as_complex(x.double().reshape(*x.shape[:2], width, 2))
+            pairs = torch.view_as_complex(x.double().contiguous().reshape(*x.shape[:2], width, 2))
             angles = torch.polar(
                 torch.ones(frames * rows * cols, width), torch.rand(width).expand(64, -1) * 0
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from ..grid import Grid
 from .algebra import Axis, Size, factors, form_of, origins, pieces, rigid, same, segments, wholes
@@ -56,6 +57,13 @@ def is_raster(atoms: list[Axis]) -> bool:
         for origin, position in origins(atom):
             positions.setdefault(origin, []).append(position)
     return any(len(p) == 3 and p[0] < p[1] < p[2] for p in positions.values())
+
+
+def out_of_order(atoms: list[Axis]) -> bool:
+    """Whether axes of one value follow each other in another order than there."""
+    known = [dict(origins(atom)) for atom in atoms]
+    pairs = [(a[value], b[value]) for a, b in combinations(known, 2) for value in a.keys() & b.keys()]
+    return any(first > second for first, second in pairs)
 
 
 def _is_window(atom: Axis, apart: set[Axis]) -> bool:

@@ -5,14 +5,13 @@ May be imported by judge alone; imports refusals, analysis and torch_compat.
 
 from __future__ import annotations
 
-from itertools import combinations
 from math import prod
 
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, same_tokens
 from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, wholes
-from ..analysis.tokens import offset, within
+from ..analysis.tokens import offset, out_of_order, within
 from ..analysis.walk import AttentionCall
 from ..grid import Grid
 from ..torch_compat import depends_on_data, is_floor_division
@@ -34,14 +33,7 @@ def fills(analysis: Analysis, segment: Segment, grid: Grid) -> bool:
     sizes = [analysis.hint(atom.size) for atom in atoms]
     ends = {prod(sizes[: i + 1]) for i in range(len(sizes))}
     shown = ends <= {grid.frames, grid.frames * grid.rows, grid.tokens}
-    return shown and all(atom.whole is None for atom in atoms) and not _out_of_order(atoms)
-
-
-def _out_of_order(atoms: list[Axis]) -> bool:
-    """Whether axes of one value follow each other in another order than there."""
-    known = [dict(origins(atom)) for atom in atoms]
-    pairs = [(a[value], b[value]) for a, b in combinations(known, 2) for value in a.keys() & b.keys()]
-    return any(first > second for first, second in pairs)
+    return shown and all(atom.whole is None for atom in atoms) and not out_of_order(atoms)
 
 
 def why_no_video(

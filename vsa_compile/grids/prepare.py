@@ -202,7 +202,8 @@ def _watch_patches(model: nn.Module, prepared: Prepared) -> None:
 
 
 def _marking(forward: Callable, prepared: Prepared, cls: type) -> Callable:
-    """Marks the first tensor that enters a block and is as long as the video of the call that runs."""
+    """Marks the first tensor that enters a block and is as long as the video of the call that runs, unless
+    another one of its shape enters too."""
     calls, number = running, prepared.number  # of a closure: the ints of a global are constants to Dynamo
 
     def marking_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -216,19 +217,21 @@ def _marking(forward: Callable, prepared: Prepared, cls: type) -> Callable:
 
 
 def _mark_first(args: tuple, kwargs: dict[str, Any], call: Call) -> tuple[tuple, dict[str, Any]]:
-    for index, value in enumerate(args):
-        marked = _marked(value, call)
-        if marked is not None:
-            return (*args[:index], marked, *args[index + 1 :]), kwargs
-    for name, value in kwargs.items():
-        marked = _marked(value, call)
-        if marked is not None:
-            return args, {**kwargs, name: marked}
-    return args, kwargs
+    named = {**dict(enumerate(args)), **kwargs}
+    fit = [name for name, value in named.items() if _grid_of(value, call) is not None]
+    if not fit:
+        return args, kwargs
+    first, *others = fit
+    # Text of the video's length and width: nothing tells which of the two is the video.
+    if any(named[name].shape == named[first].shape and named[name] is not named[first] for name in others):
+        return args, kwargs
+    start = None if call.length is None else call.start
+    named[first] = torch.ops.vsa_compile.hint(named[first], list(_grid_of(named[first], call) or ()), start)
+    return tuple(named[index] for index in range(len(args))), {name: named[name] for name in kwargs}
 
 
-def _marked(value: Any, call: Call) -> Tensor | None:
-    """(B, N, C) or (N, C), marked if N is the length of the sequence that holds the video."""
+def _grid_of(value: Any, call: Call) -> tuple[int, int, int] | None:
+    """The grid that was learned, if (B, N, C) or (N, C) is as long as the sequence that holds the video."""
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         return None
     grid = call.grid
@@ -237,8 +240,5 @@ def _marked(value: Any, call: Call) -> Tensor | None:
         grid = (images // value.shape[0], rows, cols)
     if grid is None:
         return None
-    alone = call.length is None
-    length = grid[0] * grid[1] * grid[2] if alone else call.length
-    if not known_equal(value.shape[-2], length):
-        return None
-    return torch.ops.vsa_compile.hint(value, list(grid), None if alone else call.start)
+    length = grid[0] * grid[1] * grid[2] if call.length is None else call.length
+    return grid if known_equal(value.shape[-2], length) else None

@@ -14,8 +14,10 @@ from ..algebra import (
     multiply,
     rigid,
     segments,
+    wholes,
 )
 from ..sizes import equal
+from ..tokens import out_of_order
 from ..unify import unify
 from ..values import Known, OpCall
 from .table import own
@@ -47,7 +49,7 @@ def _hint(call: OpCall) -> Any:
 
 def _hinted(axis: Axis, video: Axis) -> Axis:
     """The axis of hinted tokens: its own, which learns from the hint; a new one where nothing was known."""
-    if rigid(axis) == REORDERED:
+    if rigid(axis) == REORDERED or out_of_order(wholes(axis)):
         return axis
     if rigid(axis):
         return video if len(segments(axis)) == 1 else axis
