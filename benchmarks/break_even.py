@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", default=here)
     parser.add_argument("--types", nargs="*", default=["float32", "bfloat16", "float16", "float64"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beside", default="nothing", help="what else runs on the machine, for the results")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.measure:
@@ -78,6 +79,7 @@ def main() -> None:
         environment = os.environ | RUNS[run] | {loader.VARIABLE: kernel}
         shown = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         where, ratios = json.loads(shown.stdout.splitlines()[-1])
+        where["beside"] = chosen.beside
         known.setdefault(run, {})[dtype] = {"setting": where, "ratios": ratios}
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     TABLE.write_text(table(known))
