@@ -42,6 +42,7 @@ PRUNE, RULES, PATTERNS, DIGEST = (
 EAGER, LAUNCH = "vsa_compile/ops/gpu/eager.py", "vsa_compile/ops/gpu/launch.py"
 PLAIN = ("tests/test_plain_kernels.py", "-k", "not same_bits")
 PLAIN_QUICK = ("tests/test_plain_kernels.py", "-m", "quick")
+BREAK_EVEN = ("tests/test_break_even.py",)
 ARGS, CHECKS, TEST_ARGS = "vsa_compile/ops/args.py", "vsa_compile/ops/checks.py", ("tests/test_args.py",)
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
 EDITS, STRIDES = "vsa_compile/convert/edits.py", "vsa_compile/convert/strides.py"
@@ -125,7 +126,7 @@ METHOD_MUTANTS = (
     Mutant("helpers elsewhere", "helpers in other modules have no part in the digest", DIGEST + "::_collect_named", "names & vars(thing).keys()", "()", METHODS),
     Mutant("helpers inside", "modules that a method imports itself have no part in the digest", DIGEST + "::_collect_function", "_imported(function)", "()", METHODS),
     Mutant("helpers installed", "another version of a package keeps the digest", DIGEST + "::_is_known_module", 'parts.append(str(getattr(sys.modules.get(top), "__version__", "")))', "", METHODS),
-    Mutant("stale method", "no guard on what is registered", BACKEND + "::convert", "methods.guard_version(settings.method)", "", METHODS),
+    Mutant("stale method", "no guard on what is registered", BACKEND + "::_decided", "methods.guard_version(settings.method)", "", METHODS),
     Mutant("replaced unsaid", "a method is replaced in silence", "vsa_compile/methods/registry.py::_register", "before not in (None, made_of)", "False", METHODS),
     Mutant("own replaced", "one of ours is replaced", "vsa_compile/methods/registry.py::register_method", "name in _OURS and method is not _METHODS[name]", "False", METHODS),
 )  # fmt: skip
@@ -170,6 +171,10 @@ COMPILER_MUTANTS = (
     Mutant("gate names", "gates beside the projection are dropped", "vsa_compile/training/loading.py::Loading.__call__", "key not in state_dict and beside in state_dict", "False", ("tests/test_gates.py", "-k", "beside")),
     Mutant("gates stay", "removed gates still mark", "vsa_compile/training/gates.py::remove_gates", "isinstance(hook, Marking)", "False", ("tests/test_gates.py", "-k", "removed")),
     Mutant("layers", "a number for the first of several", SITES_PY + "::_check_layer", "len(indices) > 1", "False", ("tests/test_sites.py", "-k", "several_lists")),
+    Mutant("slower", "a kernel that never wins runs", SITES_PY + "::_check_tokens", "raise _Refused(refusals.slower(kernel.name, kernel.faster))", "least = 0", BREAK_EVEN),
+    Mutant("never measured", "another kernel's break-even for one that was not measured", "vsa_compile/ops/break_even.py::_least", "CPU.get(kernel, {})", "CPU.get(kernel, {torch.float32: 0})", BREAK_EVEN),
+    Mutant("in silence", "dense for speed without a word", BACKEND + "::_log", "_say_once(decision.reason.text)", "pass", BREAK_EVEN),
+    Mutant("autocast's type", "the break-even of the type before autocast", SITES_PY + "::kernel_of", "out.dtype", "torch.float32", BREAK_EVEN),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/algebra.py::same", "a is b", "form_of(a) is form_of(b)", ("tests/test_axes.py",)),
     Mutant("reordering", "shuffled tokens learn from what they are added to", "vsa_compile/analysis/unify.py::_unify", "a.rigid or b.rigid", "False", ("tests/test_axes.py",)),
     Mutant("orders", "two orders of equal sizes teach each other", "vsa_compile/analysis/unify.py::meet", "not _in_one_order(...)", "False", ("tests/test_axes.py",)),
@@ -191,10 +196,10 @@ COMPILER_MUTANTS = (
     Mutant("gate rows", "a gate of the video put before the text", REWRITE + "::_gate", "[0, 0, *around]", "[0, 0, *around[::-1]]", ("tests/test_gates.py", "-k", "by_hand")),
     Mutant("gate of another", "a gate that two calls could take", "vsa_compile/convert/markers.py::_the_one", "len(found) > 1 or times[found[0]] > 1", "False", ("tests/test_gates.py", "-k", "fit")),
     Mutant("strides kept", "SDPA's strides forgotten", STRIDES + "::changed_by", "changed.intersection(inputs)", "False", (REWRITING, "-k", "copied or tell")),
-    Mutant("strides viewed", "a view that fails taken for one that does not matter", STRIDES + "::changed_by", "op_name(user) in _CONTIGUOUS", "True", (REWRITING, "-k", "copied or tell")),
+    Mutant("strides viewed", "a view that fails taken for one that does not matter", STRIDES + "::changed_by", "name_of(user) in _CONTIGUOUS", "True", (REWRITING, "-k", "copied or tell")),
     Mutant("strides needless", "a copy wherever strides change", STRIDES + "::changed_by", "changed.add(user)", "return None", (REWRITING, "-k", "merge")),
     Mutant("strides aliased", "writes through what is a view in one layout alone", STRIDES + "::changed_by", "any(_shares(before, example_of(x)) or _shares(after, now[x]) for x in inputs)", "False", (REWRITING, "-k", "tell or writes")),
-    Mutant("strides raw", "memory that is read as it lies", STRIDES + "::changed_by", "op_name(user) in _RAW", "False", (REWRITING, "-k", "tell or writes")),
+    Mutant("strides raw", "memory that is read as it lies", STRIDES + "::changed_by", "name_of(user) in _RAW", "False", (REWRITING, "-k", "tell or writes")),
     Mutant("strides stale", "example values that still have SDPA's strides", EDITS + "::apply", "node.meta[_key(node)] = example", "", (REWRITING, "-k", "merge")),
     Mutant("plan guards", "planning makes guards of sizes", DYNAMO + "::on_examples", "environment.suppress_guards()", "nullcontext()", ("tests/test_compiler.py", "-k", "any_sequence")),
     Mutant("half done", "an edit that fails leaves what it did", EDITS + "::apply", "undo()", "", (REWRITING, "-k", "undone")),

@@ -25,7 +25,8 @@ import pytest
 from syntax import NoPlaceError, replaced
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("vsa_compile", "templates", "tests", "examples", "docs", "pyproject.toml", "CONTRIBUTING.md")
+FOLDERS = ("vsa_compile", "templates", "tests", "examples", "docs", "benchmarks")
+COPIED = (*FOLDERS, "pyproject.toml", "CONTRIBUTING.md")
 MEMORY = ROOT / ".pytest_cache" / "mutants.json"  # who noticed, and after how long: {name: [test, seconds]}
 
 

@@ -40,6 +40,8 @@ ALLOWED_IN_OPS = {
     "schema": {"args"},
     "reference": set(),
     "flops": {"args"},
+    "break_even_table": set(),
+    "break_even": {"break_even_table", "cpu", "gpu"},
     "functional": {"args"},
     "aten": {"args", "schema"},
     "cpu": {"args", "schema", "aten"},

@@ -13,6 +13,7 @@ from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
 from vsa_compile.__main__ import main
+from vsa_compile.ops.cpu import loader
 
 HABITS = Habits(text="after", blocks=2)
 OPTIONS = {"min_tokens": 0, "sparsity": 0.5, "tile": [4, 4, 4], "dense_layers": [1]}
@@ -28,6 +29,7 @@ SITE = {
     "total_tiles": int,
     "flops_dense": int,
     "flops_sparse": int,
+    "kernel": str,
 }
 
 
@@ -110,11 +112,12 @@ def test_json_has_one_object_for_each_call_and_nothing_else_on_stdout(capsys):
         "name": "blocks.0.attn", "converted": True, "reason": "", "slug": "", "grid": [5, 6, 7],
         "segments": ["video 5x6x7", "other 9"], "tokens": 219, "kept_tiles": 4, "total_tiles": 8,
         "flops_dense": dense, "flops_sparse": sparse,
+        "kernel": f"the C++ kernel for {loader.variants()[0]} in float32",
     }  # fmt: skip
     assert refused == converted | {
         "name": "blocks.1.attn", "converted": False, "slug": "dense-layer", "grid": None,
         "reason": "block 1 is listed in dense_layers", "kept_tiles": 0, "total_tiles": 0,
-        "flops_sparse": dense,
+        "flops_sparse": dense, "kernel": "",
     }  # fmt: skip
 
 

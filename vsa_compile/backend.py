@@ -19,7 +19,7 @@ from .analysis import analyse
 from .analysis.graph_facts import example_of
 from .convert.edits import Edit, apply
 from .convert.judge import Refusal, Site, judge, wants_hint
-from .convert.refusals import no_guards
+from .convert.refusals import OF_SPEED, no_guards
 from .convert.rewrite import plan
 from .errors import (
     OptionError,
@@ -281,10 +281,23 @@ def _count(decisions: list[Site | Refusal]) -> None:
 
 
 def _log(decisions: list[Site | Refusal]) -> None:
+    for decision in decisions:
+        if isinstance(decision, Refusal) and decision.reason.slug in OF_SPEED:
+            _say_once(decision.reason.text)
     converted = sum(isinstance(decision, Site) for decision in decisions)
     log.info("%d of %d attention calls made sparse", converted, len(decisions))
     for decision in decisions:
         log.debug("%s", describe(decision))
+
+
+_said: set[str] = set()
+
+
+def _say_once(text: str) -> None:
+    """Why calls that could be sparse are not, once in the process: else nobody would learn of it."""
+    if text not in _said:
+        _said.add(text)
+        logging.getLogger("vsa_compile.speed").warning("video attention stays dense: %s", text)
 
 
 @cache

@@ -25,7 +25,7 @@ class OptionsDict(TypedDict, total=False):
     sparsity: float | SparsitySchedule
     method: str
     tile: Sequence[int]
-    min_tokens: int
+    min_tokens: int | None
     dense_layers: Sequence[int]
     grid: Sequence[int] | None
     fallback: Literal["dense", "error"]
@@ -40,7 +40,9 @@ class Options:
     sparsity: share of query-key work NOT computed, from 0 (dense SDPA) to below 1; or a SparsitySchedule.
     method: "vsa", "bsa", "sta", or a name given to `vsa_compile.register_method`.
     tile: (frames, rows, cols) tokens of a tile.
-    min_tokens: calls with fewer video tokens stay dense, where sparsity does not pay.
+    min_tokens: calls with fewer video tokens stay dense, where sparsity does not pay. None is where the
+        kernel at hand starts to beat dense attention, by a measured table: `python -m vsa_compile doctor`
+        shows both.
     dense_layers: transformer blocks that stay dense: by index, which means the block of that index in every
         list of blocks that the model has, or by module path ("single_transformer_blocks.1"), which means that
         module and all in it. Where a path has several numbers ("stages.0.blocks.11"), only paths will do.
@@ -56,7 +58,7 @@ class Options:
     sparsity: float | SparsitySchedule = 0.875
     method: str = "vsa"
     tile: Tile = (4, 4, 4)
-    min_tokens: int = 4096
+    min_tokens: int | None = None
     dense_layers: tuple[int | str, ...] = ()
     grid: Grid | None = None
     fallback: str = "dense"
@@ -135,9 +137,10 @@ def read_grid(value: Any) -> Grid:
     return Grid(*_three_positive_ints("grid", value, example))
 
 
-def _read_min_tokens(value: Any) -> int:
-    if not is_int(value) or value < 0:
-        raise OptionError(bad_value("min_tokens", value, "an integer >= 0"))
+def _read_min_tokens(value: Any) -> int | None:
+    if value is not None and (not is_int(value) or value < 0):
+        allowed = "an integer >= 0, or None for where the kernel at hand beats dense attention"
+        raise OptionError(bad_value("min_tokens", value, allowed))
     return _plain(value)
 
 

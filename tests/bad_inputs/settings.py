@@ -21,6 +21,7 @@ SHARE = (
 )
 KNOWN = "Known: dense_layers, fallback, grid, inductor, method, min_tokens, mode, sparsity, tile."
 OF_TILES = "but it must be a share above 0, at most 1."
+LEAST = "but it must be an integer >= 0, or None for where the kernel at hand beats dense attention."
 METHOD = "but it must be the name of a sparse attention method. Try 'vsa'."
 LAYERS = (
     "but it must be a sequence of block indices >= 0 and module paths, such as (0, 1, 'single_blocks.7')."
@@ -106,8 +107,8 @@ ROWS = (
             ({"grid": (0, 0, 0)}, f"grid is (0, 0, 0), {THREE} {EXAMPLE}"),
             ({"grid": (21, 30.0, 52)}, f"grid is (21, 30.0, 52), {THREE} {EXAMPLE}"),
             ({"grid": "21x30x52"}, f"grid is '21x30x52', {THREE} {EXAMPLE}"),
-            ({"min_tokens": -1}, "min_tokens is -1, but it must be an integer >= 0."),
-            ({"min_tokens": 4096.0}, "min_tokens is 4096.0, but it must be an integer >= 0."),
+            ({"min_tokens": -1}, f"min_tokens is -1, {LEAST}"),
+            ({"min_tokens": 4096.0}, f"min_tokens is 4096.0, {LEAST}"),
             ({"dense_layers": (0, -2)}, f"dense_layers is (0, -2), {LAYERS}"),
             ({"dense_layers": 3}, f"dense_layers is 3, {LAYERS}"),
             ({"dense_layers": "01"}, f"dense_layers is '01', {LAYERS}"),

@@ -20,6 +20,7 @@ from ..analysis.tokens import offset, within
 from ..analysis.values import Known
 from ..analysis.walk import AttentionCall
 from ..grid import Grid
+from ..ops.break_even import KernelAtHand, kernel_at_hand
 from ..options import Options
 from ..torch_compat import depends_on_data, guard_at_least, guard_equal
 from . import refusals
@@ -92,7 +93,7 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
         name = module_path(call.node)
         try:
             site = _judge(analysis, call, name, segments, options, shows_video, guard)
-            _check_tokens(analysis, site.grid.tokens, options, guard)
+            _check_tokens(analysis, site, options, guard)
             decisions.append(_with_gate(analysis, site, gate))
         except _Refused as refused:
             unknown = refused.reason == refusals.unknown_grid()
@@ -302,16 +303,31 @@ def _key_padding(
     return mask
 
 
-def _check_tokens(analysis: Analysis, tokens: Size, options: Options, guard: bool) -> None:
-    least, hint = options.min_tokens, analysis.hint(tokens)
+def _check_tokens(analysis: Analysis, site: Site, options: Options, guard: bool) -> None:
+    """Enough of them for the kernel at hand to beat dense attention, or as many as the options ask for."""
+    tokens, least, kernel = site.grid.tokens, options.min_tokens, None
+    hint = analysis.hint(tokens)
     if hint == 0:
         raise _Refused(refusals.data_dependent())
+    if least is None:
+        kernel = kernel_of(site, options)
+        least = kernel.least
+        if least is None:
+            raise _Refused(refusals.slower(kernel.name, kernel.faster))
     if isinstance(tokens, int) or not guard:
         enough = hint >= least
     else:
         enough = guard_at_least(tokens, least, analysis.environment)
+    if not enough and kernel is not None:
+        raise _Refused(refusals.before_break_even(hint, least, kernel.name, kernel.measured))
     if not enough:
         raise _Refused(refusals.too_few_tokens(hint, least))
+
+
+def kernel_of(site: Site, options: Options) -> KernelAtHand:
+    """What the site would run through. Under autocast the output has the type that is computed in."""
+    out, query = example_of(site.call.node), example_of(attention_arguments(site.call.node)["query"])
+    return kernel_at_hand(out.device, out.dtype, options.tile, query.shape[-1])
 
 
 def _check_layer(name: str, options: Options) -> None:

@@ -146,6 +146,26 @@ def too_few_tokens(tokens: int, least: int) -> Reason:
     return Reason("few-tokens", f"{tokens} video tokens are below min_tokens={least}; dense is faster there")
 
 
+_ALL_THE_SAME = 'options={"min_tokens": 0} makes it sparse all the same'
+
+
+def before_break_even(tokens: int, least: int, kernel: str, measured: bool) -> Reason:
+    beats = "beats" if measured else "is taken to beat, unmeasured,"
+    text = f"{kernel} {beats} dense attention from {least} on; {_ALL_THE_SAME}"
+    return Reason("few-tokens", f"{tokens} video tokens are too few: {text}")
+
+
+def slower(kernel: str, faster: str) -> Reason:
+    """`faster`: what gives a faster kernel, or ""."""
+    ways_out = "; ".join(filter(None, (faster, _ALL_THE_SAME)))
+    text = f"{kernel} is at no size known to beat dense attention; {ways_out}"
+    return Reason("slower", text, asked=True)
+
+
+# Reasons of a call that could be sparse, and would be slower.
+OF_SPEED = frozenset(["few-tokens", "slower"])
+
+
 def data_dependent() -> Reason:
     return Reason("data-dependent", "the number of video tokens depends on data, not on shapes", asked=True)
 

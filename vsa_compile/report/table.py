@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from ..analysis import Segment
 from ..analysis.algebra import Size
 from ..analysis.graph_facts import example_of, sizes_of
-from ..convert.judge import Refusal, Site, attention_arguments
+from ..convert.judge import Refusal, Site, attention_arguments, kernel_of
 from ..grid import Grid
 from ..options import Options
 from ..torch_compat import shape_environment, size_hint
@@ -24,6 +24,7 @@ class SiteReport:
     grid: (frames, rows, cols) of its video tokens, or None. segments: the query tokens, in order.
     tokens: of the query. kept_tiles of total_tiles: what each query tile keeps; 0 of 0 if refused.
     flops_dense, flops_sparse: of the attention itself, forward (4 B H D per query-key pair).
+    kernel: what a converted call runs through on this machine, or "" on the meta device.
     """
 
     name: str
@@ -37,6 +38,7 @@ class SiteReport:
     total_tiles: int
     flops_dense: int
     flops_sparse: int
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,11 @@ class Report:
         if not self.sites:
             return "No attention call was seen. Is scaled_dot_product_attention inside the compiled part?"
         saved = self.flops_dense / self.flops_sparse if self.flops_sparse else 1.0
+        kernels = sorted({site.kernel for site in self.sites if site.kernel})
         return (
             f"{self.converted} of {len(self.sites)} attention calls sparse; attention FLOPs "
             f"{_giga(self.flops_dense)} -> {_giga(self.flops_sparse)} GFLOP ({saved:.1f}x less)."
+            + (f" They run through {' and '.join(kernels)}." if kernels else "")
         )
 
 
@@ -152,7 +156,13 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
         total_tiles=total,
         flops_dense=per_pair * q_tokens * kv_tokens,
         flops_sparse=per_pair * pairs,
+        kernel=_kernel(decision, options),
     )
+
+
+def _kernel(decision: Site | Refusal, options: Options) -> str:
+    on_meta = example_of(decision.call.node).device.type == "meta"
+    return kernel_of(decision, options).name if isinstance(decision, Site) and not on_meta else ""
 
 
 def amounts(queries: Sequence[int], keys: Sequence[int]) -> tuple[int, int, int]:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from .. import errors
 from ..backend import vsa
 from ..ops import gpu
+from ..ops.break_even import kernel_at_hand
 from ..ops.cpu import loader
-from ..ops.functional import attention
+from ..ops.functional import DTYPES, attention
 from ..ops.gpu.call import too_old
 from ..ops.gpu.templates import template_files
 from . import problems
@@ -25,6 +26,7 @@ from .bench.log import heard, reason_of
 from .bench.setting import cpu_name, driver, version
 
 _GRID = (4, 4, 4)
+_NOTHING = "nothing"
 
 
 @dataclass
@@ -86,8 +88,10 @@ def _entry_point(findings: _Findings) -> None:
 
 def _cpu(findings: _Findings) -> None:
     """Builds the C++ kernel, as the first call on CPU would."""
-    findings.add("CPU, 16 and 32 bit", _cpu_kernel(findings))
+    kernel = _cpu_kernel(findings)
+    findings.add("CPU, 16 and 32 bit", kernel)
     findings.add("CPU, float64", "ATen")
+    findings.add("CPU, sparse from", kernel if kernel == _NOTHING else _sparse_from(torch.device("cpu")))
     _compare("CPU", torch.device("cpu"), attention, findings)
 
 
@@ -97,7 +101,7 @@ def _cpu_kernel(findings: _Findings) -> str:
         variant = loader.asked()
     except errors.OptionError as error:
         findings.problems.append(str(error))
-        return "nothing"
+        return _NOTHING
     if variant is None:
         return f"ATen: {loader.VARIABLE}=aten turns the C++ kernel off"
     with heard() as texts:
@@ -141,6 +145,7 @@ def _gpu(device: torch.device, known: bool, findings: _Findings) -> None:
     kernels = "templates" if known else "plain Triton kernels: torch's template interface is unknown"
     findings.add(f"{what}, 16 and 32 bit", f"ATen: {reason}" if reason else kernels)
     findings.add(f"{what}, float64", "ATen")
+    findings.add(f"{what}, sparse from", _sparse_from(device))
     with heard() as texts:
         _compare(what, device, _compiled(), findings)
     if texts and reason is None:
@@ -151,6 +156,17 @@ def _compiled() -> Callable:
     return torch.compile(
         lambda q, k, v, **options: attention(q, k, v, **options), backend=vsa, fullgraph=True, dynamic=False
     )
+
+
+def _sparse_from(device: torch.device) -> str:
+    """Where the kernels at hand beat dense attention, which is what min_tokens is unless it is given."""
+    found: dict[str, list[str]] = {}
+    for dtype in DTYPES:
+        kernel = kernel_at_hand(device, dtype, (4, 4, 4), 64)
+        least = "no known number of" if kernel.least is None else str(kernel.least)
+        guessed = "" if kernel.measured else ", which was not measured,"
+        found.setdefault(f"{least} video tokens{guessed}", []).append(str(dtype).removeprefix("torch."))
+    return "; ".join(f"{least} in {', '.join(dtypes)}" for least, dtypes in found.items())
 
 
 # --- Both ---------------------------------------------------------------------------------------------
@@ -173,7 +189,3 @@ def _compare(what: str, device: torch.device, run: Callable, findings: _Findings
         findings.problems.append(
             problems.test_failed(what, f"it differs from dense attention by {missed:.1e}")
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -14,8 +14,8 @@ import torch
 from ..args import AttendArgs
 from .configs import Config, family, has_tma
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_WIDEST_HEAD = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST_HEAD = 256
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Call:
     def unsupported(self) -> str | None:
         """Why no template can serve this call; None if one can."""
         dtype, width = self.args.q.get_dtype(), self.args.q.get_size()[-1]
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             return f"{dtype} has no tensor core path"
-        if self.ir.static_size(width) > _WIDEST_HEAD:
-            return f"head width {width} is above {_WIDEST_HEAD}"
+        if self.ir.static_size(width) > WIDEST_HEAD:
+            return f"head width {width} is above {WIDEST_HEAD}"
         if not isinstance(self.args.scale, float) or self.args.scale <= 0:
             return f"the softmax scale is {self.args.scale}, not a positive constant"
         return too_old(self.args.q.get_device())
