@@ -233,7 +233,7 @@ def without_cache(body: str) -> str:
 
 def old_triton() -> str:
     """Inductor's interface to Triton is not as we know it."""
-    gpu.register.cache_clear()
+    gpu._register.cache_clear()
     try:
         with (
             mock.patch.object(
@@ -243,7 +243,7 @@ def old_triton() -> str:
         ):
             known = gpu.register()
     finally:
-        gpu.register.cache_clear()
+        gpu._register.cache_clear()
     return f"{'the template' if known else 'no template'}; the log says: {texts[-1]}"
 
 

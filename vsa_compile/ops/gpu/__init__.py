@@ -17,7 +17,7 @@ import threading
 
 from . import eager  # noqa: F401 - its kernels register themselves
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("vsa_compile.gpu")
 
 
 _registering = threading.Lock()  # Inductor refuses a template's name twice
