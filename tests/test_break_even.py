@@ -18,6 +18,7 @@ from vsa_compile.convert.judge import Site
 from vsa_compile.ops import break_even
 from vsa_compile.ops.break_even_table import CPU
 from vsa_compile.ops.cpu import loader
+from vsa_compile.ops.functional import DTYPES
 from vsa_compile.tools import doctor
 
 pytestmark = pytest.mark.quick
@@ -35,7 +36,7 @@ def _nothing_was_said(monkeypatch):
 def kernel_that_wins_from(least: int | None, monkeypatch: pytest.MonkeyPatch, variant: str = "aten") -> str:
     """The kernel at hand is `variant`, and wins from there on; its name."""
     monkeypatch.setenv(loader.VARIABLE, variant)
-    monkeypatch.setitem(CPU, variant, dict.fromkeys(CPU["aten"], least))
+    monkeypatch.setitem(CPU, variant, dict.fromkeys(DTYPES, least))
     return break_even.kernel_at_hand(CPU_DEVICE, torch.float32, (2, 2, 2), 16).name
 
 
@@ -141,7 +142,7 @@ def test_a_kernel_that_never_wins_leaves_all_dense_and_both_ways_out_work(monkey
     )
     assert isinstance(decided(min_tokens=0), Site)
     monkeypatch.delenv(loader.VARIABLE)
-    monkeypatch.setitem(CPU, loader.variants()[0], dict.fromkeys(CPU["aten"], 100))
+    monkeypatch.setitem(CPU, loader.variants()[0], dict.fromkeys(DTYPES, 100))
     assert isinstance(decided(), Site)
 
 
