@@ -64,7 +64,7 @@ class Watcher:
         """Each site's node is ours now, and carries what the node before it did."""
         ours = {}
         for owner in {d.call.owner for d in decisions}:
-            ours |= {vsa_compile.sites.module_path(node): node for node in _ours(owner)}
+            ours |= {vsa_compile.convert.judge.module_path(node): node for node in _ours(owner)}
         assert ours.keys() == {d.name for d in decisions if isinstance(d, Site)}
         for name, node in ours.items():
             for key in META:
@@ -82,7 +82,7 @@ class Watcher:
     def _watch(self, owner: GraphModule) -> None:
         """Note the sizes that every sparse call really runs with, symbolic ones too."""
         for node in _ours(owner):
-            node.target = self._noting(vsa_compile.sites.module_path(node))
+            node.target = self._noting(vsa_compile.convert.judge.module_path(node))
         owner.recompile()
 
     def _noting(self, name: str) -> Any:

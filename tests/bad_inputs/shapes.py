@@ -38,7 +38,7 @@ SAME_WIDTH = (
 )
 NO_GRID = (
     "dense: the graph does not show the (frames, rows, cols) of these tokens; "
-    'call vsa_compile.prepare(model), again if its forward was replaced since, or pass '
+    "call vsa_compile.prepare(model), again if its forward was replaced since, or pass "
     'options={"grid": (frames, rows, cols)}, in tokens, '
     "whose product is their number"
 )

@@ -179,9 +179,9 @@ def _mask_of_ones(attn, x: Tensor, scene: Scene) -> Added:
     return attn.plain(x, mask=mask, tables=_tables(attn, scene)), None
 
 
-@kind("windows", lambda g, _: Truth((g[0], g[1] // 2, g[2] // 2), ((g[0], g[1] // 2, g[2] // 2),)), even=True)
+@kind("windows", refused("windows"), even=True)
 def _windows(attn, x: Tensor, scene: Scene) -> Added:
-    """Four windows over all frames in the batch: each is a small video in raster order, so it may convert."""
+    """Four windows over all frames in the batch: each is a small video, and not the one to be seen."""
     frames, rows, cols = scene.grid
     batch, tokens, dim = x.shape
     boxes = x.view(batch, frames, 2, rows // 2, 2, cols // 2, dim).permute(0, 2, 4, 1, 3, 5, 6)
