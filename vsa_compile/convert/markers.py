@@ -12,8 +12,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from ..analysis import Analysis, Segment, same_tokens
-from ..analysis.algebra import equal
+from ..analysis import Analysis, Segment
+from ..analysis.algebra import equal, includes
 from ..analysis.backward_slice import nearest
 from ..analysis.graph_facts import example_of, is_call, sizes_of
 from ..analysis.optable import name_of
@@ -58,5 +58,5 @@ def misfit(analysis: Analysis, query: Node, video: Segment, gate: Node) -> Reaso
     if len(sizes) != 3 or not equal(sizes[0], batch) or not equal(sizes[2], heads * width):
         return refusals.gate_shape(str(sizes), f"({batch}, tokens, {heads * width})")
     meant = (analysis.tokens(query), video.axis)
-    fits = tokens is not None and any(axis is not None and same_tokens(tokens, axis) for axis in meant)
+    fits = tokens is not None and any(axis is not None and includes(axis, tokens) for axis in meant)
     return None if fits else refusals.gate_tokens()

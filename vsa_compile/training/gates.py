@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..analysis import Analysis, analyse, same_tokens
+from ..analysis import Analysis, analyse
+from ..analysis.algebra import includes
 from ..analysis.backward_slice import nearest
 from ..analysis.graph_facts import example_of, sizes_of
 from ..convert.judge import Site, attention_arguments, judge
@@ -200,7 +201,7 @@ def _projection(
     for linear in nearest(analysis, query, "linear"):
         tokens = analysis.tokens(linear)
         meant = (analysis.tokens(query), site.video.axis)
-        if tokens is None or not any(axis is not None and same_tokens(tokens, axis) for axis in meant):
+        if tokens is None or not any(axis is not None and includes(axis, tokens) for axis in meant):
             continue
         weight: Any = linear.args[1] if len(linear.args) > 1 else linear.kwargs["weight"]
         while weight in analysis.outer:
