@@ -190,3 +190,10 @@ def align(a: Axis, b: Axis) -> Axis:
     """The axis of two dimensions that an operation pairs, position by position."""
     unify(a, b)
     return join([a, b])
+
+
+def part_of(axis: Axis, index: Any) -> tuple[Axis, int] | None:
+    """Position `index` of an axis, counted from its start, if both are numbers."""
+    if not isinstance(index, int) or not isinstance(axis.size, int):
+        return None
+    return axis, index % axis.size

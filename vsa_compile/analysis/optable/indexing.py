@@ -12,10 +12,10 @@ from ..algebra import REORDERED, UNKNOWN, Axis, respelled, rigid, unit
 from ..facts import Fact
 from ..graph_facts import example_of, sizes_of
 from ..sizes import equal
-from ..values import Known, Layout, OpCall, Value
+from ..values import Known, Layout, OpCall, Value, part_of
 from . import carry
 from .table import op
-from .views import cut, part_of
+from .views import cut
 
 
 @op("getitem")

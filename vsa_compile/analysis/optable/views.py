@@ -24,7 +24,7 @@ from ..facts import Fact, constant
 from ..graph_facts import sizes_of
 from ..regroup import regroup
 from ..sizes import at_most, equal
-from ..values import Known, Layout, OpCall, broadcast
+from ..values import Known, Layout, OpCall, broadcast, part_of
 from . import carry
 from .table import op, python
 
@@ -261,13 +261,6 @@ def _select(call: OpCall) -> Any:
         return None
     part = part_of(known.axes[dim], index)
     return Known(_without(known.axes, dim), _without_dim(call, dim), known.table, part=part)
-
-
-def part_of(axis: Axis, index: Any) -> tuple[Axis, int] | None:
-    """Position `index` of an axis, counted from its start, if both are numbers."""
-    if not isinstance(index, int) or not isinstance(axis.size, int):
-        return None
-    return axis, index % axis.size
 
 
 def _without(layout: Layout, dim: int) -> Layout:
