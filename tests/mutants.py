@@ -96,7 +96,7 @@ KERNEL_MUTANTS = (
     Mutant("last width", "the last places of a row not copied", ROWS + "::copy_row", "for (; d < width; ++d)", "for (; d + 1 < width; ++d)", CPP_FP32),
     Mutant("pad query", "a query that is not there weighs in bf16", BACKWARD + "::BackwardGroup.add", "if (pairs > queries) clear_pad(n, weights, left);", "", CPP, needs="AVX512"),
     Mutant("power", "2^x below the normal numbers", VECTORS + "::Power", "x = at::vec::clamp_min(x, V(-127.f));", "", CPP_EACH),
-    Mutant("turned", "rows of an odd block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 2 * 2)", CPP_FP32),
+    Mutant("turned", "the last rows of a block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 4 * 4)", CPP_FP32),
     Mutant("own rows", "the last rows of our own product", PRODUCT + "::multiply_columns", "for (; r < m; ++r)", "for (; r + 1 < m; ++r)", CPP_EACH),
     Mutant("own columns", "the last columns of our own product", PRODUCT + "::multiply_here", "for (; q < n; q += kLanes)", "for (; q + kLanes < n; q += kLanes)", CPP_EACH),
     Mutant("own sum", "our own product forgets what it adds to", PRODUCT + "::multiply_block", "add ? V::loadu(c + r * ldb + q * kLanes) : V(0.f)", "V(0.f)", CPP_EACH),
