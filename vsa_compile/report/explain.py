@@ -22,7 +22,7 @@ from ..convert.rewrite import plan
 from ..grid import Grid
 from ..options import Options
 from ..runtime import state
-from ..torch_compat import compiled_by, compiled_with, explaining_compile
+from ..torch_compat import compiled_by, compiled_with, depends_on_data, explaining_compile
 from .table import Report, SiteReport, amounts, site_report
 
 
@@ -48,6 +48,12 @@ class _Run:
     broken: bool
     hint: tuple[int, int, int] | None
     why: str
+
+    @property
+    def by_data(self) -> bool:
+        """Whether how many tokens there are depends on data; of these a row counts 0."""
+        axes = (call.tokens(name) for call in self.analysis.calls for name in ("query", "key"))
+        return any(axis is not None and depends_on_data(axis.size) for axis in axes)
 
 
 _found: list[_Run] = []
@@ -81,7 +87,8 @@ def explain(
 
     Runs one dense forward with the given inputs, and a second without Dynamo where Dynamo does not take the
     model as one graph: that one finds the calls that are in no graph. `model` may be compiled already, and
-    stays so; where its blocks are (compile_repeated_blocks), their graphs are explained.
+    stays so; where its blocks are (compile_repeated_blocks), their graphs are explained. Tokens whose number
+    depends on data (text cut by its mask) count as 0.
     Raises OptionError for bad options.
     """
     settings = state.hinted(_options(model, options))
@@ -165,7 +172,8 @@ class _Census(TorchFunctionMode):
 
     def fits(self, call: SiteReport, run: _Run, site: SiteReport) -> int:
         """How surely a row of a graph is this call: 3 by its path, 2 by parameters of the module, 0 not."""
-        if (site.tokens, site.flops_dense) != (call.tokens, call.flops_dense):
+        alike = (site.tokens, site.flops_dense) == (call.tokens, call.flops_dense)
+        if not alike and not (run.by_data and site.tokens <= call.tokens):
             return 0
         if site.name == call.name:
             return 3
