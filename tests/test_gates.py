@@ -331,6 +331,29 @@ class CheckpointsItsAttention(nn.Module):
         return checkpoint(F.scaled_dot_product_attention, q, k, k, use_reentrant=False)
 
 
+class CheckpointsItsProjection(CheckpointsItsAttention):
+    """The attention call outside of what is checkpointed, from a certain time on."""
+
+    checkpoints = False
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = latents.flatten(2).transpose(1, 2)
+        q = checkpoint(self.to_q, x, use_reentrant=False) if self.checkpoints else self.to_q(x)
+        q, k = (one.unflatten(-1, (2, 16)).transpose(1, 2) for one in (q, x))
+        return F.scaled_dot_product_attention(q, k, k)
+
+
+def test_a_gate_inside_of_what_is_checkpointed_without_its_call_is_refused():
+    model, x = CheckpointsItsProjection(), torch.randn(2, 32, *GRID)
+    opened(model, x)
+    model.checkpoints = True
+    run, graphs = compiled(model)
+    assert_same_output(run(x), model(x))
+    ((one,),) = graphs
+    assert one.reason.slug == "gate-inside"
+    assert "let the checkpoint span the attention call" in one.reason.text
+
+
 def test_a_gate_outside_of_a_checkpointed_call_is_refused():
     model, x = CheckpointsItsAttention(), torch.randn(2, 32, *GRID)
     run, graphs = compiled(model)

@@ -89,6 +89,15 @@ def gate_outside() -> Reason:
     )
 
 
+def gate_inside() -> Reason:
+    return Reason(
+        "gate-inside",
+        "a gate is computed within a checkpointed function that does not hold its call; let the checkpoint "
+        "span the attention call too (the whole block), or call vsa_compile.remove_gates(model)",
+        asked=True,
+    )
+
+
 def gate_shape(came: str, wanted: str) -> Reason:
     return Reason("gate-shape", f"its gate is {came}, not {wanted}", asked=True)
 

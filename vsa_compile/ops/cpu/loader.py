@@ -111,6 +111,9 @@ def flags(variant: str) -> tuple[str, ...]:
     return _VARIANTS[variant].windows if platform.system() == "Windows" else _VARIANTS[variant].flags
 
 
+_building = threading.Lock()  # of two threads the second waits, and loads what the first has built
+
+
 def _build(variant: str) -> Any:
     """Compile, or load from Inductor's cache. A user who waits for the compiler is told so."""
     message = f"compiling the CPU attention kernel ({variant}): some seconds, once per machine"
@@ -118,7 +121,8 @@ def _build(variant: str) -> Any:
     notice.daemon = True
     notice.start()
     try:
-        torch_compat.load_cpp(source(variant), flags(variant))
+        with _building:
+            torch_compat.load_cpp(source(variant), flags(variant))
     finally:
         notice.cancel()
     return getattr(torch.ops, _namespace(variant))
