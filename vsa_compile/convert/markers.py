@@ -2,7 +2,6 @@
 
 A marker vsa_compile::gate(q, gate) passes on what the query projection gave. `gate` is (B, N, H * D): one
 value for every channel of the queries, or of their video alone.
-May be imported by judge; imports analysis and refusals.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Why an attention call stays dense: every reason that a user can see, with the way out.
-
-May be imported by everything; imports only the standard library.
-"""
+"""Why an attention call stays dense: every reason that a user can see, with the way out."""
 
 from __future__ import annotations
 
@@ -19,6 +16,13 @@ class Reason:
     slug: str
     text: str
     asked: bool = False
+
+
+class Refused(Exception):
+    """Raised on the way to a decision: it is a refusal, for this reason."""
+
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
 
 
 def dropout() -> Reason:

@@ -19,7 +19,6 @@ from ..analysis import Analysis, analyse
 from ..convert.judge import judge
 from ..convert.refusals import not_captured
 from ..convert.rewrite import plan
-from ..grid import Grid
 from ..options import Options
 from ..runtime import state
 from ..torch_compat import compiled_by, compiled_with, depends_on_data, explaining_compile
@@ -71,7 +70,7 @@ def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
 
     def run(*args: Any) -> Any:
         parameters = {id(x) for x in args if isinstance(x, torch.nn.Parameter)}
-        now = state.state
+        now = state.now
         _found.append(_Run(analysis, _modules_on_stack(), parameters, broken, now.grid, now.why))
         return module.forward(*args)
 
@@ -91,7 +90,7 @@ def explain(
     depends on data (text cut by its mask) count as 0.
     Raises OptionError for bad options.
     """
-    settings = state.hinted(_options(model, options))
+    settings = state.wanted(_options(model, options)).options
     methods.get(settings.method)
     with _explaining:
         try:
@@ -129,10 +128,9 @@ def _is_whole(run: _Run, model: Any) -> bool:
 def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteReport]:
     """The rows of one graph. `names` are the paths of modules by id; the graph's begin at its own module."""
     owner = next((names[id(m)] for m in run.modules if id(m) in names), "")
-    if run.hint is not None:
-        settings = replace(settings, grid=Grid(*run.hint))
+    settings = state.with_grid(settings, run.hint)
     decisions = judge(run.analysis, settings, guard=False, why=run.why)
-    decisions, _ = plan(run.analysis.module, decisions, settings)
+    decisions, _ = plan(run.analysis.module, decisions, state.wanted(settings))
     rows = [site_report(decision, settings) for decision in decisions]
     return [replace(row, name=".".join(filter(None, (owner, row.name)))) for row in rows]
 

@@ -1,7 +1,5 @@
 """Builds kernel.cpp on first use, for the instruction set that this processor offers or the user picks, and
 loads it; says once, in the log, when that cannot be.
-
-May be imported by cpu; imports errors and torch_compat.
 """
 
 from __future__ import annotations
