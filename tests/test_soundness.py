@@ -18,7 +18,7 @@ from torch.utils._sympy.functions import FloorDiv
 
 import vsa_compile
 from vsa_compile.analysis.sizes import equal
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 
 pytestmark = pytest.mark.quick
 
@@ -91,7 +91,7 @@ def fates(model: nn.Module, *args: Tensor, context: Any = None, **options: Any) 
 
     def backend(module: torch.fx.GraphModule, example_inputs: list) -> Callable:
         for one in vsa_compile.backend.convert(module, settings):
-            found.append(tuple(one.grid) if isinstance(one, Site) else one.reason.slug)
+            found.append(tuple(one.grid) if isinstance(one, Conversion) else one.reason.slug)
         return module.forward
 
     torch._dynamo.reset()
