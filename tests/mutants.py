@@ -264,7 +264,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if not arguments.names or mutant.name in arguments.names]
-    for mutant in [mutant for mutant in chosen if mutant.needs not in torch.backends.cpu.get_cpu_capability()]:
+    for mutant in [
+        mutant for mutant in chosen if mutant.needs not in torch.backends.cpu.get_cpu_capability()
+    ]:
         print(f"{mutant.name:18} {mutant.what:52}    -   not compiled here: needs {mutant.needs}")
         chosen.remove(mutant)
     started, survivors = time.monotonic(), []
