@@ -110,8 +110,8 @@ def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:
 
 
 def _sums_by_axis(x: Tensor, boxes: TileGrid) -> Tensor:
-    """`box_sums` of one axis after the other, tokens outermost. Where nothing compiles it, ATen takes ten times
-    as long on a CPU to sum three axes at once, and a copy to pad them: a third of a whole call."""
+    """`box_sums`, one axis after the other, tokens outermost. Where nothing is compiled, ATen takes ten times
+    as long on a CPU to sum three axes at once: a third of a whole call."""
     x = x.transpose(1, 2).unflatten(1, tuple(boxes.grid))
     for axis, (size, tile) in enumerate(zip(boxes.grid, boxes.tile, strict=True), start=1):
         inner = size // tile * tile
