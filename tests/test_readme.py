@@ -52,6 +52,20 @@ def test_the_blocks_run_in_order_in_one_namespace(compiler, tmp_path, monkeypatc
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize(("variant", "name"), [("avx512", "AVX-512"), ("avx2", "AVX2")])
+def test_its_speeds_are_those_that_were_measured(variant: str, name: str):
+    results = json.loads((ROOT / "benchmarks" / "results" / f"attention_cpu_{variant}.json").read_text())
+    assert results["kernel"] == variant
+
+    def cell(ratio: str, *dtypes: str) -> str:
+        ratios = [row[ratio] for row in results["rows"] if row["dtype"] in dtypes]
+        return f"{min(ratios):.1f}x to {max(ratios):.1f}x"
+
+    cells = [cell(f"{part}_speedup", dtype) for dtype in ("fp32", "bf16") for part in ("forward", "both")]
+    assert f"| {name} | {' | '.join([*cells, cell('fine_to_flex', 'fp32', 'bf16')])} |" in README
+
+
+@pytest.mark.quick
 def test_it_begins_with_the_installation():
     first = README.split("\n\n")[1]
     assert first.lstrip().startswith("pip install ")
