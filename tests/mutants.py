@@ -23,6 +23,7 @@ CPP_EACH, CPP_CALLS = (*ATTEND, "-k", "cpp-float32"), ("tests/test_cpu_kernel.py
 ATEN = (*ATTEND, "-k", "aten and not cuda")
 SELECT = ("tests/test_select.py", "-k", "not cuda")
 FUNCTIONAL = ("tests/test_functional.py", "tests/test_aten.py")
+TOKENS = ("tests/test_soundness_tokens.py",)
 SITES = ("tests/test_sites.py", "tests/test_rules.py", "tests/test_random_models.py")
 CALL, FORWARD, BACKWARD, ROWS, PRODUCT, VECTORS, ARGUMENTS, KERNEL = (
     f"vsa_compile/ops/cpu/{name}"
@@ -179,11 +180,21 @@ COMPILER_MUTANTS = (
     Mutant("reordering", "shuffled tokens learn from what they are added to", "vsa_compile/analysis/unify.py::_unify", "a.rigid or b.rigid", "False", ("tests/test_axes.py",)),
     Mutant("orders", "two orders of equal sizes teach each other", "vsa_compile/analysis/unify.py::meet", "not _in_one_order(...)", "False", ("tests/test_axes.py",)),
     Mutant("3D windows", "windows taken for the video", "vsa_compile/analysis/tokens.py::_is_window", "return True", "return False", ("tests/test_axes.py",)),
-    Mutant("later write", "a write into a mask or into tokens is not seen", "vsa_compile/analysis/walk.py::_Walk.write", "self.memory.write(node, written, now)", "pass", ("tests/test_soundness.py",)),
-    Mutant("alias", "a write is not seen through an alias", "vsa_compile/analysis/effects.py::Memory.write", "self.values[other] = self._seen_through(other, written, before, now)", "pass", ("tests/test_soundness.py",)),
-    Mutant("foreign", "a function is told by its name", "vsa_compile/analysis/optable/table.py::_entry", "any(...)", "True", ("tests/test_soundness.py", "-k", "name")),
-    Mutant("negative sum", "any sum of integers counts a mask", "vsa_compile/analysis/optable/masks.py::_counted", "known.given or source.dtype == torch.bool or nonnegative", "True", ("tests/test_soundness.py", "-k", "mask")),
-    Mutant("hint over proof", "a hint overrides a reordering", "vsa_compile/convert/no_video.py::fills", "segment.order == REORDERED", "False", ("tests/test_soundness.py", "-k", "hint")),
+    Mutant("later write", "a write into a mask or into tokens is not seen", "vsa_compile/analysis/walk.py::_Walk.write", "self.memory.write(node, written, now)", "pass", TOKENS),
+    Mutant("alias", "a write is not seen through an alias", "vsa_compile/analysis/effects.py::Memory.write", "for other in ...:\n    ...", "pass", TOKENS),
+    Mutant("positions", "a write to one position is not placed", "vsa_compile/analysis/overwriting.py::Write.placed", "not self.tokens", "True", TOKENS),
+    Mutant("single runs", "two different positions taken for the same", "vsa_compile/analysis/overwriting.py::Write.held", "return old if old.cut is None else new if self.blank or all_of_it else unit()", "return old", TOKENS),
+    Mutant("apart", "views at two positions taken for one memory", "vsa_compile/analysis/effects.py::_apart", "at != places[axis]", "False", TOKENS),
+    Mutant("runs swapped", "a hint overrides the order of swapped runs", "vsa_compile/analysis/pieces.py::order", "_turned(axis)", "False", TOKENS),
+    Mutant("inner order", "a reordered run of an axis that is a factor is not seen", "vsa_compile/analysis/algebra.py::leaves", "len(segments(factor)) == 1", "True", TOKENS),
+    Mutant("erased", "what is multiplied by 0 still counts", "vsa_compile/analysis/optable/masks.py::_multiplied", "return _nobodys(call, constant(0))", "pass", TOKENS),
+    Mutant("no weight", "what is added 0 times counts", "vsa_compile/analysis/optable/masks.py::_added", "call.literal(call.node.kwargs.get('alpha', 1)) == 0", "False", TOKENS),
+    Mutant("reason", "tokens in another order called one axis", "vsa_compile/convert/no_video.py::why_no_video", "longest.order == REORDERED", "False", TOKENS),
+    Mutant("thinned", "every second of an axis is no part of it", "vsa_compile/analysis/pieces.py::replaced", "old.thinned is not None and same(old.thinned, axis)", "False", ("tests/test_exported.py", "-k", "wan and not slow")),
+    Mutant("functional", "copies of a functional graph are unknown", "vsa_compile/analysis/optable/writes.py", "op('copy')(_copied_from)", "", ("tests/test_exported.py", "-k", "wan-functional")),
+    Mutant("foreign", "a function is told by its name", "vsa_compile/analysis/optable/table.py::_entry", "any(...)", "True", ("tests/test_soundness_operators.py", "-k", "name")),
+    Mutant("negative sum", "any sum of integers counts a mask", "vsa_compile/analysis/optable/masks.py::_counted", "known.given or source.dtype == torch.bool or nonnegative", "True", ("tests/test_soundness_masks.py",)),
+    Mutant("hint over proof", "a hint overrides a reordering", "vsa_compile/convert/no_video.py::fills", "segment.order == REORDERED", "False", ("tests/test_soundness_tokens.py", "-k", "hint")),
     Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "site.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),
     Mutant("counts", "text of one mask counted twice", "vsa_compile/analysis/walk.py::_Walk.count", "self.analysis.equal_counts[size] = known", "", ("tests/test_hidden.py", "tests/test_rules.py")),
