@@ -22,7 +22,7 @@ import torch
 from attention_cpu import RESULTS
 
 import vsa_compile
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 from vsa_compile.tools.bench.setting import setting
 
 
@@ -71,7 +71,7 @@ def measure(graph: torch.fx.GraphModule, repeats: int) -> dict[str, Any]:
         start = time.perf_counter()
         decisions = vsa_compile.backend.convert(fresh, settings)
         seconds.append(time.perf_counter() - start)
-        sites = sum(isinstance(decision, Site) for decision in decisions)
+        sites = sum(isinstance(decision, Conversion) for decision in decisions)
     return {
         "nodes": len(graph.graph.nodes),
         "sites": sites,

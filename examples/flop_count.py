@@ -33,7 +33,7 @@ FORMULAS = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
 }
 # What belongs to attention: SDPA, our operators, and bmm, by which tiles are scored and coarse outputs made.
-ATTENTION = ("scaled_dot_product", "vsa.", "bmm")
+ATTENTION = ("scaled_dot_product", "vsa_compile.", "bmm")
 
 
 class FlopCount:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vsa_compile
-from vsa_compile.convert.judge import Refusal, Site
+from vsa_compile.convert.judge import Decision
 
 Grid = tuple[int, int, int]
 OPTIONS = {"min_tokens": 0, "tile": (2, 2, 2), "sparsity": 0.5}
@@ -37,7 +37,7 @@ def by_hand(x: Tensor, grid: Grid) -> Tensor:
     return vsa_compile.attention(tokens, tokens * 0.5, tokens, grid=grid, tile=(2, 2, 2), sparsity=0.5)
 
 
-def converting(graphs: list[list[Site | Refusal]], then: str = "eager", **options: Any) -> Callable:
+def converting(graphs: list[list[Decision]], then: str = "eager", **options: Any) -> Callable:
     """A backend that converts, notes its decisions, and runs the graph without Inductor."""
     settings = vsa_compile.Options.read(OPTIONS | options)
 

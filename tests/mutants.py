@@ -135,7 +135,7 @@ METHOD_MUTANTS = (
 COMPILER_MUTANTS = (
     Mutant("F19", "gradient to the gate dropped", METHOD + "::GatedCoarse.__call__", "gate.transpose(1, 2)", "gate.detach().transpose(1, 2)", FUNCTIONAL),
     Mutant("F21 pass", "rows and cols swapped", REWRITE + "::_edit", "site.grid", "(site.grid[0], site.grid[2], site.grid[1])", SITES),
-    Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY + "::_judge", "Site(call, name, segments, grid, ...)", "Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start, kv_start, key_padding, both is not None, scale)", ("tests/test_backend.py", "tests/test_compiler.py")),
+    Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY + "::_judge", "Conversion(call, name, segments, grid, ...)", "Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start, kv_start, key_padding, both is not None, scale)", ("tests/test_backend.py", "tests/test_compiler.py")),
     Mutant("F22", "node.meta not copied", EDITS + "::_insert", "node.meta = {name: known for name, known in value.meta.items() if name not in _OF_VALUES}", "node.meta = {}", ("tests/test_backend.py",)),
     Mutant("F23", "sources missing from the cache key", BACKEND + "::source_hash", "return digest.digest()", "return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::_compiled", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
@@ -166,13 +166,13 @@ COMPILER_MUTANTS = (
     Mutant("sure of it", "a change by another thread is dated by the look", "vsa_compile/plan/history.py::History._look", "at if certain else mine.looked", "at", ("tests/test_state.py", "-k", "no_telling")),
     Mutant("saved copies", "the last to leave a context leaves its value", "vsa_compile/runtime/tokens.py::Tokens.leave", "self._tokens.remove(token)", "self._tokens.pop()", ("tests/test_state.py", "-k", "any_order")),
     Mutant("conflict", "threads overrule each other", "vsa_compile/runtime/tokens.py::Tokens._check", "token.value != value", "False", ("tests/test_state.py", "-k", "told")),
-    Mutant("aot", "conversions without the guards that they need", BACKEND + "::_decided", "not torch_compat.guards_hold()", "False", ("tests/test_state.py", "-k", "guards")),
+    Mutant("aot", "conversions without the guards that they need", BACKEND + "::_decided", "torch_compat.guards_hold()", "True", ("tests/test_state.py", "-k", "guards")),
     Mutant("second loop", "the first step of a second loop is dense", "vsa_compile/runtime/denoising.py::_Loop.on_step_end", "0 if step == last else step + 1", "step + 1", ("tests/test_schedule.py", "-k", "anew")),
     Mutant("meta gates", "absent gates stay on meta", "vsa_compile/training/loading.py::Loading._zeros", "not parameter.is_meta", "True", ("tests/test_gates.py", "-k", "meta")),
     Mutant("gate names", "gates beside the projection are dropped", "vsa_compile/training/loading.py::Loading.__call__", "key not in state_dict and beside in state_dict", "False", ("tests/test_gates.py", "-k", "beside")),
     Mutant("gates stay", "removed gates still mark", "vsa_compile/training/gates.py::remove_gates", "isinstance(hook, Marking)", "False", ("tests/test_gates.py", "-k", "removed")),
     Mutant("layers", "a number for the first of several", SITES_PY + "::_check_layer", "len(indices) > 1", "False", ("tests/test_sites.py", "-k", "several_lists")),
-    Mutant("slower", "a kernel that never wins runs", SITES_PY + "::_check_tokens", "raise _Refused(refusals.slower(kernel.name, kernel.faster))", "least = 0", BREAK_EVEN),
+    Mutant("slower", "a kernel that never wins runs", SITES_PY + "::_check_tokens", "raise Refused(refusals.slower(kernel.name, kernel.faster))", "least = 0", BREAK_EVEN),
     Mutant("never measured", "another kernel's break-even for one that was not measured", "vsa_compile/ops/break_even.py::_least", "CPU.get(kernel, {})", "CPU.get(kernel, {torch.float32: 0})", BREAK_EVEN),
     Mutant("in silence", "dense for speed without a word", BACKEND + "::_log", "_say_once(decision.reason.text)", "pass", BREAK_EVEN),
     Mutant("autocast's type", "the break-even of the type before autocast", SITES_PY + "::kernel_of", "out.dtype", "torch.float32", BREAK_EVEN),
@@ -254,7 +254,7 @@ PLAIN_MUTANTS = (
 GRAPHS = ("tests/test_gpu_graphs.py",)
 GRAPH_MUTANTS = (
     Mutant("epilogue", "gate and coarse added head by head, which takes a copy", METHOD + "::_add_gated", "return fine + gate * coarse", "return (fine.transpose(1, 2) + gate.transpose(1, 2) * coarse.transpose(1, 2)).transpose(1, 2)", GRAPHS),
-    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py::lower", "[q, args.k, args.v, lse, ...]", "[q, ir.contiguous(args.k), args.v, lse, args.tiles, args.counts, *call.trailing_inputs()]", GRAPHS),
+    Mutant("strides", "the keys copied to be contiguous", "vsa_compile/ops/gpu/attend.py::lower", "[q, args.k, args.v, lse, ...]", "[q, target.contiguous(args.k), args.v, lse, args.tiles, args.counts, *call.trailing_inputs()]", GRAPHS),
     Mutant("counts of tiles", "the gradient of a mean in a pass of its own", SITE + "::Site.tile_means", "counts = counts.as_strided(counts.shape, counts.stride())", "", GRAPHS),
     Mutant("epilogue last", "the gradient of v's means in another kernel", BACKEND + "::_compiled", "patches.setdefault(...)", "", GRAPHS),
     Mutant("share on host", "the share of a schedule read on the CPU", SITE + "::Site.count", "self.share.unbind()", "self.share.cpu().to(self.share.device).unbind()", GRAPHS),

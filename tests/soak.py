@@ -27,7 +27,7 @@ from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
 from vsa_compile.runtime.calls import running
-from vsa_compile.runtime.state import state
+from vsa_compile.runtime.state import now
 
 Grid = tuple[int, int, int]
 GRIDS: list[Grid] = [(3, 6, 10), (3, 10, 6), (6, 3, 10), (5, 4, 8), (5, 8, 4), (4, 5, 8)]
@@ -131,7 +131,7 @@ def soak(seconds: float, threads: int = 4, least: int = 0) -> Soak:
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(found.work, seed, until, least) for seed in range(threads)]:
             done.result()
-        left = [pool.submit(lambda: (state.dense, state.grid, running.now)).result() for _ in range(threads)]
+        left = [pool.submit(lambda: (now.dense, now.grid, running.now)).result() for _ in range(threads)]
     assert not found.wrong, found.wrong
     assert left == [(False, None, None)] * threads, left
     return found

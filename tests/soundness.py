@@ -14,7 +14,7 @@ from compare import assert_same_output
 from torch import Tensor, nn
 
 import vsa_compile
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 
 GRID, VIDEO, TEXT, WIDTH = (4, 4, 4), 64, 8, 16
 ORDER = torch.randperm(VIDEO, generator=torch.Generator().manual_seed(0))
@@ -87,8 +87,8 @@ def fates(
 
     def backend(module: torch.fx.GraphModule, example_inputs: list) -> Callable:
         for one in vsa_compile.backend.convert(module, settings):
-            found.append(tuple(one.grid) if isinstance(one, Site) else one.reason.slug)
-            if texts is not None and not isinstance(one, Site):
+            found.append(tuple(one.grid) if isinstance(one, Conversion) else one.reason.slug)
+            if texts is not None and not isinstance(one, Conversion):
                 texts.append(one.reason.text)
         return module.forward
 

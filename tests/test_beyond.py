@@ -11,7 +11,7 @@ from compare import assert_same_gradients, assert_same_output, output_and_gradie
 from converting import converting
 
 import vsa_compile
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 from vsa_compile.grid import Grid
 from vsa_compile.ops import reference
 
@@ -26,10 +26,10 @@ NEGATIVE = pytest.mark.parametrize("case", beyond.NEGATIVE, ids=lambda case: cas
 def assert_found(case, graphs):
     """The case's calls, all in one graph, and the runs of their sequence."""
     ((*decisions,),) = graphs
-    assert sum(isinstance(one, Site) for one in decisions) == case.sites
+    assert sum(isinstance(one, Conversion) for one in decisions) == case.sites
     assert len(decisions) == case.calls
     for one in decisions:
-        if isinstance(one, Site):
+        if isinstance(one, Conversion):
             assert " | ".join(run.kind.replace("other", "text") for run in one.segments) in case.segments
 
 

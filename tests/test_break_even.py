@@ -14,7 +14,7 @@ from converting import attend, converting, latents
 
 import vsa_compile
 from vsa_compile import backend
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 from vsa_compile.ops import break_even
 from vsa_compile.ops.break_even_table import CPU
 from vsa_compile.ops.cpu import loader
@@ -128,9 +128,9 @@ def test_below_the_break_even_a_call_stays_dense_and_the_way_out_works(monkeypat
     assert refusal.reason.slug == "few-tokens"
     said = f"120 video tokens are too few: {name} beats dense attention from 121 on; "
     assert refusal.reason.text == said + 'options={"min_tokens": 0} makes it sparse all the same'
-    assert isinstance(decided(min_tokens=0), Site)
+    assert isinstance(decided(min_tokens=0), Conversion)
     kernel_that_wins_from(120, monkeypatch)
-    assert isinstance(decided(), Site)
+    assert isinstance(decided(), Conversion)
 
 
 def test_a_kernel_that_never_wins_leaves_all_dense_and_both_ways_out_work(monkeypatch):
@@ -140,10 +140,10 @@ def test_a_kernel_that_never_wins_leaves_all_dense_and_both_ways_out_work(monkey
     assert refusal.reason.text.startswith(
         f"{name} is at no size known to beat dense attention; unset VSA_COMP"
     )
-    assert isinstance(decided(min_tokens=0), Site)
+    assert isinstance(decided(min_tokens=0), Conversion)
     monkeypatch.delenv(loader.VARIABLE)
     monkeypatch.setitem(CPU, loader.variants()[0], dict.fromkeys(DTYPES, 100))
-    assert isinstance(decided(), Site)
+    assert isinstance(decided(), Conversion)
 
 
 def test_a_guess_is_called_one(monkeypatch):
@@ -178,7 +178,7 @@ def test_symbolic_sizes_cross_the_break_even_with_a_guard(monkeypatch):
     for grid, count in ((GRID, 1), ((5, 5, 5), 1), ((4, 6, 6), 2), ((5, 6, 6), 2), (GRID, 2)):
         run(latents(grid))
         assert len(graphs) == count, grid
-    assert [isinstance(decision, Site) for (decision,) in graphs] == [False, True]
+    assert [isinstance(decision, Conversion) for (decision,) in graphs] == [False, True]
 
 
 @pytest.mark.parametrize(("least", "options"), [(121, {}), (None, {}), (0, {"min_tokens": 121})])

@@ -22,7 +22,7 @@ from toy import ToyDiT, inputs
 
 import vsa_compile
 from vsa_compile.runtime.calls import running
-from vsa_compile.runtime.state import state
+from vsa_compile.runtime.state import now
 
 LANDSCAPE, PORTRAIT = (3, 10, 6), (3, 6, 10)
 
@@ -165,14 +165,14 @@ def test_a_call_is_nothing_to_other_threads() -> None:
     model, found = prepared(), []
 
     def elsewhere(*_) -> None:
-        found.append((state.grid, running.now.grid))
+        found.append((now.grid, running.now.grid))
         with ThreadPoolExecutor(1) as pool:
-            found.append(pool.submit(lambda: (state.grid, running.now)).result())
+            found.append(pool.submit(lambda: (now.grid, running.now)).result())
 
     model.unpatch.register_forward_hook(elsewhere)
     run(model, LANDSCAPE)
     assert found == [(LANDSCAPE, LANDSCAPE), (None, None)]
-    assert state.grid is None
+    assert now.grid is None
 
 
 def test_blocks_of_another_prepared_model_are_not_marked(wanted: dict) -> None:

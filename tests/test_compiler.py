@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from toy import Habits, ToyDiT, inputs
 
-from vsa_compile.convert.judge import Refusal, Site
+from vsa_compile.convert.judge import Conversion, Decision, Refusal
 
 # --- shapes ---------------------------------------------------------------------------------------
 
@@ -32,12 +32,12 @@ def test_twelve_resolutions_need_two_graphs_and_equal_eager() -> None:
         args = inputs(Habits(), grid)
         assert_same_output(compiled(*args), model(*args))
     assert len(graphs) <= 2
-    assert all(isinstance(decision, Site) for graph in graphs for decision in graph)
+    assert all(isinstance(decision, Conversion) for graph in graphs for decision in graph)
 
 
 @torch.no_grad()
 def test_static_shapes_make_exactly_one_graph_for_each_resolution() -> None:
-    graphs: list[list[Site | Refusal]] = []
+    graphs: list[list[Decision]] = []
     compiled = torch.compile(attend, backend=converting(graphs), dynamic=False, fullgraph=True)
     with torch._dynamo.config.patch(recompile_limit=12, fail_on_recompile_limit_hit=True):
         for grid in RESOLUTIONS + RESOLUTIONS:
@@ -62,7 +62,7 @@ def test_the_real_backend_needs_two_more_graphs_for_many_resolutions() -> None:
 @pytest.mark.parametrize("dynamic", [None, True, False])
 @torch.no_grad()
 def test_a_turned_grid_of_equal_size_is_never_stale(dynamic: bool | None) -> None:
-    graphs: list[list[Site | Refusal]] = []
+    graphs: list[list[Decision]] = []
     compiled = torch.compile(attend, backend=converting(graphs), dynamic=dynamic, fullgraph=True)
     turned = list(itertools.permutations((5, 6, 7)))
     wanted = {grid: by_hand(latents(grid), grid) for grid in turned}
@@ -77,7 +77,7 @@ def test_any_sequence_of_turned_grids(dynamic: bool | None) -> None:
     """One compiled function lives through all that hypothesis draws; turned tokens are the same numbers,
     so that a stale grid is the only thing that can go wrong. The graph that three different sizes made
     serves every other grid."""
-    graphs: list[list[Site | Refusal]] = []
+    graphs: list[list[Decision]] = []
     compiled = torch.compile(attend, backend=converting(graphs), dynamic=dynamic, fullgraph=True)
     size = st.integers(2, 7)
     with torch.no_grad():
@@ -99,12 +99,12 @@ def test_any_sequence_of_turned_grids(dynamic: bool | None) -> None:
 @pytest.mark.quick
 @torch.no_grad()
 def test_few_tokens_become_a_guard_on_symbolic_shapes() -> None:
-    graphs: list[list[Site | Refusal]] = []
+    graphs: list[list[Decision]] = []
     compiled = torch.compile(attend, backend=converting(graphs, min_tokens=100), dynamic=True)
     for grid in [(5, 6, 7), (4, 6, 7), (2, 3, 4), (3, 3, 4), (6, 6, 6)]:
         x = latents(grid)
         assert_same_output(compiled(x), by_hand(x, grid) if x[0, 0].numel() >= 100 else attend(x))
-    assert [type(decision) for (decision,) in graphs] == [Site, Refusal]
+    assert [type(decision) for (decision,) in graphs] == [Conversion, Refusal]
 
 
 def test_reset_leaves_nothing_behind() -> None:
@@ -142,7 +142,7 @@ def at_once(work: Callable[[int], None], count: int = 8) -> None:
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one-function", "own-functions"])
 def test_eight_threads_compile_eight_shapes_at_once(shared: bool) -> None:
-    graphs: list[list[Site | Refusal]] = []
+    graphs: list[list[Decision]] = []
     backend = converting(graphs)
     function = torch.compile(attend, backend=backend, dynamic=False)
 

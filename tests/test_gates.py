@@ -16,7 +16,7 @@ from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
 from vsa_compile import ArgumentError, add_gates
-from vsa_compile.convert.judge import Refusal, Site
+from vsa_compile.convert.judge import Conversion, Decision
 
 OPTIONS = {"min_tokens": 0, "sparsity": 0.5, "tile": (2, 2, 2)}
 GRID = (3, 4, 5)
@@ -28,7 +28,7 @@ def _fresh():
 
 
 def compiled(model: nn.Module, then: str = "aot_eager", **options) -> tuple[nn.Module, list]:
-    graphs: list[list[Site | Refusal]] = []
+    graphs: list[list[Decision]] = []
     return torch.compile(model, backend=converting(graphs, then, **OPTIONS | options)), graphs
 
 
@@ -93,7 +93,7 @@ def test_a_gate_adds_what_is_written_out_by_hand(joint: bool, sparsity: float, t
     wanted, wanted_grads = output_and_gradients(model, **ARGUMENTS, sparsity=sparsity)
     assert_same_output(got, wanted)
     assert_same_gradients(got_grads, wanted_grads)
-    assert [isinstance(one, Site) for (one,) in graphs] == [True]
+    assert [isinstance(one, Conversion) for (one,) in graphs] == [True]
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_projection_under_an_adapter():
     adapted = peft.get_peft_model(model, config)
     run, graphs = compiled(adapted)
     assert_same_output(run(**ARGUMENTS), wanted)
-    assert all(isinstance(one, Site) and one.gate for (one,) in graphs)
+    assert all(isinstance(one, Conversion) and one.gate for (one,) in graphs)
 
 
 # --- What is refused ---------------------------------------------------------------------------------
@@ -331,11 +331,34 @@ class CheckpointsItsAttention(nn.Module):
         return checkpoint(F.scaled_dot_product_attention, q, k, k, use_reentrant=False)
 
 
+class CheckpointsItsProjection(CheckpointsItsAttention):
+    """The attention call outside of what is checkpointed, from a certain time on."""
+
+    checkpoints = False
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = latents.flatten(2).transpose(1, 2)
+        q = checkpoint(self.to_q, x, use_reentrant=False) if self.checkpoints else self.to_q(x)
+        q, k = (one.unflatten(-1, (2, 16)).transpose(1, 2) for one in (q, x))
+        return F.scaled_dot_product_attention(q, k, k)
+
+
+def test_a_gate_inside_of_what_is_checkpointed_without_its_call_is_refused():
+    model, x = CheckpointsItsProjection(), torch.randn(2, 32, *GRID)
+    opened(model, x)
+    model.checkpoints = True
+    run, graphs = compiled(model)
+    assert_same_output(run(x), model(x))
+    ((one,),) = graphs
+    assert one.reason.slug == "gate-inside"
+    assert "let the checkpoint span the attention call" in one.reason.text
+
+
 def test_a_gate_outside_of_a_checkpointed_call_is_refused():
     model, x = CheckpointsItsAttention(), torch.randn(2, 32, *GRID)
     run, graphs = compiled(model)
     assert_same_output(run(x), compiled(CheckpointsItsAttention())[0](x))
-    assert [type(one) for one in graphs[0]] == [Site]
+    assert [type(one) for one in graphs[0]] == [Conversion]
     opened(model, x)
     out = run(x)
     assert_same_output(out, model(x))
@@ -345,7 +368,7 @@ def test_a_gate_outside_of_a_checkpointed_call_is_refused():
     assert "let the checkpoint span the query projection" in one.reason.text
     vsa_compile.remove_gates(model)  # the other way out
     run(x)
-    assert [type(one) for one in graphs[-1]] == [Site]
+    assert [type(one) for one in graphs[-1]] == [Conversion]
 
 
 def test_a_model_without_a_sparse_call_is_an_error():
@@ -380,7 +403,7 @@ def test_every_site_of_a_real_model_gets_a_gate(case):
     graphs: list = []
     with torch.no_grad():
         torch.compile(model, backend=converting(graphs))(**kwargs)
-    found = [one for graph in graphs for one in graph if isinstance(one, Site)]
+    found = [one for graph in graphs for one in graph if isinstance(one, Conversion)]
     assert len(found) == case.sites
     assert all(one.gate is not None for one in found)
 

@@ -17,7 +17,7 @@ from converting import converting
 from hidden import HIDDEN
 
 import vsa_compile
-from vsa_compile.convert.judge import Refusal, Site
+from vsa_compile.convert.judge import Conversion, Refusal
 
 EXACT = {"sparsity": 1e-6}  # every tile is kept, so the sparse operator gives what dense attention does
 WHOLE = ("mochi", "hunyuan_video15", "framepack")  # text whose length is data; the flags keep them whole
@@ -55,7 +55,7 @@ def spied(model, **options):
 
 
 def sites(graphs):
-    return [one for decisions in graphs for one in decisions if isinstance(one, Site)]
+    return [one for decisions in graphs for one in decisions if isinstance(one, Conversion)]
 
 
 def slugs(graphs):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 from vsa_compile.grid import Grid
 from vsa_compile.ops import reference
-from vsa_compile.runtime.state import state
+from vsa_compile.runtime.state import now
 
 pytestmark = pytest.mark.quick
 
@@ -38,7 +38,7 @@ class Spy:
     def __call__(self, module, example_inputs):
         found = vsa_compile.backend.convert(module, self.settings)
         if found:
-            self.fates.append(["sparse" if isinstance(one, Site) else one.reason.slug for one in found])
+            self.fates.append(["sparse" if isinstance(one, Conversion) else one.reason.slug for one in found])
         return module.forward
 
 
@@ -105,7 +105,7 @@ def test_a_prepared_model_computes_what_it_did():
     assert model.state_dict().keys() == plain.state_dict().keys()
     args = inputs(TWO)
     assert torch.equal(model(*args), plain(*args))
-    assert state.grid is None
+    assert now.grid is None
 
 
 @pytest.mark.seconds
@@ -123,7 +123,7 @@ def test_an_error_inside_leaves_no_hint_behind():
         model(*inputs(TWO), None, None, "one too many")
     with pytest.raises(RuntimeError):
         model(torch.randn(1, 5, 4, 4, 4))
-    assert state.grid is None
+    assert now.grid is None
 
 
 @pytest.mark.seconds
@@ -395,15 +395,15 @@ def test_explain_hears_the_hint():
 def test_hints_nest_and_bad_ones_are_errors():
     with vsa_compile.video_grid(1, 2, 3):
         with vsa_compile.video_grid(4, 5, 6):
-            assert state.grid == (4, 5, 6)
-        assert state.grid == (1, 2, 3)
+            assert now.grid == (4, 5, 6)
+        assert now.grid == (1, 2, 3)
         with (
             pytest.raises(vsa_compile.OptionError, match="grid is \\(0, 5, 6\\)"),
             vsa_compile.video_grid(0, 5, 6),
         ):
             pass
-        assert state.grid == (1, 2, 3)
-    assert state.grid is None
+        assert now.grid == (1, 2, 3)
+    assert now.grid is None
 
 
 @pytest.mark.parametrize("how", ["prepare", "video_grid"])

@@ -12,7 +12,8 @@ from torch.fx import GraphModule
 
 import vsa_compile
 from vsa_compile.analysis import analyse
-from vsa_compile.convert.judge import Refusal, Site, judge
+from vsa_compile.analysis.graph_facts import module_path
+from vsa_compile.convert.judge import Conversion, Decision, Refusal, judge
 from vsa_compile.report.table import SiteReport, site_report
 
 FEW = settings(max_examples=max(settings().max_examples // 5, 1))
@@ -60,29 +61,29 @@ class Watcher:
             self._watch(owner)
         return module.forward
 
-    def _check_nodes(self, decisions: list[Site | Refusal], before: dict[str, dict]) -> None:
+    def _check_nodes(self, decisions: list[Decision], before: dict[str, dict]) -> None:
         """Each site's node is ours now, and carries what the node before it did."""
         ours = {}
         for owner in {d.call.owner for d in decisions}:
-            ours |= {vsa_compile.convert.judge.module_path(node): node for node in _ours(owner)}
-        assert ours.keys() == {d.name for d in decisions if isinstance(d, Site)}
+            ours |= {module_path(node): node for node in _ours(owner)}
+        assert ours.keys() == {d.name for d in decisions if isinstance(d, Conversion)}
         for name, node in ours.items():
             for key in META:
                 assert node.meta[key] == before[name][key]
             new, old = node.meta["example_value"], before[name]["example_value"]
             assert (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device)
 
-    def _check_second_conversion(self, module: GraphModule, decisions: list[Site | Refusal]) -> None:
+    def _check_second_conversion(self, module: GraphModule, decisions: list[Decision]) -> None:
         code = module.print_readable(print_output=False)
         again = vsa_compile.backend.convert(module, self.options)
-        assert not any(isinstance(d, Site) for d in again)
+        assert not any(isinstance(d, Conversion) for d in again)
         assert module.print_readable(print_output=False) == code
         assert len(again) == sum(isinstance(d, Refusal) for d in decisions)
 
     def _watch(self, owner: GraphModule) -> None:
         """Note the sizes that every sparse call really runs with, symbolic ones too."""
         for node in _ours(owner):
-            node.target = self._noting(vsa_compile.convert.judge.module_path(node))
+            node.target = self._noting(module_path(node))
         owner.recompile()
 
     def _noting(self, name: str) -> Any:

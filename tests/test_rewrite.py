@@ -119,7 +119,7 @@ def test_no_user_of_the_output_can_tell(names: list[str], head_major: bool, expo
             graphs: list = []
             compiled = torch.compile(model, backend=converting(graphs, sparsity=1e-6), fullgraph=True)
             same(compiled(x), wanted)
-            assert [type(decision).__name__ for graph in graphs for decision in graph] == ["Site"]
+            assert [type(decision).__name__ for graph in graphs for decision in graph] == ["Conversion"]
 
 
 def nodes_of(use: Callable[[Tensor], Any], kinds: list[SDPBackend]) -> list[Any]:

@@ -19,7 +19,7 @@ from vsa_compile import OptionError, SparsitySchedule
 from vsa_compile.grid import Grid, TileGrid, kept_tiles
 from vsa_compile.methods import Site
 from vsa_compile.plan.schedule import DENSE
-from vsa_compile.runtime.state import state
+from vsa_compile.runtime.state import now
 
 GRID = Grid(4, 6, 8)
 Compiled = tuple[Callable, list]
@@ -203,7 +203,7 @@ def test_in_and_out_of_dense_over_two_sizes_is_two_graphs_of_a_size():
 def test_dense_ends_with_an_error_too():
     with pytest.raises(ZeroDivisionError), vsa_compile.dense():
         1 / 0
-    assert not state.dense
+    assert not now.dense
 
 
 # --- Denoising ---------------------------------------------------------------------------------------
@@ -213,9 +213,9 @@ def which_are_dense(steps: int, **window) -> str:
     seen = ""
     with vsa_compile.denoising(steps, **window) as on_step_end:
         for step in range(steps):
-            seen += "d" if state.dense else "s"
+            seen += "d" if now.dense else "s"
             assert on_step_end(None, step, None, {"latents": 1}) == {"latents": 1}
-    assert not state.dense
+    assert not now.dense
     return seen
 
 
@@ -233,7 +233,7 @@ def test_a_loop_begins_anew_with_every_call_of_a_pipeline():
     with vsa_compile.denoising(4, dense_steps=1) as on_step_end:
         for length in (4, 4, 3, 4):  # diffusers knows when a call is shorter
             for step in range(length):
-                seen += "d" if state.dense else "s"
+                seen += "d" if now.dense else "s"
                 on_step_end(SimpleNamespace(num_timesteps=length), step, None, {})
     assert seen == "dsssdsssdssdsss"
 
@@ -261,7 +261,7 @@ def test_a_loop_that_failed_says_nothing_else(recwarn):
     with pytest.raises(ZeroDivisionError), vsa_compile.denoising(50):
         1 / 0
     assert not recwarn.list
-    assert not state.dense
+    assert not now.dense
 
 
 def test_dense_around_a_loop_makes_every_step_dense():
@@ -269,7 +269,7 @@ def test_dense_around_a_loop_makes_every_step_dense():
         seen = ""
         with vsa_compile.denoising(3) as on_step_end:
             for step in range(3):
-                seen += "d" if state.dense else "s"
+                seen += "d" if now.dense else "s"
                 on_step_end(None, step, None, {})
     assert seen == "ddd"
 

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention as renamed
 from torch.utils.checkpoint import checkpoint
 
 import vsa_compile
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 
 pytestmark = pytest.mark.quick
 
@@ -188,6 +188,6 @@ def test_every_spelling_is_found_or_refused(spelling: str) -> None:
 
     got = torch.compile(model, backend=convert)(x)
     assert count == len(seen) + RUN_MORE_OR_LESS.get(spelling, 0)
-    assert {"sparse" if isinstance(one, Site) else one.reason.slug for one in seen} == set(fates)
+    assert {"sparse" if isinstance(one, Conversion) else one.reason.slug for one in seen} == set(fates)
     assert len(seen) == len(fates) - min(RUN_MORE_OR_LESS.get(spelling, 0), 0)
     assert_same_output(got.detach(), wanted, bound=1e-2 if wanted.dtype == torch.bfloat16 else 1e-5)

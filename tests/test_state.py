@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 import vsa_compile
 from vsa_compile import SparsitySchedule, StateError, video_grid
-from vsa_compile.convert.judge import Refusal, Site
+from vsa_compile.convert.judge import Conversion, Decision, Refusal
 from vsa_compile.plan.history import History
-from vsa_compile.runtime.state import state
+from vsa_compile.runtime.state import now
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def gradients(
 ) -> tuple[Tensor, ...]:
     """Output and gradients of one forward under `before` and one backward under `after`."""
     torch._dynamo.reset()
-    graphs: list[list[Site | Refusal]] = []
+    graphs: list[list[Decision]] = []
     function = compiled_for(mode, backend or converting(graphs, "aot_eager"))
     x, gain = latents(grid).requires_grad_(), torch.tensor(1.5, requires_grad=True)
     with before():
@@ -115,7 +115,7 @@ def gradients(
         loss = (out.float() * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).sum()
     with after():
         loss.backward()
-    assert all(isinstance(decision, Site) for graph in graphs for decision in graph)
+    assert all(isinstance(decision, Conversion) for graph in graphs for decision in graph)
     return out.detach(), x.grad, gain.grad
 
 
@@ -189,7 +189,7 @@ def test_a_recompute_has_the_hinted_grid_of_its_forward(
     later: Grid | None, backend: str, reentrant: bool
 ) -> None:
     torch._dynamo.reset()
-    graphs: list[list[Site | Refusal]] = []
+    graphs: list[list[Decision]] = []
     compiled = torch.compile(attend_hidden, backend=converting(graphs, backend, tile=(2, 4, 4)))
     tokens = latents(LEVEL).flatten(2).transpose(1, 2).requires_grad_()
     with video_grid(*LEVEL):
@@ -198,7 +198,7 @@ def test_a_recompute_has_the_hinted_grid_of_its_forward(
     with video_grid(*later) if later else nullcontext():
         out.square().sum().backward()
     assert_same_output(tokens.grad, wanted)
-    assert all(isinstance(decision, Site) for graph in graphs for decision in graph)
+    assert all(isinstance(decision, Conversion) for graph in graphs for decision in graph)
 
 
 def test_a_recompute_that_is_given_another_hinted_grid_is_an_error(monkeypatch) -> None:
@@ -245,7 +245,7 @@ def test_a_context_that_the_recompute_itself_enters_holds(reentrant: bool) -> No
     wanted = torch.autograd.grad(densely(x).square().sum(), x)[0]
     checkpoint(densely, x, use_reentrant=reentrant).square().sum().backward()
     assert_same_output(x.grad, wanted)
-    assert not state.dense
+    assert not now.dense
 
 
 @either_checkpoint
@@ -317,10 +317,10 @@ def test_contexts_that_overlap_in_any_order_leave_nothing_behind() -> None:
         contexts = [vsa_compile.dense(), video_grid(1, 2, 3), video_grid(1, 2, 4)]
         for context in contexts:
             context.__enter__()
-        assert (state.dense, state.grid) == (True, (1, 2, 4))
+        assert (now.dense, now.grid) == (True, (1, 2, 4))
         for index in order:
             contexts[index].__exit__(None, None, None)
-        assert (state.dense, state.grid) == (False, None)
+        assert (now.dense, now.grid) == (False, None)
 
 
 def in_a_thread(function: Callable) -> Any:
@@ -331,7 +331,7 @@ def in_a_thread(function: Callable) -> Any:
 def test_a_thread_that_wants_another_value_is_told() -> None:
     def enter(context: Callable[[], AbstractContextManager]) -> Any:
         with context():
-            return state.dense, state.grid
+            return now.dense, now.grid
 
     with video_grid(1, 2, 3), vsa_compile.dense():
         assert in_a_thread(lambda: enter(lambda: video_grid(1, 2, 3))) == (True, (1, 2, 3))
@@ -340,7 +340,7 @@ def test_a_thread_that_wants_another_value_is_told() -> None:
         assert in_a_thread(lambda: enter(vsa_compile.dense)) == (True, (1, 2, 3))
         with pytest.raises(StateError, match="dense is to be False here"):
             in_a_thread(lambda: enter(lambda: vsa_compile.denoising(4)))
-    assert (state.dense, state.grid) == (False, None)
+    assert (now.dense, now.grid) == (False, None)
     with vsa_compile.denoising(4) as end:
         end(None, 3, None, {})
         with pytest.raises(StateError, match="dense is to be True here"):
@@ -362,7 +362,7 @@ def test_what_needs_a_guard_stays_dense_where_guards_are_dropped() -> None:
         (hidden, {"grid": grid}, None, None),
     ):
         torch._dynamo.reset()
-        graphs: list[list[Site | Refusal]] = []
+        graphs: list[list[Decision]] = []
         backend = converting(graphs, **options)
 
         def alone(module: torch.fx.GraphModule, inputs: list, backend: Callable = backend) -> Any:
@@ -370,7 +370,8 @@ def test_what_needs_a_guard_stays_dense_where_guards_are_dropped() -> None:
             raise RuntimeError("seen enough")
 
         hinted = video_grid(*hint) if hint else nullcontext()
-        with hinted, pytest.raises(RuntimeError, match="seen enough"):
+        said = nullcontext() if slug else pytest.warns(UserWarning, match="stays sparse")
+        with hinted, said, pytest.raises(RuntimeError, match="seen enough"):
             torch.compile(function, backend=alone, fullgraph=True).aot_compile(((x,), {}))
         (one,) = graphs[0]
         assert slug == (one.reason.slug if isinstance(one, Refusal) else None)

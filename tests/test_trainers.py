@@ -24,7 +24,7 @@ from trainers_worker import CASES, WORLD
 
 import vsa_compile
 from vsa_compile import SparsitySchedule
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 
 WORKER = Path(__file__).with_name("trainers_worker.py")
 
@@ -38,7 +38,7 @@ def compiled(model: nn.Module, then: str = "aot_eager", **options) -> tuple[nn.M
 
 def assert_converted(graphs: list, sites: int) -> None:
     decisions = [decision for graph in graphs for decision in graph]
-    assert [isinstance(decision, Site) for decision in decisions] == [True] * sites
+    assert [isinstance(decision, Conversion) for decision in decisions] == [True] * sites
 
 
 def same_bits(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:

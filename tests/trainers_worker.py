@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainers import OPTIONS, by_hand, clips, gated, gradients, loss_of, trained_on
 
 import vsa_compile
-from vsa_compile.convert.judge import Site
+from vsa_compile.convert.judge import Conversion
 
 WORLD = 2
 
@@ -51,7 +51,7 @@ class Run:
         assert_same_gradients(whole, wanted)
         decisions = [decision for graph in self.graphs for decision in graph]
         assert 1 <= len(decisions) <= 2, decisions  # blocks that are compiled alone share their graph
-        assert all(isinstance(decision, Site) and decision.gate is not None for decision in decisions)
+        assert all(isinstance(decision, Conversion) and decision.gate is not None for decision in decisions)
 
 
 def data_parallel(sparsity: float = 0.5, around: AbstractContextManager | None = None) -> None:

@@ -18,7 +18,7 @@ from . import methods, torch_compat
 from .analysis import analyse
 from .analysis.graph_facts import example_of
 from .convert.edits import Edit, apply
-from .convert.judge import Refusal, Site, judge, wants_hint
+from .convert.judge import Conversion, Decision, Refusal, judge, wants_hint
 from .convert.refusals import OF_SPEED, no_guards
 from .convert.rewrite import plan
 from .errors import (
@@ -31,6 +31,7 @@ from .errors import (
     options_twice,
     refused_but_required,
     schedule_in_export,
+    sparse_for_good,
     unknown_name,
 )
 from .ops import gpu
@@ -141,8 +142,8 @@ def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | Non
 
 
 def convert(
-    module: GraphModule, settings: Options, look: Callable[[list[Site | Refusal]], Any] = lambda _: None
-) -> list[Site | Refusal]:
+    module: GraphModule, settings: Options, look: Callable[[list[Decision]], Any] = lambda _: None
+) -> list[Decision]:
     """Analyse a captured graph and rewrite it in place; counts and logs what was done. `look` sees the
     decisions while the graph is still as it was.
 
@@ -150,7 +151,7 @@ def convert(
     traceback in the log: a working model never stops working because of us. Raises RefusedError where
     fallback="error" asks for it.
     """
-    done: list[Site | Refusal] = []
+    done: list[Decision] = []
     with _harmless(settings):
         decisions, edits = _decided(module, settings)
         _refuse_if_asked(decisions, settings)
@@ -178,18 +179,22 @@ def _harmless(settings: Options) -> Iterator[None]:
             raise RefusedError(conversion_failed(error)) from error
 
 
-def _refuse_if_asked(decisions: list[Site | Refusal], settings: Options) -> None:
+def _refuse_if_asked(decisions: list[Decision], settings: Options) -> None:
     for decision in decisions if settings.fallback == "error" else ():
         if isinstance(decision, Refusal) and decision.reason.asked:
             raise RefusedError(refused_but_required(decision.name, decision.reason.text))
 
 
-def _decided(module: GraphModule, settings: Options) -> tuple[list[Site | Refusal], list[Edit]]:
+def _decided(module: GraphModule, settings: Options) -> tuple[list[Decision], list[Edit]]:
     """What is to be done to a graph, and guards on what that was decided by."""
-    decisions = judge(analyse(module), state.hinted(settings), why=state.state.why)
-    if not torch_compat.guards_hold():
-        decisions = [_unguarded(decision, settings) for decision in decisions]
-    decisions, edits = plan(module, decisions, settings)
+    wanted = state.wanted(settings)
+    decisions = judge(analyse(module), wanted.options, why=wanted.why)
+    guarded = torch_compat.guards_hold()
+    if not guarded:
+        decisions = [_unguarded(decision, wanted) for decision in decisions]
+    decisions, edits = plan(module, decisions, wanted)
+    if edits and not guarded and wanted.sparsity:
+        warnings.warn(sparse_for_good(), stacklevel=2)
     if edits:
         state.guard_sparsity(settings)
         methods.guard_version(settings.method)
@@ -200,12 +205,12 @@ def _decided(module: GraphModule, settings: Options) -> tuple[list[Site | Refusa
     return decisions, edits
 
 
-def _unguarded(decision: Site | Refusal, settings: Options) -> Site | Refusal:
+def _unguarded(decision: Decision, wanted: state.Wanted) -> Decision:
     """The decision where guards are dropped: what needs one is refused."""
     if isinstance(decision, Refusal):
         return decision
-    needs = "a hinted grid" if wants_hint(decision) and state.state.grid is not None else ""
-    needs = needs or ("a SparsitySchedule" if state.sparsity(settings)[1] >= 0 else "")
+    needs = "a hinted grid" if wants_hint(decision) and wanted.hinted else ""
+    needs = needs or ("a SparsitySchedule" if wanted.schedule >= 0 else "")
     if not needs:
         return decision
     return Refusal(decision.call, decision.name, decision.segments, no_guards(needs))
@@ -217,7 +222,7 @@ _grids: dict[Any, set[tuple[int, int, int]]] = {}  # that were hinted while a fr
 def _warn_of_the_limit() -> None:
     """A hinted grid is a constant of its graph. Dynamo stops compiling at its limit, and says so in its log
     alone, after the fact."""
-    frame, grid = torch_compat.frame_version(), state.state.grid
+    frame, grid = torch_compat.frame_version(), state.now.grid
     if frame is None or grid is None:
         return
     name, versions, limit = frame
@@ -240,7 +245,7 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None
         raise OptionError(schedule_in_export())
     rows: list[SiteReport] = []
 
-    def look(decisions: list[Site | Refusal]) -> None:
+    def look(decisions: list[Decision]) -> None:
         rows.extend(site_report(decision, settings) for decision in decisions)
 
     done = convert(program.graph_module, settings, look)
@@ -270,21 +275,21 @@ def _cache_key(module: GraphModule) -> bytes | None:
     return source_hash() if all(map(methods.readable, literals)) else None
 
 
-def _count(decisions: list[Site | Refusal]) -> None:
+def _count(decisions: list[Decision]) -> None:
     table = torch_compat.counters()["vsa_compile"]
     for decision in decisions:
-        if isinstance(decision, Site):
+        if isinstance(decision, Conversion):
             table["converted"] += 1
         else:
             table["refused"] += 1
             table[f"refused.{decision.reason.slug}"] += 1
 
 
-def _log(decisions: list[Site | Refusal]) -> None:
+def _log(decisions: list[Decision]) -> None:
     for decision in decisions:
         if isinstance(decision, Refusal) and decision.reason.slug in OF_SPEED:
             _say_once(decision.reason.text)
-    converted = sum(isinstance(decision, Site) for decision in decisions)
+    converted = sum(isinstance(decision, Conversion) for decision in decisions)
     log.info("%d of %d attention calls made sparse", converted, len(decisions))
     for decision in decisions:
         log.debug("%s", describe(decision))

@@ -1,7 +1,6 @@
 """Every error and warning that a user can see; why an attention call stays dense is in convert/refusals.py.
 
 Each says what came, what is allowed, and the way out.
-May be imported by everything; imports only the standard library.
 """
 
 from __future__ import annotations
@@ -270,6 +269,13 @@ def captured_in_vain(model: str, why: str) -> str:
         f"Dynamo fails in {model} where it captures sizes that are data, as vsa_compile.prepare asks it "
         "to; the model runs without. Graphs may break there, and attention next to the breaks stays dense "
         f"(vsa_compile.explain shows it). Dynamo said: {why.strip().splitlines()[0] if why.strip() else why}"
+    )
+
+
+def sparse_for_good() -> str:
+    return (
+        "aot_compile drops guards: what it compiles now stays sparse, whatever vsa_compile.dense(), "
+        "denoising and add_gates say later. Compile it once more within dense() for the dense steps."
     )
 
 

@@ -1,7 +1,4 @@
-"""Tile arithmetic of a video token grid: integers, torch.SymInt or sympy alike. No tensors here.
-
-May be imported by everything; imports only the standard library.
-"""
+"""Tile arithmetic of a video token grid: integers, torch.SymInt or sympy alike. No tensors here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The backend's options: frozen, comparable (Dynamo compares them to decide on a recompile), checked.
-
-May be imported by everything; imports grid, schedule and errors.
-"""
+"""The backend's options: frozen, comparable (Dynamo compares them to decide on a recompile), checked."""
 
 from __future__ import annotations
 

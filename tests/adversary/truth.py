@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 import vsa_compile
-from vsa_compile.convert.judge import Site, module_path
+from vsa_compile.analysis.graph_facts import module_path
+from vsa_compile.convert.judge import Conversion
 
 from .captured import Captured, modules, play
 
@@ -49,7 +50,9 @@ def assert_true(captured: Captured, module: GraphModule, settings: vsa_compile.O
     """Converts a played graph, and holds what was converted, by module path, against the truth."""
     wanted = _attention_outputs(captured, module)
     decisions = vsa_compile.backend.convert(module, settings)
-    believed = {d.name: Claim(tuple(d.grid), d.q_start, d.kv_start) for d in decisions if isinstance(d, Site)}
+    believed = {
+        d.name: Claim(tuple(d.grid), d.q_start, d.kv_start) for d in decisions if isinstance(d, Conversion)
+    }
     if believed:
         assert_raster(captured, module, believed)
         assert_numbers(captured, module, wanted)

@@ -1,7 +1,7 @@
 """What attends to what in a block of each kind, and whether that is video self-attention.
 
 Every kind is a function of the attention module, the normed video tokens (B, N, dim) in raster order
-and the scene; it returns what video and text get added. Beside it stands the truth: a `Site` of the
+and the scene; it returns what video and text get added. Beside it stands the truth: a `Conversion` of the
 grid, or the reasons one of which must be given.
 """
 

@@ -69,7 +69,10 @@ def constant(value: Any) -> Fact:
 
 
 class Proofs:
-    """Comparisons of sizes by algebra, and by what the graph guards already; adds no guard."""
+    """Comparisons of sizes by algebra, and by what the graph guards already; adds no guard.
+
+    `respelled` writes sizes that are data and count the same as one symbol.
+    """
 
     def __init__(
         self, known_at_least: Callable[[Size, Size], bool], respelled: Callable[[Size], Size]
@@ -78,10 +81,10 @@ class Proofs:
 
     def at_least(self, a: Size, b: Size) -> bool:
         """a >= b for all values of the symbols that the graph is for."""
-        difference = a - b
+        difference = self.respelled(a - b)
         if isinstance(difference, (bool, int, float)):
             return difference >= 0
-        return bool(difference.is_nonnegative) or equal(a, b) or self._known(a, b)
+        return bool(difference.is_nonnegative) or equal(difference, 0) or self._known(a, b)
 
     def all_are(self, fact: Fact | None, value: Any, start: Size, stop: Size) -> bool:
         """Whether every entry of [start, stop) is `value`, by claims that follow each other."""

@@ -1,7 +1,8 @@
-"""What a captured graph itself says of a node: its example value, its sizes, its arguments, its bodies."""
+"""What a captured graph itself says of a node: its example value, sizes, arguments, bodies and module."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,3 +58,14 @@ def tensors_in(value: Any) -> Iterator[Any]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
+
+
+def module_path(node: Node) -> str:
+    """The innermost module's path as `named_modules` spells it, or "" where the graph has none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    path = path.replace(".forward.__self__", "")  # what prepare put before a block's own forward
+    path = re.sub(r"getattr\((.*?), ?'(\w+)'\)", r"\1.\2", path)
+    path = re.sub(r"\.__dict__\['_modules'\]", "", path)
+    path = re.sub(r"^[LG]\['\w+'\]", "", path)
+    return ".".join(re.findall(r"\w+", path))

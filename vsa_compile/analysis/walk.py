@@ -12,7 +12,6 @@ from torch.fx import GraphModule, Node
 
 from ..torch_compat import (
     counters,
-    depends_on_data,
     is_state,
     known_at_least,
     registered_name,
@@ -99,7 +98,7 @@ class Analysis:
         return known_at_least(a, b, self.environment)
 
     def _respelled(self, size: Size) -> Size:
-        return size.subs(self.equal_counts) if self.equal_counts and depends_on_data(size) else size
+        return size.subs(self.equal_counts) if self.equal_counts and isinstance(size, sympy.Basic) else size
 
 
 def analyse(module: GraphModule) -> Analysis:

@@ -1,11 +1,10 @@
-"""Judges every SDPA call of a graph: a Site to convert, or a Refusal with its reason.
+"""Judges every SDPA call of a graph: a Conversion, or a Refusal with its reason.
 
 Reads graphs and layouts; changes nothing, and knows none of our operators.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.fx import Node
 from ..analysis import Analysis, Segment, read_segments, same_tokens
 from ..analysis.algebra import Size, equal
 from ..analysis.facts import Fact
-from ..analysis.graph_facts import example_of, sizes_of
+from ..analysis.graph_facts import example_of, module_path, sizes_of
 from ..analysis.tokens import offset, within
 from ..analysis.values import Known
 from ..analysis.walk import AttentionCall
@@ -26,7 +25,7 @@ from ..torch_compat import depends_on_data, guard_at_least, guard_equal
 from . import refusals
 from .markers import gates_of, misfit
 from .no_video import fills, why_no_video
-from .refusals import Reason
+from .refusals import Reason, Refused
 
 MAX_HEAD_WIDTH = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -36,7 +35,7 @@ _DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": N
 
 
 @dataclass(frozen=True)
-class Site:
+class Conversion:
     """One attention call to convert. Sizes are ints or sympy expressions, in tokens."""
 
     call: AttentionCall
@@ -67,19 +66,19 @@ class Refusal:
     reason: Reason
 
 
-def wants_hint(decision: Site | Refusal) -> bool:
+Decision = Conversion | Refusal
+
+
+def wants_hint(decision: Decision) -> bool:
     """Whether a hinted grid made this decision, or might have."""
     hidden = not any(segment.grid for segment in decision.segments)
-    return hidden and (isinstance(decision, Site) or decision.reason.slug == refusals.unknown_grid().slug)
+    return hidden and (
+        isinstance(decision, Conversion) or decision.reason.slug == refusals.unknown_grid().slug
+    )
 
 
-class _Refused(Exception):
-    def __init__(self, reason: Reason) -> None:
-        self.reason = reason
-
-
-def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str = "") -> list[Site | Refusal]:
-    """One Site or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
+def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str = "") -> list[Decision]:
+    """One Conversion or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
 
     Where the number of tokens is symbolic, min_tokens becomes a guard of the graph, so that Dynamo
     compiles again when a call crosses it; `guard=False` only looks at the example inputs. `why` is what
@@ -88,44 +87,33 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     read = [_segments(analysis, call) for call in analysis.calls]
     shows_video = any(segment.grid for segments in read for segment in segments)
     gates = gates_of(analysis, [attention_arguments(call.node).get("query") for call in analysis.calls])
-    decisions: list[Site | Refusal] = []
+    decisions: list[Decision] = []
     for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
         name = module_path(call.node)
         try:
             site = _judge(analysis, call, name, segments, options, shows_video, guard)
             _check_tokens(analysis, site, options, guard)
             decisions.append(_with_gate(analysis, site, gate))
-        except _Refused as refused:
+        except Refused as refused:
             unknown = refused.reason == refusals.unknown_grid()
             reason = refusals.unknown_grid(why) if unknown else refused.reason
             decisions.append(Refusal(call, name, segments, reason))
     return decisions
 
 
-def _with_gate(analysis: Analysis, site: Site, gate: Node | Reason | None) -> Site:
+def _with_gate(analysis: Analysis, site: Conversion, gate: Node | Reason | None) -> Conversion:
     """The site with the gate that reaches its queries."""
     if isinstance(gate, Node):
         query = attention_arguments(site.call.node)["query"]
         gate = misfit(analysis, query, site.video, gate) or gate
     if isinstance(gate, Reason):
-        raise _Refused(gate)
+        raise Refused(gate)
     return site if gate is None else replace(site, gate=gate)
 
 
 def attention_arguments(node: Node) -> dict[str, Any]:
     """SDPA's arguments by name, however they were spelled."""
     return {**_DEFAULTS, **dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
-
-
-def module_path(node: Node) -> str:
-    """The innermost module's path as `named_modules` spells it, or "" where the graph has none."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()))[0] if stack else ""
-    path = path.replace(".forward.__self__", "")  # what prepare put before a block's own forward
-    path = re.sub(r"getattr\((.*?), ?'(\w+)'\)", r"\1.\2", path)
-    path = re.sub(r"\.__dict__\['_modules'\]", "", path)
-    path = re.sub(r"^[LG]\['\w+'\]", "", path)
-    return ".".join(re.findall(r"\w+", path))
 
 
 def block_indices(path: str) -> list[int]:
@@ -153,11 +141,11 @@ def _judge(
     options: Options,
     shows_video: bool,
     guard: bool,
-) -> Site:
+) -> Conversion:
     if call.enclosed_by is not None:
-        raise _Refused(refusals.enclosed(call.enclosed_by))
+        raise Refused(refusals.enclosed(call.enclosed_by))
     if analysis.transforms:
-        raise _Refused(refusals.func_transform())
+        raise Refused(refusals.func_transform())
     arguments = attention_arguments(call.node)
     _check_rank(arguments)
     grid, q_start, kv_start = _video(analysis, call, segments, options, shows_video, guard)
@@ -167,7 +155,9 @@ def _judge(
     key_padding = _key_padding(analysis, known, arguments, kv_start, kv_start + grid.tokens)
     _check_layer(name, options)
     scale = _constant(arguments, "scale")
-    return Site(call, name, segments, grid, q_start, kv_start, key_padding, call.padding is not None, scale)
+    return Conversion(
+        call, name, segments, grid, q_start, kv_start, key_padding, call.padding is not None, scale
+    )
 
 
 def _check_rank(arguments: dict[str, Any]) -> None:
@@ -175,9 +165,9 @@ def _check_rank(arguments: dict[str, Any]) -> None:
         sizes = sizes_of(example_of(arguments.get(name)))
         if sizes is None or len(sizes) != 4:
             came = "unknown" if sizes is None else f"{len(sizes)}-D"
-            raise _Refused(refusals.shape(f"{name} is {came}, not (batch, heads, tokens, width)"))
+            raise Refused(refusals.shape(f"{name} is {came}, not (batch, heads, tokens, width)"))
         if any(equal(size, 0) for size in sizes):
-            raise _Refused(refusals.empty(f"{name} is {sizes}"))
+            raise Refused(refusals.empty(f"{name} is {sizes}"))
 
 
 def _video(
@@ -202,7 +192,7 @@ def _video(
         hinted = _hinted(analysis, call, options.grid, segments, keys, guard)
         if hinted is not None:
             return hinted
-    raise _Refused(why_no_video(analysis, call, segments, keys, shows_video))
+    raise Refused(why_no_video(analysis, call, segments, keys, shows_video))
 
 
 def _hinted(
@@ -240,29 +230,29 @@ def _hinted(
 
 def _check_call(arguments: dict[str, Any]) -> None:
     if _constant(arguments, "dropout_p"):
-        raise _Refused(refusals.dropout())
+        raise Refused(refusals.dropout())
     if _constant(arguments, "is_causal"):
-        raise _Refused(refusals.causal())
+        raise Refused(refusals.causal())
     q, k, v = (example_of(arguments[name]) for name in ("query", "key", "value"))
     for x in (q, k, v):  # a subclass (DTensor, ...) may lack what the operator is made of
         if type(x).__name__ not in ("FakeTensor", "Tensor", "Parameter"):
-            raise _Refused(refusals.subclass(type(x).__name__))
+            raise Refused(refusals.subclass(type(x).__name__))
     shapes = [sizes_of(x) or [] for x in (q, k, v)]
     (batch, heads), (kv_batch, kv_heads) = shapes[0][:2], shapes[1][:2]
     alike = all(equal(a, b) for a, b in zip(shapes[1][:2], shapes[2][:2], strict=True))
     alike = alike and _as_many(shapes[1][2], shapes[2][2])
     grouped = isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0
     if not (alike and equal(batch, kv_batch) and (grouped or equal(heads, kv_heads))):
-        raise _Refused(refusals.broadcast(*map(str, shapes)))
+        raise Refused(refusals.broadcast(*map(str, shapes)))
     widths = [shape[-1] for shape in shapes]
     if not all(isinstance(width, int) for width in widths):
-        raise _Refused(refusals.shape("the head width is symbolic"))
+        raise Refused(refusals.shape("the head width is symbolic"))
     if widths[0] > MAX_HEAD_WIDTH:
-        raise _Refused(refusals.head_width(widths[0], MAX_HEAD_WIDTH))
+        raise Refused(refusals.head_width(widths[0], MAX_HEAD_WIDTH))
     if widths[1] != widths[2]:
-        raise _Refused(refusals.value_width(widths[1], widths[2]))
+        raise Refused(refusals.value_width(widths[1], widths[2]))
     if q.dtype not in DTYPES:
-        raise _Refused(refusals.dtype(str(q.dtype).removeprefix("torch.")))
+        raise Refused(refusals.dtype(str(q.dtype).removeprefix("torch.")))
 
 
 def _as_many(keys: Size, values: Size) -> bool:
@@ -276,7 +266,7 @@ def _constant(arguments: dict[str, Any], name: str) -> Any:
     if isinstance(value, torch.SymFloat):
         return float(value)
     if value is not None and not isinstance(value, (bool, int, float)):
-        raise _Refused(refusals.dynamic_argument(name))
+        raise Refused(refusals.dynamic_argument(name))
     return value
 
 
@@ -290,41 +280,41 @@ def _key_padding(
     example = example_of(mask)
     sizes = sizes_of(example)
     if sizes is None or len(sizes) != 4 or not (equal(sizes[1], 1) and equal(sizes[2], 1)):
-        raise _Refused(refusals.mask(f"attn_mask {sizes} is not a key-padding mask (batch, 1, 1, keys)"))
+        raise Refused(refusals.mask(f"attn_mask {sizes} is not a key-padding mask (batch, 1, 1, keys)"))
     if example.dtype != torch.bool:
-        raise _Refused(refusals.mask("attn_mask is added to the scores; only a boolean mask is understood"))
+        raise Refused(refusals.mask("attn_mask is added to the scores; only a boolean mask is understood"))
     if not equal(sizes[3], sizes_of(example_of(arguments["key"]))[2]):  # pyright: ignore[reportOptionalSubscript]
-        raise _Refused(refusals.mask("attn_mask does not span the keys"))
+        raise Refused(refusals.mask("attn_mask does not span the keys"))
     fact = known.fact if known is not None else None
     if fact is not None and fact.dim != -1:
         fact = Fact(fact.everywhere)
     if not analysis.proofs.all_are(fact, True, start, stop):
-        raise _Refused(refusals.mask("attn_mask is not provably True on the video keys"))
+        raise Refused(refusals.mask("attn_mask is not provably True on the video keys"))
     return mask
 
 
-def _check_tokens(analysis: Analysis, site: Site, options: Options, guard: bool) -> None:
+def _check_tokens(analysis: Analysis, site: Conversion, options: Options, guard: bool) -> None:
     """Enough of them for the kernel at hand to beat dense attention, or as many as the options ask for."""
     tokens, least, kernel = site.grid.tokens, options.min_tokens, None
     hint = analysis.hint(tokens)
     if hint == 0:
-        raise _Refused(refusals.data_dependent())
+        raise Refused(refusals.data_dependent())
     if least is None:
         kernel = kernel_of(site, options)
         least = kernel.least
         if least is None:
-            raise _Refused(refusals.slower(kernel.name, kernel.faster))
+            raise Refused(refusals.slower(kernel.name, kernel.faster))
     if isinstance(tokens, int) or not guard:
         enough = hint >= least
     else:
         enough = guard_at_least(tokens, least, analysis.environment)
     if not enough and kernel is not None:
-        raise _Refused(refusals.before_break_even(hint, least, kernel.name, kernel.measured))
+        raise Refused(refusals.before_break_even(hint, least, kernel.name, kernel.measured))
     if not enough:
-        raise _Refused(refusals.too_few_tokens(hint, least))
+        raise Refused(refusals.too_few_tokens(hint, least))
 
 
-def kernel_of(site: Site, options: Options) -> KernelAtHand:
+def kernel_of(site: Conversion, options: Options) -> KernelAtHand:
     """What the site would run through. Under autocast the output has the type that is computed in."""
     out, query = example_of(site.call.node), example_of(attention_arguments(site.call.node)["query"])
     return kernel_at_hand(out.device, out.dtype, options.tile, query.shape[-1])
@@ -335,15 +325,15 @@ def _check_layer(name: str, options: Options) -> None:
     if not options.dense_layers:
         return
     if not name:
-        raise _Refused(refusals.no_layer_path())
+        raise Refused(refusals.no_layer_path())
     for path in (layer for layer in options.dense_layers if isinstance(layer, str)):
         if f"{name}.".startswith(f"{path}."):
-            raise _Refused(refusals.dense_layer(path))
+            raise Refused(refusals.dense_layer(path))
     listed = {layer for layer in options.dense_layers if isinstance(layer, int)}
     indices = block_indices(name)
     if listed and not indices:
-        raise _Refused(refusals.no_layer_path())
+        raise Refused(refusals.no_layer_path())
     if listed and len(indices) > 1:
-        raise _Refused(refusals.several_indices(name))
+        raise Refused(refusals.several_indices(name))
     if listed.intersection(indices):
-        raise _Refused(refusals.dense_layer(indices[0]))
+        raise Refused(refusals.dense_layer(indices[0]))

@@ -2,7 +2,6 @@
 
 A marker vsa_compile::gate(q, gate) passes on what the query projection gave. `gate` is (B, N, H * D): one
 value for every channel of the queries, or of their video alone.
-May be imported by judge; imports analysis and refusals.
 """
 
 from __future__ import annotations
@@ -30,7 +29,9 @@ def gates_of(analysis: Analysis, queries: list[Any]) -> list[Node | Reason | Non
         return [None] * len(queries)
     reached = [nearest(analysis, query, MARKER) for query in queries]
     times = Counter(marker for found in reached for marker in found)
-    return [_the_one(found, times) for found in reached]
+    # What a body computes is not followed into it, so nobody knows whose a gate in there is.
+    nobodys = refusals.gate_inside() if any(times[marker] == 0 for marker in markers) else None
+    return [_the_one(found, times) if found else nobodys for found in reached]
 
 
 def _is_marker(node: Node) -> bool:
@@ -42,9 +43,7 @@ def _calls(module: GraphModule) -> list[Node]:
     return [node for part in parts for node in part.graph.nodes if is_call(node)]
 
 
-def _the_one(found: list[Node], times: Counter[Node]) -> Node | Reason | None:
-    if not found:
-        return None
+def _the_one(found: list[Node], times: Counter[Node]) -> Node | Reason:
     if len(found) > 1 or times[found[0]] > 1:
         return refusals.gate_shared()
     gate: Any = found[0].args[1]

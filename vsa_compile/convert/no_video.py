@@ -1,7 +1,4 @@
-"""Why queries show no video, for people, and whether a hint may say that they are one.
-
-May be imported by judge alone; imports refusals, analysis and torch_compat.
-"""
+"""Why queries show no video, for people, and whether a hint may say that they are one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Why an attention call stays dense: every reason that a user can see, with the way out.
-
-May be imported by everything; imports only the standard library.
-"""
+"""Why an attention call stays dense: every reason that a user can see, with the way out."""
 
 from __future__ import annotations
 
@@ -19,6 +16,13 @@ class Reason:
     slug: str
     text: str
     asked: bool = False
+
+
+class Refused(Exception):
+    """Raised on the way to a decision: it is a refusal, for this reason."""
+
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
 
 
 def dropout() -> Reason:
@@ -99,6 +103,15 @@ def gate_outside() -> Reason:
         "gate-outside",
         "its gate is computed outside of the checkpointed function that holds the call; let the checkpoint "
         "span the query projection too (the whole block), or call vsa_compile.remove_gates(model)",
+        asked=True,
+    )
+
+
+def gate_inside() -> Reason:
+    return Reason(
+        "gate-inside",
+        "a gate is computed within a checkpointed function that does not hold its call; let the checkpoint "
+        "span the attention call too (the whole block), or call vsa_compile.remove_gates(model)",
         asked=True,
     )
 

@@ -1,4 +1,4 @@
-"""Plans `vsa_compile::attention` in the place of every Site: one node for one node, meta copied.
+"""Plans `vsa_compile::attention` in the place of every Conversion: one node for one node, meta copied.
 
 Changes no graph: the plan is values, which `edits.apply` puts in. Symbolic sizes become nodes computed from
 the graph's own inputs, never sympy in arguments.
@@ -18,8 +18,7 @@ from torch.fx import GraphModule, Node
 from .. import methods
 from ..analysis.algebra import Size, equal
 from ..analysis.graph_facts import example_of, sizes_of
-from ..options import Options
-from ..runtime import state
+from ..runtime.state import Wanted
 from ..torch_compat import (
     fake_mode_of,
     is_floor_division,
@@ -30,8 +29,8 @@ from ..torch_compat import (
 )
 from . import refusals
 from .edits import Edit, New, new, value_of
-from .judge import Refusal, Site, attention_arguments
-from .refusals import Reason
+from .judge import Conversion, Decision, Refusal, attention_arguments
+from .refusals import Refused
 from .strides import changed_by, in_order_of, places_of, same_strides
 
 aten = torch.ops.aten
@@ -39,32 +38,25 @@ aten = torch.ops.aten
 _OPERATORS = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
 
-def plan(
-    module: GraphModule, decisions: list[Site | Refusal], options: Options
-) -> tuple[list[Site | Refusal], list[Edit]]:
-    """An edit for every Site; and the decisions, in which Sites that cannot be written became Refusals."""
+def plan(module: GraphModule, decisions: list[Decision], wanted: Wanted) -> tuple[list[Decision], list[Edit]]:
+    """An edit for every Conversion; and the decisions: what cannot be written became a Refusal."""
     times = Counter(decision.call.node for decision in decisions)
     mode, owners = fake_mode_of(module), {}
-    result: list[Site | Refusal] = []
+    result: list[Decision] = []
     edits: list[Edit] = []
     for decision in decisions:
-        if isinstance(decision, Site):
+        if isinstance(decision, Conversion):
             owner = decision.call.owner
             facts = owners.setdefault(owner, _Owner(owner, mode))
             try:
                 if times[decision.call.node] > 1:
-                    raise _Refused(refusals.shared_body())
-                edits.append(_edit(decision, options, facts))
-            except _Refused as refused:
+                    raise Refused(refusals.shared_body())
+                edits.append(_edit(decision, wanted, facts))
+            except Refused as refused:
                 call, name, segments = decision.call, decision.name, decision.segments
                 decision = Refusal(call, name, segments, refused.reason)
         result.append(decision)
     return result, edits
-
-
-class _Refused(Exception):
-    def __init__(self, reason: Reason) -> None:
-        self.reason = reason
 
 
 class _Owner:
@@ -83,9 +75,9 @@ class _Owner:
         return new(self.mode, like, target, *args)
 
 
-def _edit(site: Site, options: Options, owner: _Owner) -> Edit:
-    """Raises _Refused."""
-    node, sizes, (sparsity, schedule) = site.call.node, owner.sizes, state.sparsity(options)
+def _edit(site: Conversion, wanted: Wanted, owner: _Owner) -> Edit:
+    """Raises Refused."""
+    node, sizes, options = site.call.node, owner.sizes, wanted.options
     grid = [sizes.size(size) for size in site.grid]
     starts = [sizes.size(size) for size in (site.q_start, site.kv_start)]
     arguments = attention_arguments(node)
@@ -99,7 +91,7 @@ def _edit(site: Site, options: Options, owner: _Owner) -> Edit:
     out = owner.new(
         node, torch.ops.vsa_compile.attention.default,
         q, k, v, gate, grid, list(options.tile), *starts, padding, site.scale,
-        sparsity, methods.literal(options.method), schedule,
+        wanted.sparsity, methods.literal(options.method), wanted.schedule,
     )  # fmt: skip
     if site.query_padding:
         out = _zero_padding(node, out, site.key_padding, owner)
@@ -126,10 +118,10 @@ def _zero_padding(node: Node, out: New, padding: Any, owner: _Owner) -> New:
     return owner.new(node, aten.transpose.int, rows, 1, 2)
 
 
-def _gate(site: Site, gate: Node, query: Node, owner: _Owner) -> New:
+def _gate(site: Conversion, gate: Node, query: Node, owner: _Owner) -> New:
     """(B, N, H * D) -> (B, H, Nq, D), with zeros for the queries that it says nothing of."""
     if gate.graph is not site.call.node.graph:
-        raise _Refused(refusals.gate_outside())
+        raise Refused(refusals.gate_outside())
     _, heads, _, width = example_of(query).shape
     made = owner.new(gate, aten.unflatten.int, gate, -1, [heads, width])
     made = owner.new(gate, aten.transpose.int, made, 1, 2)
@@ -150,7 +142,7 @@ class _Sizes:
         self.inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
 
     def size(self, size: Size) -> Any:
-        """An int, or the node that holds the size. Raises _Refused."""
+        """An int, or the node that holds the size. Raises Refused."""
         if isinstance(size, int) or size.is_Integer:
             return int(size)
         if size not in self.known:
@@ -167,7 +159,7 @@ class _Sizes:
             return self._call(operator.mod, *parts)
         function = _OPERATORS.get(size.func)
         if function is None:
-            raise _Refused(refusals.grid_symbol(str(size)))
+            raise Refused(refusals.grid_symbol(str(size)))
         result = parts[0]
         for part in parts[1:]:
             result = self._call(function, result, part)
@@ -186,7 +178,7 @@ class _Sizes:
                         length = self._call(aten.sym_size.int, node, dim)
                         length = self._call(operator.sub, length, int(offset)) if offset else length
                         return self._call(operator.floordiv, length, int(slope)) if slope != 1 else length
-        raise _Refused(refusals.grid_symbol(str(symbol)))
+        raise Refused(refusals.grid_symbol(str(symbol)))
 
     def _call(self, function: Any, *arguments: Any) -> New:
         value = function(*map(value_of, arguments))

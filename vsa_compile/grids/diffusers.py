@@ -2,7 +2,6 @@
 
 Most arguments tell it by shapes or integers. Positions tell it by their values, and their names stand for
 classes: who takes `video_coords` is an LTX.
-May be imported by registry alone; imports positions and convert's reasons.
 """
 
 from __future__ import annotations

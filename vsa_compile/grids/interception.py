@@ -5,7 +5,6 @@ makes a new module of an old one's class and `__dict__` (accelerate's compile_re
 `module.forward.__func__` (Accelerator.prepare), then still has the forward of the right module. A forward
 that somebody put on the module itself is wrapped where it is, or inside, where it is known to keep the
 module's own one (accelerate's and diffusers' hooks), which outlasts the hook.
-May be imported by prepare alone; imports positions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Where the video lies in the sequence of a model's blocks, and how positions of tokens tell it.
 
 Reading the values of positions waits for the device, so each tensor is read once.
-May be imported by everything in grids; imports convert's reasons and torch_compat.
 """
 
 from __future__ import annotations

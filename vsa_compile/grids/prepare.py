@@ -3,8 +3,6 @@
 Blocks that are compiled one by one, graphs behind a break, and models that get their positions as data show
 no (frames, rows, cols). A prepared model learns them at every call, as a value of that call: its blocks mark
 what enters them while the call runs, in its thread, and while a backward computes it again; never later.
-May be imported by the package and report; imports everything in grids, convert's reasons, runtime and
-torch_compat.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 
 from ..convert.refusals import not_learned, not_learned_of_these
 from ..errors import ArgumentError, bad_value, captured_in_vain
-from ..runtime.calls import Call, running
+from ..runtime.calls import ModelCall, running
 from ..torch_compat import capture_failures, capturing, known_equal, no_frame, own_code
 from .interception import Prepared, intercept, prepared_as, release
 from .positions import VideoTokens
@@ -32,7 +30,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def prepare(model: Model) -> Model:
     """Make `model` tell its graphs the token grid, whichever part of it is compiled; returns the model.
 
-    Call it once, before anything runs, on a transformer that is compiled block by block
+    ModelCall it once, before anything runs, on a transformer that is compiled block by block
     (`compile_repeated_blocks`), or that `explain` says hides its grid. The grid of a call is read from the
     model's inputs where there is a rule (`register_grid_rule`), or from its patch embedding (the first
     convolution whose kernel is its stride). Positions that are data (coordinates, rotary tables, token
@@ -107,7 +105,7 @@ def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
             return forward(model, *args, **kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if torch.compiler.is_compiling():
-            call, before = Call(prepared.number), running.now
+            call, before = ModelCall(prepared.number), running.now
             _tell(call, learn(model, given, None))
             running.now = call
             try:
@@ -126,18 +124,20 @@ def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
     return no_frame(learning_forward)
 
 
-def _begin(model: nn.Module, prepared: Prepared, given: dict[str, Any]) -> tuple[Call, Callable[[], None]]:
-    call = Call(prepared.number)
+def _begin(
+    model: nn.Module, prepared: Prepared, given: dict[str, Any]
+) -> tuple[ModelCall, Callable[[], None]]:
+    call = ModelCall(prepared.number)
     _tell(call, learn(model, given, prepared.reader))
     return call, running.enter(call)
 
 
-def _end(call: Call, leave: Callable[[], None], out: Any) -> None:
+def _end(call: ModelCall, leave: Callable[[], None], out: Any) -> None:
     leave()
     resume_in_backward(call, out)
 
 
-def _tell(call: Call, video: VideoTokens) -> None:
+def _tell(call: ModelCall, video: VideoTokens) -> None:
     call.grid, call.start, call.length = video.grid, video.start, video.length
     call.why = not_learned(video.why) if video.grid is None else not_learned_of_these()
 
@@ -146,7 +146,7 @@ def _handed(forward: Callable) -> Callable:
     """Takes what was learned as an argument. To Dynamo the ints of an argument may be symbolic, those that it
     first meets in a closure or behind a module are constants."""
 
-    def handed(module: nn.Module, call: Call, *args: Any, **kwargs: Any) -> Any:
+    def handed(module: nn.Module, call: ModelCall, *args: Any, **kwargs: Any) -> Any:
         return forward(module, *args, **kwargs) if call.met else None
 
     return handed
@@ -216,7 +216,7 @@ def _marking(forward: Callable, prepared: Prepared, cls: type) -> Callable:
     return own_code(marking_forward, prepared.name(cls))
 
 
-def _mark_first(args: tuple, kwargs: dict[str, Any], call: Call) -> tuple[tuple, dict[str, Any]]:
+def _mark_first(args: tuple, kwargs: dict[str, Any], call: ModelCall) -> tuple[tuple, dict[str, Any]]:
     named = {**dict(enumerate(args)), **kwargs}
     fit = [name for name, value in named.items() if _grid_of(value, call) is not None]
     if not fit:
@@ -230,7 +230,7 @@ def _mark_first(args: tuple, kwargs: dict[str, Any], call: Call) -> tuple[tuple,
     return tuple(named[index] for index in range(len(args))), {name: named[name] for name in kwargs}
 
 
-def _grid_of(value: Any, call: Call) -> tuple[int, int, int] | None:
+def _grid_of(value: Any, call: ModelCall) -> tuple[int, int, int] | None:
     """The grid that was learned, if (B, N, C) or (N, C) is as long as the sequence that holds the video."""
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         return None

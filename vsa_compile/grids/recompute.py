@@ -3,7 +3,6 @@
 Checkpointed blocks run a second time within the backward, after the call is over. When gradients reach what
 the call returned, its backward begins; nodes of one call are not mixed with those of another, as autograd
 takes those first that were made last.
-May be imported by prepare alone; imports runtime and torch_compat.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime.calls import Call, running
+from ..runtime.calls import ModelCall, running
 from ..torch_compat import after_backward, backward_running
 
 
-def resume_in_backward(call: Call, out: Any) -> None:
+def resume_in_backward(call: ModelCall, out: Any) -> None:
     """Let `call` be running again when a backward arrives at what it returned, until this backward ends."""
     known = call.grid is not None or call.images is not None
     if known and torch.is_grad_enabled():
@@ -31,7 +30,7 @@ def resume_in_backward(call: Call, out: Any) -> None:
 class _Resuming:
     """A hook of what a call returned."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: ModelCall) -> None:
         self.call = call
         self.backwards: set[int] = set()  # those that run, and have arrived
 

@@ -1,7 +1,4 @@
-"""Rules that tell where the video of a model's call lies: of each library in a file of its own, and users'.
-
-May be imported by prepare and the package; imports positions and the libraries' files.
-"""
+"""Rules that tell where the video of a model's call lies: one file for each library, and users' own."""
 
 from __future__ import annotations
 

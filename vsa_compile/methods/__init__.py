@@ -2,7 +2,6 @@
 
 A method is a small frozen description, a `Method` of parts, or any function (q, k, v, gate, site) -> out, all
 (B, H, N, D). It calls `torch.ops.vsa_compile.select` and `torch.ops.vsa_compile.attend` and names no device.
-May be imported by ops and above; imports grid, errors and torch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """One hash over what a user's method is made of: source, closure values, fields, and the helpers it names, in
-its own module or in others of the user's. Installed packages count by their version."""
+its own module or in others of the user's. Installed packages count by their version.
+"""
 
 from __future__ import annotations
 

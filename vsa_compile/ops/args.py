@@ -2,7 +2,6 @@
 
 Schemas, fakes, autograd, ATen, C++, templates and FLOPs all read a call from here: a new argument is one
 field, and its check one line. Sizes may be symbolic and values Inductor IR, but `check` takes tensors.
-May be imported by everything in ops; imports checks, grid, errors and torch_compat.
 
 Notation: B batch, H heads, Hkv key heads, N tokens, D head width, M tiles, Kcap width of the lists.
 """

@@ -4,7 +4,6 @@ The default kernels; cpu/ and gpu/ register faster ones. Query tiles are answere
 the keys that it sees gathered for it. Memory stays bounded, and nothing is ever N x N. On a CPU the host
 looks at the lists: only real tokens are gathered, and torch's own fused attention computes a chunk. On other
 devices nothing waits for the host: empty places are gathered from a row of zeros and masked.
-May be imported by cpu and gpu; imports grid, args, schema and torch_compat.
 
 Notation: B batch, H heads, Hkv key heads, N tokens, D head width, E tile tokens, M tiles. A row is one token
 of one head, of tensors that lie as (B, N, H, D). A chunk has U units, each of n queries and L keys.

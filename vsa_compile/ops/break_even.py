@@ -2,7 +2,6 @@
 
 A table, no timing at run time: the decision is the same in every process, and so are graphs and cache keys.
 It holds for the default method, tile and sparsity; what was not measured is not in it, and stays dense.
-May be imported by convert and above; imports the kernels and the table.
 """
 
 from __future__ import annotations

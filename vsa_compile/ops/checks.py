@@ -1,7 +1,6 @@
 """Checks of an operator's arguments. Only what is surely wrong is refused, for a size may be a symbol.
 
 Each raises ArgumentError with the name, what came and what is allowed.
-May be imported by everything in ops; imports errors and torch_compat.
 """
 
 from __future__ import annotations

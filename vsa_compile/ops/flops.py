@@ -2,7 +2,6 @@
 
 torch's flop counter imports triton, and importing this package must not. So the formulas are
 registered when the flop counter itself is loaded, before or after us.
-May be imported by report and above; imports grid and args.
 """
 
 from __future__ import annotations

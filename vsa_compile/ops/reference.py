@@ -1,7 +1,7 @@
 """The specification: what selection, sparse attention and the methods compute, in plain PyTorch.
 
 Written to be read and to be right in fp64, at the cost of O(N^2) memory; nothing here is fast.
-May be imported by methods and ops; never imports a kernel, and no kernel imports it.
+Never imports a kernel, and no kernel imports it: one checks the other.
 
 Notation: B batch, H heads, N tokens, D head width, M tiles, kept = tiles that a query tile keeps.
 """

@@ -11,7 +11,6 @@
 
 Kernels register themselves: aten.py for every device, cpu/ and gpu/ where they do better.
 The leaves' arguments are described in args.py.
-May be imported by kernels and by everything above; imports args, methods and plain values.
 
 Notation: B batch, H heads, N tokens, D head width, M tiles, Kcap = width of the tile lists.
 """

@@ -2,7 +2,6 @@
 
 Activation checkpointing runs a forward a second time, inside the backward, when the value may be another.
 A recompute has to see what its forward saw, else gradients are wrong without a word.
-May be imported by everything above; imports errors and torch_compat.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A graph serves a bucket of sparsities, between two halvings of the kept share: how many tiles a row may list
 is a constant of the graph, how many it does list is read from a tensor when the graph runs.
-May be imported by everything; imports errors and history.
 """
 
 from __future__ import annotations

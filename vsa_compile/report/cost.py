@@ -15,7 +15,7 @@ from ..options import Options
 from ..runtime import state
 
 
-class Call(NamedTuple):
+class CallSizes(NamedTuple):
     """One attention call in numbers: q (B, H, Nq, D), k (B, Hkv, Nkv, D), and where its video lies."""
 
     q: tuple[int, ...]
@@ -34,14 +34,14 @@ class Cost(NamedTuple):
     pairs: int
 
 
-def cost_of(call: Call, options: Options) -> Cost:
+def cost_of(call: CallSizes, options: Options) -> Cost:
     """That of a call under the options, at the step where a schedule is now. Selections by data cost what
     they expect to keep, or else what they may keep at most."""
     return _cost(call, options.tile, state.sparsity_now(options), methods.literal(options.method))
 
 
 @lru_cache(maxsize=256)  # the blocks of a model are alike
-def _cost(call: Call, tile: tuple[int, int, int], sparsity: float, method: str) -> Cost:
+def _cost(call: CallSizes, tile: tuple[int, int, int], sparsity: float, method: str) -> Cost:
     tiles = TileGrid(call.grid, tuple(map(min, tile, call.grid)))  # pyright: ignore[reportArgumentType]
     q_tokens, kv_tokens = call.q[2], call.k[2]
     if sparsity == 0:

@@ -19,10 +19,9 @@ from ..analysis import Analysis, analyse
 from ..convert.judge import judge
 from ..convert.refusals import not_captured
 from ..convert.rewrite import plan
-from ..grid import Grid
 from ..options import Options
 from ..runtime import state
-from ..torch_compat import compiled_by, compiled_with, explaining_compile
+from ..torch_compat import compiled_by, compiled_with, depends_on_data, explaining_compile
 from .table import Report, SiteReport, amounts, site_report
 
 
@@ -49,6 +48,12 @@ class _Run:
     hint: tuple[int, int, int] | None
     why: str
 
+    @property
+    def by_data(self) -> bool:
+        """Whether how many tokens there are depends on data; of these a row counts 0."""
+        axes = (call.tokens(name) for call in self.analysis.calls for name in ("query", "key"))
+        return any(axis is not None and depends_on_data(axis.size) for axis in axes)
+
 
 _found: list[_Run] = []
 _explaining = Lock()
@@ -65,7 +70,7 @@ def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
 
     def run(*args: Any) -> Any:
         parameters = {id(x) for x in args if isinstance(x, torch.nn.Parameter)}
-        now = state.state
+        now = state.now
         _found.append(_Run(analysis, _modules_on_stack(), parameters, broken, now.grid, now.why))
         return module.forward(*args)
 
@@ -81,10 +86,11 @@ def explain(
 
     Runs one dense forward with the given inputs, and a second without Dynamo where Dynamo does not take the
     model as one graph: that one finds the calls that are in no graph. `model` may be compiled already, and
-    stays so; where its blocks are (compile_repeated_blocks), their graphs are explained.
+    stays so; where its blocks are (compile_repeated_blocks), their graphs are explained. Tokens whose number
+    depends on data (text cut by its mask) count as 0.
     Raises OptionError for bad options.
     """
-    settings = state.hinted(_options(model, options))
+    settings = state.wanted(_options(model, options)).options
     methods.get(settings.method)
     with _explaining:
         try:
@@ -122,10 +128,9 @@ def _is_whole(run: _Run, model: Any) -> bool:
 def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteReport]:
     """The rows of one graph. `names` are the paths of modules by id; the graph's begin at its own module."""
     owner = next((names[id(m)] for m in run.modules if id(m) in names), "")
-    if run.hint is not None:
-        settings = replace(settings, grid=Grid(*run.hint))
+    settings = state.with_grid(settings, run.hint)
     decisions = judge(run.analysis, settings, guard=False, why=run.why)
-    decisions, _ = plan(run.analysis.module, decisions, settings)
+    decisions, _ = plan(run.analysis.module, decisions, state.wanted(settings))
     rows = [site_report(decision, settings) for decision in decisions]
     return [replace(row, name=".".join(filter(None, (owner, row.name)))) for row in rows]
 
@@ -165,7 +170,8 @@ class _Census(TorchFunctionMode):
 
     def fits(self, call: SiteReport, run: _Run, site: SiteReport) -> int:
         """How surely a row of a graph is this call: 3 by its path, 2 by parameters of the module, 0 not."""
-        if (site.tokens, site.flops_dense) != (call.tokens, call.flops_dense):
+        alike = (site.tokens, site.flops_dense) == (call.tokens, call.flops_dense)
+        if not alike and not (run.by_data and site.tokens <= call.tokens):
             return 0
         if site.name == call.name:
             return 3

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from ..analysis import Segment
 from ..analysis.algebra import Size
 from ..analysis.graph_facts import example_of, sizes_of
-from ..convert.judge import Refusal, Site, attention_arguments, kernel_of
+from ..convert.judge import Conversion, Decision, Refusal, attention_arguments, kernel_of
 from ..grid import Grid
 from ..options import Options
 from ..torch_compat import shape_environment, size_hint
-from .cost import Call, cost_of
+from .cost import CallSizes, cost_of
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _row(site: SiteReport) -> tuple[str, ...]:
     )
 
 
-def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
+def site_report(decision: Decision, options: Options) -> SiteReport:
     """One decision with its numbers on the example inputs. To be asked before the graph is rewritten."""
     environment = shape_environment(decision.call.owner)
 
@@ -140,13 +140,13 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
     )
     q_tokens, kv_tokens, per_pair = amounts(queries, keys)
     grid, kept, total, pairs = None, 0, 0, q_tokens * kv_tokens
-    if isinstance(decision, Site):
+    if isinstance(decision, Conversion):
         grid = Grid(*map(hint, decision.grid))
         starts = (hint(decision.q_start), hint(decision.kv_start))
-        kept, total, pairs = cost_of(Call(tuple(queries), tuple(keys), grid, *starts), options)
+        kept, total, pairs = cost_of(CallSizes(tuple(queries), tuple(keys), grid, *starts), options)
     return SiteReport(
         name=decision.name,
-        converted=isinstance(decision, Site),
+        converted=isinstance(decision, Conversion),
         reason=decision.reason.text if isinstance(decision, Refusal) else "",
         slug=decision.reason.slug if isinstance(decision, Refusal) else "",
         grid=tuple(grid) if grid else None,
@@ -160,9 +160,9 @@ def site_report(decision: Site | Refusal, options: Options) -> SiteReport:
     )
 
 
-def _kernel(decision: Site | Refusal, options: Options) -> str:
+def _kernel(decision: Decision, options: Options) -> str:
     on_meta = example_of(decision.call.node).device.type == "meta"
-    return kernel_of(decision, options).name if isinstance(decision, Site) and not on_meta else ""
+    return kernel_of(decision, options).name if isinstance(decision, Conversion) and not on_meta else ""
 
 
 def amounts(queries: Sequence[int], keys: Sequence[int]) -> tuple[int, int, int]:
@@ -177,10 +177,10 @@ def _segment_text(segment: Segment, hint: Callable[[Size], int]) -> str:
     return f"other {hint(segment.size)}"
 
 
-def describe(decision: Site | Refusal) -> str:
+def describe(decision: Decision) -> str:
     """One line for the log."""
     segments = " | ".join(map(str, decision.segments))
     name = decision.name or decision.call.node.name
-    if isinstance(decision, Site):
+    if isinstance(decision, Conversion):
         return f"{name}: sparse, [{segments}]"
     return f"{name}: dense, [{segments}], {decision.reason.slug}: {decision.reason.text}"

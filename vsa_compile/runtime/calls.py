@@ -1,7 +1,4 @@
-"""The calls of prepared models that run now, in each thread its own.
-
-May be imported by everything above options; imports nothing of ours.
-"""
+"""The calls of prepared models that run now, in each thread its own."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ Grid = tuple[int, int, int]
 
 
 @dataclass(eq=False)
-class Call:
+class ModelCall:
     """One call of a prepared model, and where the video lies in the sequence of its blocks.
 
     A plain object, whose ints Dynamo makes symbolic; those of an nn.Module it takes for constants.
@@ -33,10 +30,10 @@ class Running(threading.local):
     """`now` is the innermost call of a prepared model that this thread runs, or computes again."""
 
     def __init__(self) -> None:
-        self.now: Call | None = None
-        self.entered: list[Call] = []
+        self.now: ModelCall | None = None
+        self.entered: list[ModelCall] = []
 
-    def enter(self, call: Call) -> Callable[[], None]:
+    def enter(self, call: ModelCall) -> Callable[[], None]:
         """It runs in this thread from now on. What is returned, called from any thread, ends that, in any
         order with others."""
         here = self.__dict__  # of this thread
@@ -44,7 +41,7 @@ class Running(threading.local):
         here["now"] = call
 
         def leave() -> None:
-            entered: list[Call] = here["entered"]
+            entered: list[ModelCall] = here["entered"]
             entered.remove(call)
             here["now"] = entered[-1] if entered else None
 

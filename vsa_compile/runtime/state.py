@@ -1,13 +1,10 @@
-"""What is known of a process at run time and of no graph: a hinted grid, dense or sparse, how sparse.
-
-May be imported by everything above options; imports errors, grid, options, plan and torch_compat.
-"""
+"""What is known of a process at run time and of no graph: a hinted grid, dense or sparse, how sparse."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..grid import Grid
@@ -51,24 +48,36 @@ class State:
         return running.now.why if running.now is not None else ""
 
 
-state = State()
+now = State()
 
 
-def hinted(options: Options) -> Options:
-    """The options, with the grid that holds now."""
-    grid = state.grid
+@dataclass(frozen=True)
+class Wanted:
+    """What a graph is compiled for: the options and the state of the process, read once.
+
+    options: with the grid that holds now; hinted: whether that is no option. sparsity: the literal of the
+    graph; schedule: the number of the SparsitySchedule that lowers it, or -1. why: why there is no grid.
+    """
+
+    options: Options
+    hinted: bool
+    sparsity: float
+    schedule: int
+    why: str
+
+
+def wanted(options: Options) -> Wanted:
+    """Raises StateError where there is no telling what holds."""
+    grid, asked = now.grid, options.sparsity
+    literal = asked.literal if isinstance(asked, SparsitySchedule) else asked
+    literal = 0.0 if now.dense else literal
+    schedule = asked.number if literal and isinstance(asked, SparsitySchedule) else -1
+    return Wanted(with_grid(options, grid), grid is not None, literal, schedule, now.why)
+
+
+def with_grid(options: Options, grid: _Three | None) -> Options:
+    """The options with a grid in the place of their own, if there is one."""
     return options if grid is None else replace(options, grid=Grid(*grid))
-
-
-def sparsity(options: Options) -> tuple[float, int]:
-    """The sparsity that a graph is compiled for now, and the number of the schedule that lowers it, or -1."""
-    asked = options.sparsity
-    if state.dense:
-        return 0.0, -1
-    if isinstance(asked, SparsitySchedule):
-        literal = asked.literal
-        return literal, asked.number if literal else -1
-    return asked, -1
 
 
 def place_share(options: Options, device: Any) -> None:
@@ -81,20 +90,20 @@ def place_share(options: Options, device: Any) -> None:
 def sparsity_now(options: Options) -> float:
     """The sparsity of a call that runs now."""
     asked = options.sparsity
-    if state.dense:
+    if now.dense:
         return 0.0
     return asked.sparsity if isinstance(asked, SparsitySchedule) else asked
 
 
 def guard_grid() -> None:
     """Dynamo shall compile again what it is compiling when the hinted grid changes."""
-    guard_on_attribute("vsa_compile", "runtime", "state", "state", "grid")
+    guard_on_attribute("vsa_compile", "runtime", "state", "now", "grid")
 
 
 def guard_sparsity(options: Options) -> None:
-    """Dynamo shall compile what it is compiling again when `sparsity(options)` changes, or gates come."""
-    guard_on_attribute("vsa_compile", "runtime", "state", "state", "dense")
-    guard_on_attribute("vsa_compile", "runtime", "state", "state", "gates")
+    """Dynamo shall compile what it is compiling again when its sparsity is another, or gates come."""
+    guard_on_attribute("vsa_compile", "runtime", "state", "now", "dense")
+    guard_on_attribute("vsa_compile", "runtime", "state", "now", "gates")
     if isinstance(options.sparsity, SparsitySchedule):
         guard_on_attribute("vsa_compile", "plan", "schedule", "schedules", bucket_name(options.sparsity))
 
@@ -107,7 +116,7 @@ def dense() -> Iterator[None]:
     A backward that computes activations again (checkpointing) sees what its forward saw.
     Raises StateError if another thread is within `denoising` at a step that is sparse.
     """
-    with _within(state.dense_tokens, True):
+    with _within(now.dense_tokens, True):
         yield
 
 
@@ -121,7 +130,7 @@ def video_grid(frames: int, rows: int, cols: int) -> Iterator[None]:
     A backward that computes activations again (checkpointing) sees the grid of its forward.
     Raises OptionError unless all three are positive integers, StateError if another thread has another grid.
     """
-    with _within(state.grid_tokens, tuple(read_grid((frames, rows, cols)))):  # pyright: ignore[reportArgumentType]
+    with _within(now.grid_tokens, tuple(read_grid((frames, rows, cols)))):  # pyright: ignore[reportArgumentType]
         yield
 
 

@@ -1,7 +1,4 @@
-"""Values that code wants for a while: counted tokens, of which none is left behind in whatever order they go.
-
-May be imported by state alone; imports errors, plan and torch_compat.
-"""
+"""What code wants for a while: counted tokens, of which none is left behind, in whatever order they go."""
 
 from __future__ import annotations
 

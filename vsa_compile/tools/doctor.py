@@ -1,7 +1,4 @@
-"""`python -m vsa_compile doctor`: what this installation will run where, and what is wrong with it.
-
-May be imported by __main__; imports the kernels, and bench for the facts of the machine.
-"""
+"""`python -m vsa_compile doctor`: what this installation will run where, and what is wrong with it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What doctor can find wrong with an installation, each with its way out.
-
-May be imported by doctor alone; imports nothing.
-"""
+"""What doctor can find wrong with an installation, each with its way out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The only place that names private torch APIs. Each is probed for, never told by a version number.
-
-May be imported by everything but grid, errors and options.
-"""
+"""The only place that names private torch APIs. Each is probed for, never told by a version number."""
 
 from .autograd import after_backward, backward_running, position, position_of_forward
 from .dynamo import (
@@ -54,7 +51,7 @@ from .operators import (
     storage_of,
     written_arguments,
 )
-from .sizes import (
+from .symbols import (
     depends_on_data,
     guard_at_least,
     guard_equal,

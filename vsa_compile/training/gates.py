@@ -2,7 +2,6 @@
 
 The gate of VSA (arXiv 2505.13389, section 2.2) is a linear layer on the hidden states that the query
 projection sees. It is named as in FastVideo, and starts at zero, so that the model computes what it did.
-May be imported by the package alone; imports convert, runtime, loading and torch_compat.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ..analysis import Analysis, analyse
 from ..analysis.algebra import includes
 from ..analysis.backward_slice import nearest
 from ..analysis.graph_facts import example_of, sizes_of
-from ..convert.judge import Site, attention_arguments, judge
+from ..convert.judge import Conversion, attention_arguments, judge
 from ..errors import ArgumentError, bad_value, no_gate_site
 from ..options import Options
 from ..runtime import state
@@ -47,7 +46,7 @@ def add_gates(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
-    settings = replace(state.hinted(Options.read(options)), min_tokens=0)
+    settings = replace(state.wanted(Options.read(options)).options, min_tokens=0)
     owners = {id(module): name for name, module in model.named_modules()}
     added: list[nn.Parameter] = []
     found = _projections(model, args, kwargs, settings)
@@ -68,7 +67,7 @@ def add_gates(
         raise ArgumentError(no_gate_site())
     if not any(isinstance(hook, Unclaimed) for hook in load_hooks(model).values()):
         model.register_load_state_dict_pre_hook(Unclaimed())
-    state.state.gates += 1
+    state.now.gates += 1
     return added
 
 
@@ -89,7 +88,7 @@ def remove_gates(model: Model) -> Model:
         for key, hook in load_hooks(module).items():
             if isinstance(hook, (Loading, Unclaimed)):
                 del module._load_state_dict_pre_hooks[key]
-    state.state.gates += 1
+    state.now.gates += 1
     return model
 
 
@@ -181,7 +180,7 @@ def _projections(
     for analysis, inputs in graphs:
         values = dict(zip(_placeholders(analysis.module), inputs, strict=True))
         for decision in judge(analysis, settings, guard=False):
-            if isinstance(decision, Site):
+            if isinstance(decision, Conversion):
                 projection = _projection(analysis, decision, values, owners)
                 if projection is not None:
                     found.setdefault(projection.module, projection)
@@ -193,7 +192,7 @@ def _placeholders(module: GraphModule) -> list[Node]:
 
 
 def _projection(
-    analysis: Analysis, site: Site, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
+    analysis: Analysis, site: Conversion, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
 ) -> Projection | None:
     """The one linear layer behind a call's queries that runs over its video tokens."""
     query = attention_arguments(site.call.node)["query"]

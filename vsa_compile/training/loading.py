@@ -1,7 +1,4 @@
-"""How gates are read from checkpoints: absent ones, and those that other projects keep elsewhere.
-
-May be imported by gates alone; imports errors.
-"""
+"""How gates are read from checkpoints: absent ones, and those that other projects keep elsewhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Says so where gates get gradients and no optimizer uses them: an optimizer that was made before the gates.
-
-May be imported by gates alone; imports errors.
-"""
+"""Warns of gates that get gradients and are in no optimizer: one that was made before the gates were."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 The environment variable VSA_COMPILE_CPU, read at every call, picks a slower one: avx2, plain (of what the
 processor offers), or aten, which turns the C++ off.
-May be imported by everything above ops; imports aten, args and torch_compat.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Builds kernel.cpp on first use, for the instruction set that this processor offers or the user picks, and
 loads it; says once, in the log, when that cannot be.
-
-May be imported by cpu; imports errors and torch_compat.
 """
 
 from __future__ import annotations
@@ -111,6 +109,9 @@ def flags(variant: str) -> tuple[str, ...]:
     return _VARIANTS[variant].windows if platform.system() == "Windows" else _VARIANTS[variant].flags
 
 
+_building = threading.Lock()  # of two threads the second waits, and loads what the first has built
+
+
 def _build(variant: str) -> Any:
     """Compile, or load from Inductor's cache. A user who waits for the compiler is told so."""
     message = f"compiling the CPU attention kernel ({variant}): some seconds, once per machine"
@@ -118,7 +119,8 @@ def _build(variant: str) -> Any:
     notice.daemon = True
     notice.start()
     try:
-        torch_compat.load_cpp(source(variant), flags(variant))
+        with _building:
+            torch_compat.load_cpp(source(variant), flags(variant))
     finally:
         notice.cancel()
     return getattr(torch.ops, _namespace(variant))

@@ -6,7 +6,6 @@
 
 Importing this loads neither triton nor Inductor; `register` does, right before a compilation, and `eager`
 loads triton at its first call.
-May be imported by backend; imports ops, torch_compat, aten.
 """
 
 from __future__ import annotations

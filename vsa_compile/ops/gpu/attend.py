@@ -1,7 +1,4 @@
-"""Lowers vsa_compile::attend to its template, attend_fwd: one kernel, gate and coarse fused into its store.
-
-Imported by lowering and eager; imports args, call, configs, autotune_inputs, templates.
-"""
+"""Lowers vsa_compile::attend to its template, attend_fwd: one kernel, gate and coarse fused in its store."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ import torch
 
 from ..args import AttendArgs
 from . import autotune_inputs
-from .call import Call
+from .call import KernelCall
 from .configs import choices
+from .target import Target
 from .templates import Template
 
 
@@ -26,17 +24,17 @@ _FORWARD = Template("attend_fwd", _programs)
 TEMPLATES = (_FORWARD,)
 
 
-def unsupported(ir: Any, args: AttendArgs) -> str | None:
+def unsupported(target: Target, args: AttendArgs) -> str | None:
     """Why the template cannot serve this call; None if it can."""
-    return Call(ir, args).unsupported()
+    return KernelCall(target, args).unsupported()
 
 
-def lower(ir: Any, args: AttendArgs) -> tuple[Any, Any, Any]:
+def lower(target: Target, args: AttendArgs) -> tuple[Any, Any, Any]:
     """out (B, Nq, H, D), lse and the witness of the grid."""
-    call, q = Call(ir, args), args.q
+    call, q = KernelCall(target, args), args.q
     batch, heads = call.heads
     device, dtype = q.get_device(), q.get_dtype()
-    lse = ir.new_buffer((batch, heads, call.q_tokens), torch.float32, device)
+    lse = target.new_buffer((batch, heads, call.q_tokens), torch.float32, device)
     full = autotune_inputs.counts_like(args.tiles)
     inputs = [q, args.k, args.v, lse, args.tiles, args.counts, *call.trailing_inputs()]
     constants = {
@@ -45,7 +43,7 @@ def lower(ir: Any, args: AttendArgs) -> tuple[Any, Any, Any]:
         "HAS_OTHER_ROWS": call.has_other_queries,
         "HAS_OTHER_KEYS": call.has_other_queries or call.has_other_keys,
     }
-    out = ir.template_buffer(
+    out = target.template_buffer(
         _FORWARD, inputs, mutated=[lse], size=(batch, call.q_tokens, heads, call.width), dtype=dtype,
         device=device, launch=(batch, heads, call.q_tiles, call.other_queries), constants=constants,
         configs=call.launches(choices("forward", device, dtype, call.width), (q, args.k, args.v)),
@@ -53,4 +51,4 @@ def lower(ir: Any, args: AttendArgs) -> tuple[Any, Any, Any]:
         examples={4: autotune_inputs.lists_among(call.kv_tiles), 5: full, 6: full},
     )  # fmt: skip
     # A recompute under another grid is noticed by the shape of this; it has no elements.
-    return out, lse, ir.new_buffer((*args.grid, 0), dtype, device)
+    return out, lse, target.new_buffer((*args.grid, 0), dtype, device)

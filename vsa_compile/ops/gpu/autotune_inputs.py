@@ -2,7 +2,6 @@
 
 Inductor fills integer inputs with random numbers, which as tile numbers are addresses outside of memory.
 Each maker takes an input as Inductor IR and returns a tensor on its device.
-May be imported by the lowerings; imports torch_compat.
 """
 
 from __future__ import annotations

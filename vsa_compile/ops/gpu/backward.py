@@ -1,11 +1,9 @@
 """Lowers vsa_compile::attend_backward to four templates, none of which adds in an order that could change:
 
-    attend_dq        the gradient of q, by the lists; delta on the way
-    transpose_lists  the query tiles that list each key tile
-    rank_columns     the key tiles, the most listed first
-    attend_dkdv      the gradients of k and v, by the transposed lists, in that order
-
-Imported by lowering and eager; imports args, call, configs, autotune_inputs, templates.
+attend_dq        the gradient of q, by the lists; delta on the way
+transpose_lists  the query tiles that list each key tile
+rank_columns     the key tiles, the most listed first
+attend_dkdv      the gradients of k and v, by the transposed lists, in that order
 """
 
 from __future__ import annotations
@@ -16,8 +14,9 @@ import torch
 
 from ..args import BackwardArgs
 from . import autotune_inputs
-from .call import Call
+from .call import KernelCall
 from .configs import choices
+from .target import Target
 from .templates import Template
 
 _COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 searches a thread
@@ -45,20 +44,20 @@ _DKDV = Template("attend_dkdv", _dkdv_programs)
 TEMPLATES = (_DQ, _TRANSPOSE, _RANK, _DKDV)
 
 
-def unsupported(ir: Any, args: BackwardArgs) -> str | None:
+def unsupported(target: Target, args: BackwardArgs) -> str | None:
     """Why the templates cannot serve this call; None if they can."""
-    return Call(ir, args.call).unsupported()
+    return KernelCall(target, args.call).unsupported()
 
 
-def lower(ir: Any, args: BackwardArgs) -> tuple[Any, Any, Any]:
+def lower(target: Target, args: BackwardArgs) -> tuple[Any, Any, Any]:
     """grad_q, grad_k and grad_v, (B, N, H, D)."""
-    call, lse = Call(ir, args.call), ir.contiguous(args.lse)
-    delta = ir.new_buffer((*call.heads, call.q_tokens), torch.float32, args.lse.get_device())
+    call, lse = KernelCall(target, args.call), target.contiguous(args.lse)
+    delta = target.new_buffer((*call.heads, call.q_tokens), torch.float32, args.lse.get_device())
     grad_q = _grad_q(call, args.grad_out, args.out, lse, delta)
     return grad_q, *_grad_k_and_v(call, args.grad_out, lse, delta, _columns(call))
 
 
-def _grad_q(call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
+def _grad_q(call: KernelCall, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
     args, q, (batch, heads) = call.args, call.args.q, call.heads
     device, dtype, full = q.get_device(), q.get_dtype(), autotune_inputs.counts_like(args.tiles)
     constants = {
@@ -67,7 +66,7 @@ def _grad_q(call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
         "HAS_OTHER_ROWS": call.has_other_queries,
         "HAS_OTHER_KEYS": call.has_other_queries or call.has_other_keys,
     }
-    return call.ir.template_buffer(
+    return call.target.template_buffer(
         _DQ,
         [grad_out, q, args.k, args.v, out, lse, delta, args.tiles, args.counts, *call.trailing_inputs()],
         mutated=[delta], size=(batch, call.q_tokens, heads, call.width), dtype=dtype, device=device,
@@ -78,17 +77,17 @@ def _grad_q(call: Call, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
     )  # fmt: skip
 
 
-def _columns(call: Call) -> tuple[Any, Any, Any]:
+def _columns(call: KernelCall) -> tuple[Any, Any, Any]:
     """starts, columns and order: the transposed lists, and the key tiles by how often they are listed."""
     args, (batch, heads), tiles = call.args, call.heads, call.kv_tiles
     device = args.q.get_device()
     listed = call.q_tiles * args.tiles.get_size()[3]
-    columns = call.ir.new_buffer((batch, heads, listed), torch.int32, device)
-    starts = call.ir.template_buffer(
+    columns = call.target.new_buffer((batch, heads, listed), torch.int32, device)
+    starts = call.target.template_buffer(
         _TRANSPOSE, [args.tiles, args.counts, columns], mutated=[columns], size=(batch, heads, tiles + 1),
         dtype=torch.int32, device=device, launch=(batch * heads, tiles + 1), constants={}, configs=[_COLUMNS],
     )  # fmt: skip
-    order = call.ir.template_buffer(
+    order = call.target.template_buffer(
         _RANK, [starts], mutated=[], size=(batch, call.kv_heads, tiles), dtype=torch.int32, device=device,
         launch=(batch * call.kv_heads, tiles), constants={"GROUPS": call.groups}, configs=[_RANKS],
     )  # fmt: skip
@@ -96,12 +95,12 @@ def _columns(call: Call) -> tuple[Any, Any, Any]:
 
 
 def _grad_k_and_v(
-    call: Call, grad_out: Any, lse: Any, delta: Any, columns: tuple[Any, Any, Any]
+    call: KernelCall, grad_out: Any, lse: Any, delta: Any, columns: tuple[Any, Any, Any]
 ) -> tuple[Any, Any]:
     args, batch, kv_heads = call.args, call.heads[0], call.kv_heads
     device, dtype = args.q.get_device(), args.q.get_dtype()
     size = (batch, call.kv_tokens, kv_heads, call.width)
-    grad_k = call.ir.new_buffer(size, dtype, device)
+    grad_k = call.target.new_buffer(size, dtype, device)
     constants = {
         **call.constants(),
         "RAW_SCALE": args.scale,
@@ -109,7 +108,7 @@ def _grad_k_and_v(
         "HAS_OTHER_QUERIES": call.has_other_queries or call.has_other_keys,
     }
     valid = autotune_inputs.columns_like(args.tiles, call.kv_tiles)
-    grad_v = call.ir.template_buffer(
+    grad_v = call.target.template_buffer(
         _DKDV,
         [grad_out, args.q, args.k, args.v, lse, delta, grad_k, *columns, *call.trailing_inputs()],
         mutated=[grad_k], size=size, dtype=dtype, device=device,

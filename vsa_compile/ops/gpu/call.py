@@ -1,7 +1,4 @@
-"""One call of vsa_compile::attend or vsa_compile::attend_backward, as its templates see it.
-
-May be imported by the lowerings; imports args and configs.
-"""
+"""One call of vsa_compile::attend or vsa_compile::attend_backward, as its templates see it."""
 
 from __future__ import annotations
 
@@ -13,19 +10,20 @@ import torch
 
 from ..args import AttendArgs
 from .configs import Config, family, has_tma
+from .target import Target
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
 
 
 @dataclass(frozen=True)
-class Call:
+class KernelCall:
     """The arguments that forward and backward share, with what templates derive from them.
 
-    ir: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`); sizes may be symbolic.
+    target: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`); sizes may be symbolic.
     """
 
-    ir: Any
+    target: Target
     args: AttendArgs
 
     def unsupported(self) -> str | None:
@@ -33,7 +31,7 @@ class Call:
         dtype, width = self.args.q.get_dtype(), self.args.q.get_size()[-1]
         if dtype not in DTYPES:
             return f"{dtype} has no tensor core path"
-        if self.ir.static_size(width) > WIDEST_HEAD:
+        if self.target.static_size(width) > WIDEST_HEAD:
             return f"head width {width} is above {WIDEST_HEAD}"
         if not isinstance(self.args.scale, float) or self.args.scale <= 0:
             return f"the softmax scale is {self.args.scale}, not a positive constant"
@@ -51,7 +49,7 @@ class Call:
     @property
     def groups(self) -> int:
         """Query heads per key head."""
-        return self.ir.static_size(self.heads[1]) // self.ir.static_size(self.kv_heads)
+        return self.target.static_size(self.heads[1]) // self.target.static_size(self.kv_heads)
 
     @property
     def q_tokens(self) -> Any:
@@ -63,7 +61,7 @@ class Call:
 
     @property
     def width(self) -> int:
-        return self.ir.static_size(self.args.q.get_size()[-1])
+        return self.target.static_size(self.args.q.get_size()[-1])
 
     @property
     def q_tiles(self) -> Any:
@@ -75,7 +73,7 @@ class Call:
         """Number of key tiles."""
         if self.args.q_grid is None:
             return self.q_tiles
-        return math.prod(self.ir.ceil_div(n, t) for n, t in zip(self.args.grid, self._tile, strict=True))
+        return math.prod(self.target.ceil_div(n, t) for n, t in zip(self.args.grid, self._tile, strict=True))
 
     @property
     def other_queries(self) -> Any:
@@ -94,10 +92,10 @@ class Call:
         """
         args = self.args
         sizes = (*args.grid, *self._q_grid, args.q_start + 1, args.kv_start + 1)
-        site = self.ir.shape_carrier(args.counts, sizes)
+        site = self.target.shape_carrier(args.counts, sizes)
         if args.key_padding is None:
             return [site]
-        return [site, self.ir.expanded(args.key_padding, (self.heads[0], self.kv_tokens))]
+        return [site, self.target.expanded(args.key_padding, (self.heads[0], self.kv_tokens))]
 
     def constants(self) -> dict[str, Any]:
         """What is the same for all templates and configurations. HAS_*: there may be some."""
@@ -119,11 +117,11 @@ class Call:
 
     @property
     def has_other_queries(self) -> bool:
-        return not self.ir.surely(self.other_queries, 0)
+        return not self.target.surely(self.other_queries, 0)
 
     @property
     def has_other_keys(self) -> bool:
-        return not self.ir.surely(self.other_keys, 0)
+        return not self.target.surely(self.other_keys, 0)
 
     @property
     def _q_grid(self) -> Any:
@@ -131,19 +129,19 @@ class Call:
 
     @property
     def _tile(self) -> tuple[int, ...]:
-        return tuple(self.ir.static_size(n) for n in self.args.tile)
+        return tuple(self.target.static_size(n) for n in self.args.tile)
 
     @property
     def _q_tile(self) -> tuple[int, ...]:
         return (
             self._tile
             if self.args.q_tile is None
-            else tuple(self.ir.static_size(n) for n in self.args.q_tile)
+            else tuple(self.target.static_size(n) for n in self.args.q_tile)
         )
 
     def _all_real(self, grid: Any, tile: tuple[int, ...]) -> bool:
         """Whether every slot of every tile is a token."""
-        whole = all(self.ir.surely(n % t, 0) for n, t in zip(grid, tile, strict=True))
+        whole = all(self.target.surely(n % t, 0) for n, t in zip(grid, tile, strict=True))
         return slots(tile) == math.prod(tile) and whole
 
     def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -151,7 +149,7 @@ class Call:
 
         read: the tensors whose tiles the kernel reads in its loop.
         """
-        maps = all(map(self.ir.has_tensor_map, read)) and has_tma(self.args.q.get_device())
+        maps = all(map(self.target.has_tensor_map, read)) and has_tma(self.args.q.get_device())
         return list({tuple(one.items()): one for one in (self._launch(x, maps) for x in configs)}.values())
 
     def _launch(self, config: Config, maps: bool) -> dict[str, Any]:

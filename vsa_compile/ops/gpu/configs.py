@@ -3,7 +3,6 @@
 The first of a row is what runs; it is chosen so that nothing spills (tests/gpu_offline/golden.py) and every
 GPU of the family has the shared memory. The others are timed against it where the user asks for autotuning.
 This table is the place for tuned rows.
-May be imported by the lowerings; imports only the standard library and torch.
 """
 
 from __future__ import annotations

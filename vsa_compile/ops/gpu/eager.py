@@ -2,7 +2,6 @@
 
 That is: eager calls, and compiled ones where Inductor's template interface is unknown or a template fails.
 Each leaf's kernels are one torch.library.triton_op, made by the first call: making it loads triton.
-Imported by gpu; imports aten, args, launch and the three lowerings.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from ...errors import no_triton
 from .. import aten
 from ..args import AttendArgs, BackwardArgs, SelectArgs, takes
 from . import attend, backward, launch, selection
+from .target import Lowering
 
 _log = logging.getLogger("vsa_compile.gpu")
 
@@ -36,7 +36,7 @@ class Leaf(NamedTuple):
 
     kind: Any
     results: int
-    lowering: Any
+    lowering: Lowering
     chunked: Callable
 
 

@@ -1,7 +1,6 @@
 """Where a lowering's kernels become nodes: Inductor's graph. Its values are Inductor IR.
 
 `launch` offers the same functions on tensors.
-Imported by lowering; imports torch_compat, templates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Where a lowering's kernels run: at once, on tensors, as plain Triton kernels.
 
 `graph` offers the same functions on Inductor IR. A kernel runs in the first configuration of its row.
-Imported by eager; imports torch_compat, plain, templates.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 What Inductor writes into a kernel as numbers are arguments here: one kernel serves all sizes and strides.
 Triton specialises it to strides that are 1 or divisible by 16, on which loads depend, and not to sizes: that
 would be a compilation for many a new resolution. What is a constant stays one.
-Loads jinja2 and triton when it is called, not when it is imported. Imported by launch; imports templates.
+Loads jinja2 and triton when it is called, not when it is imported.
 """
 
 from __future__ import annotations

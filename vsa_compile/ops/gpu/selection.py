@@ -1,7 +1,4 @@
-"""Lowers vsa_compile::select to its template: one kernel that writes ascending lists and their counts.
-
-Imported by lowering and eager; imports args, call, templates.
-"""
+"""Lowers vsa_compile::select to its template: one kernel that writes ascending lists and their counts."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import torch
 
 from ..args import SelectArgs
 from .call import power_of_two, too_old
+from .target import Target
 from .templates import Template
 
 _LONGEST = 8192  # scores of a row that stay in registers: 32 of each thread of 8 warps
@@ -25,7 +23,7 @@ _SELECT = Template("select", _programs)
 TEMPLATES = (_SELECT,)
 
 
-def unsupported(_ir: Any, args: SelectArgs) -> str | None:
+def unsupported(_: Target, args: SelectArgs) -> str | None:
     """Why the template cannot serve this call; None if it can."""
     scores, threshold = args.scores, args.threshold
     if scores.get_dtype() != torch.float32:
@@ -37,15 +35,15 @@ def unsupported(_ir: Any, args: SelectArgs) -> str | None:
     return too_old(scores.get_device())
 
 
-def lower(ir: Any, args: SelectArgs) -> tuple[Any, Any]:
+def lower(target: Target, args: SelectArgs) -> tuple[Any, Any]:
     """tiles (B, H, M, at_most) and counts (B, H, M), int32."""
     scores, at_most, threshold, count = args.scores, args.at_most, args.threshold, args.count
     batch, heads, rows, length = scores.get_size()
     device = scores.get_device()
-    whole = ir.is_static(length) and int(length) <= _LONGEST
+    whole = target.is_static(length) and int(length) <= _LONGEST
     block = power_of_two(int(length), 32) if whole else _STEP
-    tiles = ir.new_buffer((batch, heads, rows, at_most), torch.int32, device)
-    counts = ir.template_buffer(
+    tiles = target.new_buffer((batch, heads, rows, at_most), torch.int32, device)
+    counts = target.template_buffer(
         _SELECT, [scores, tiles, *(x for x in (threshold, count) if x is not None)],
         mutated=[tiles], size=(batch, heads, rows), dtype=torch.int32, device=device,
         launch=(batch * heads * rows,),

@@ -1,7 +1,4 @@
-"""Finds the kernel templates: inside an installed wheel, or at the top of a source tree.
-
-May be imported by the lowerings and backend (which hashes the files); imports the standard library.
-"""
+"""Finds the kernel templates: inside an installed wheel, or at the top of a source tree."""
 
 from __future__ import annotations
 

@@ -10,5 +10,4 @@
     session     all of it in order
 
 Importing this loads neither triton nor Inductor nor matplotlib.
-May be imported by __main__ and the scripts in benchmarks/; imports methods, ops and the backend.
 """
