@@ -21,19 +21,19 @@ def judged(case: Case) -> dict[str, Claim]:
     return assert_true(captured, module, options(captured, case.hinted))
 
 
-@examples(200)
+@examples(120)
 @given(case=cases(PLANS, CHANGING + KEEPING))
 def test_what_is_converted_is_true(case: Case):
     judged(case)
 
 
-@examples(60)
+@examples(40)
 @given(case=hinted_cases(PLANS))
 def test_a_hint_overrides_nothing_that_the_graph_shows(case: Case):
     judged(case)
 
 
-@examples(100)
+@examples(60)
 @given(case=cases(PLANS, KEEPING))
 def test_another_spelling_loses_no_conversion(case: Case):
     before = judged(Case(case.plan, ()))
