@@ -134,7 +134,7 @@ METHOD_MUTANTS = (
 COMPILER_MUTANTS = (
     Mutant("F19", "gradient to the gate dropped", METHOD + "::GatedCoarse.__call__", "gate.transpose(1, 2)", "gate.detach().transpose(1, 2)", FUNCTIONAL),
     Mutant("F21 pass", "rows and cols swapped", REWRITE + "::_edit", "site.grid", "(site.grid[0], site.grid[2], site.grid[1])", SITES),
-    Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY + "::_judge", "Conversion(call, name, segments, grid, ...)", "Site(call, name, segments, Grid(*map(analysis.hint, grid)), q_start, kv_start, key_padding, both is not None, scale)", ("tests/test_backend.py", "tests/test_compiler.py")),
+    Mutant("F21 stale", "the example's grid baked into the graph", SITES_PY + "::_judge", "Conversion(call, name, segments, grid, ...)", "Conversion(call, name, segments, Grid(*map(analysis.hint, grid)), q_start, kv_start, key_padding, call.padding is not None, scale)", ("tests/test_backend.py", "tests/test_compiler.py")),
     Mutant("F22", "node.meta not copied", EDITS + "::_insert", "node.meta = {name: known for name, known in value.meta.items() if name not in _OF_VALUES}", "node.meta = {}", ("tests/test_backend.py",)),
     Mutant("F23", "sources missing from the cache key", BACKEND + "::source_hash", "return digest.digest()", "return b'the same'", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::_compiled", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
