@@ -171,6 +171,7 @@ def test_under_autocast_it_is_the_kernel_of_the_type_that_is_computed_in(monkeyp
     assert vsa_compile.explain(attend, latents(GRID)).converted == 1
 
 
+@pytest.mark.seconds
 def test_symbolic_sizes_cross_the_break_even_with_a_guard(monkeypatch):
     kernel_that_wins_from(130, monkeypatch)
     graphs: list[list] = []
