@@ -178,7 +178,7 @@ COMPILER_MUTANTS = (
     Mutant("layers", "a number for the first of several", SITES_PY + "::_check_layer", "len(indices) > 1", "False", ("tests/test_sites.py", "-k", "several_lists")),
     Mutant("slower", "a kernel that never wins runs", SITES_PY + "::_check_tokens", "raise Refused(refusals.slower(kernel.name, kernel.faster))", "least = 0", BREAK_EVEN),
     Mutant("never measured", "another kernel's break-even for one that was not measured", "vsa_compile/ops/break_even.py::_least", "CPU.get(kernel, {})", "CPU.get(kernel, {torch.float32: 0})", BREAK_EVEN),
-    Mutant("in silence", "dense for speed without a word", BACKEND + "::_log", "_say_once(decision.reason.text)", "pass", BREAK_EVEN),
+    Mutant("in silence", "dense for speed without a word", BACKEND + "::_log", "_say_once(decision)", "pass", BREAK_EVEN),
     Mutant("autocast's type", "the break-even of the type before autocast", SITES_PY + "::kernel_of", "out.dtype", "torch.float32", BREAK_EVEN),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/algebra.py::same", "a is b", "form_of(a) is form_of(b)", ("tests/test_axes.py",)),
     Mutant("reordering", "shuffled tokens learn from what they are added to", "vsa_compile/analysis/unify.py::_unify", "a.rigid or b.rigid", "False", ("tests/test_axes.py",)),

@@ -195,6 +195,20 @@ def test_it_is_said_once_in_the_log(least, options, monkeypatch, caplog):
     assert len(said) == (1 if least is None else 2)
 
 
+@pytest.mark.parametrize("tokens", [1024, 1023])
+def test_what_may_be_a_video_and_cannot_be_read_is_said_once(tokens: int, caplog):
+    x = torch.randn(1, 2, tokens, 16)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            torch._dynamo.reset()
+            torch.compile(
+                lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x), backend=converting([])
+            )(x)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (tokens == 1024)
+    assert all("vsa_compile.prepare" in text for text in said)
+
+
 def test_what_is_no_video_is_not_spoken_of(monkeypatch, caplog):
     kernel_that_wins_from(None, monkeypatch)
     with caplog.at_level(logging.WARNING):
