@@ -15,6 +15,7 @@ import os
 import sys
 import time
 
+import torch  # not vsa_compile: a process with a fault must import the copy that holds it
 from mutation import Mutant, run_all
 
 ATTEND = ("tests/test_attend.py", "tests/test_attend_relations.py")
@@ -54,7 +55,7 @@ KERNEL_MUTANTS = (
     Mutant("F2", "pad not masked in K", FORWARD + "::ForwardGroup.step", "if (keys.rows(g) > n) std::fill_n", "if (keys.rows(g) < n) std::fill_n", CPP),
     Mutant("F2 aten", "pad not masked in K", PYTHON_ATEN + "::_packed", "torch.arange(...) < length[:, None]", "torch.arange(longest, device=keys.device) <= length[:, None]", ATEN),
     Mutant("F2 blind", "pad not masked in K", PYTHON_ATEN + "::_logits", "seen is None", "True", ATEN),
-    Mutant("F2 backward", "pad not masked in K", BACKWARD + "::BackwardGroup.add", "std::fill_n(scores.get() + n * columns, columns, -kInfinity);", "", CPP),
+    Mutant("F2 backward", "pad not masked in K", BACKWARD + "::BackwardGroup.add", "std::fill_n(scores.get() + n * columns, columns, -kInfinity);", "", CPP, needs="AVX512"),
     Mutant("F3", "V load unmasked", ROWS + "::gather", "std::fill(to + groups.size(g) * c.packed_width, to + rows * c.packed_width, 0.f);", "", CPP),
     Mutant("F3 aten", "V load unmasked", PYTHON_ATEN + "::_by_row", "rows.new_zeros", "rows.new_empty", ATEN),
     Mutant("F3 repeat", "a key that is not seen in an empty place", PYTHON_ATEN + "::_packed", "packed.where(filled, packed[:, :1])", "packed.where(filled, 0)", ATEN),
@@ -64,7 +65,7 @@ KERNEL_MUTANTS = (
     Mutant("F6", "tile counted twice", CALL + "::list_keys", "for (int64_t i = 0; i < count; ++i) list", "if (count > 1) list.push_back(ids[0]);\n    for (int64_t i = 0; i < count; ++i) list", CPP_FP32),
     Mutant("F7", "rescale missing", FORWARD + "::ForwardGroup.soften", "if (earlier && !same)", "if (false)", CPP_FP32),
     Mutant("F8", "scale +1 %", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * 1.01)", CPP_FP32),
-    Mutant("F8 bf16", "scale +1 % in bf16 alone", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * (kConverts<T> ? 1.01 : 1.))", CPP),
+    Mutant("F8 bf16", "scale +1 % in bf16 alone", FORWARD + "::ForwardGroup.soften", "score_factor(c.scale)", "score_factor(c.scale * (kConverts<T> ? 1.01 : 1.))", CPP, needs="AVX512"),
     Mutant("F8 backward", "scale +1 %", BACKWARD + "::BackwardKeys", "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
     Mutant("F9", "bf16 accumulator", FORWARD + "::ForwardGroup.step", "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.packed_width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
     Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN + "::attend_backward", "lse_dtype(args.call.q.dtype)", "args.call.q.dtype", ATEN),
@@ -86,15 +87,16 @@ KERNEL_MUTANTS = (
     Mutant("F21", "rows and cols swapped", CALL + "::add_tile", "(f * video.grid[1] + r) * video.grid[2] + x", "(f * video.grid[2] + r) * video.grid[1] + x", CPP_FP32),
     Mutant("F26", "a row that sees nothing is NaN", FORWARD + "::softmax_step", "only_where(now != V(-kInfinity), now)", "now", CPP_FP32),
     Mutant("F26 division", "a row that sees nothing is NaN", FORWARD + "::ForwardGroup.finish", "only_where(total != V(0.f), V(1.f) / total)", "V(1.f) / total", CPP_FP32),
-    Mutant("F29", "ties to the highest id", KERNEL + "::select_row", "<< 32 | i;", "<< 32 | (tiles - 1 - i);", SELECT),
+    Mutant("F29", "ties to the highest id", KERNEL + "::Selection.operator()", "ties-- > 0", "std::count(&ranks[i], ranks.data() + tiles, limit) <= ties", SELECT),
+    Mutant("last bit", "scores that differ in their last bit are ties", KERNEL + "::Selection.operator()", "bit && found < kept", "bit > 1 && found < kept", SELECT),
     Mutant("F29 aten", "ties in any order", PYTHON_ATEN + "::select", "torch.sort(scores, dim=-1, descending=True, stable=True)", "torch.sort(scores, dim=-1, descending=True, stable=False)", SELECT),
     Mutant("F30", "a padding row written over a neighbour", FORWARD + "::ForwardGroup.finish", "scatter(c, c.out, at, groups, g, rows.get());", "scatter(c, c.out, at, groups, g, rows.get());\n    if (groups.size(g) % 2 && g + 1 < groups.count()) with_head(c, c.out, at, [&](auto* to) { copy_row(rows.get(), c.width, to + groups.tokens(g + 1)[0] * c.out.token); });", CPP_FP32),
     Mutant("F30 backward", "scratch read before it is written", BACKWARD + "::BackwardGroup.operator()", "std::fill_n(grad_q.get(), c.packed_width * columns, 0.f);", "", CPP_FP32),
-    Mutant("width", "packed rows not cleared behind the width", ROWS + "::gather", "std::fill(row + c.width, row + c.packed_width, 0.f);", "", CPP_FP32),
+    Mutant("width", "packed rows not cleared behind the width", ROWS + "::gather", "std::fill(row + c.width, row + c.packed_width, 0.f);", ";", CPP_FP32),
     Mutant("last width", "the last places of a row not copied", ROWS + "::copy_row", "for (; d < width; ++d)", "for (; d + 1 < width; ++d)", CPP_FP32),
-    Mutant("pad query", "a query that is not there weighs in bf16", BACKWARD + "::BackwardGroup.add", "if (pairs > queries) clear_pad(n, weights, left);", "", CPP),
+    Mutant("pad query", "a query that is not there weighs in bf16", BACKWARD + "::BackwardGroup.add", "if (pairs > queries) clear_pad(n, weights, left);", "", CPP, needs="AVX512"),
     Mutant("power", "2^x below the normal numbers", VECTORS + "::Power", "x = at::vec::clamp_min(x, V(-127.f));", "", CPP_EACH),
-    Mutant("turned", "rows of an odd block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 2 * 2)", CPP_FP32),
+    Mutant("turned", "the last rows of a block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 4 * 4)", CPP_FP32),
     Mutant("own rows", "the last rows of our own product", PRODUCT + "::multiply_columns", "for (; r < m; ++r)", "for (; r + 1 < m; ++r)", CPP_EACH),
     Mutant("own columns", "the last columns of our own product", PRODUCT + "::multiply_here", "for (; q < n; q += kLanes)", "for (; q + kLanes < n; q += kLanes)", CPP_EACH),
     Mutant("own sum", "our own product forgets what it adds to", PRODUCT + "::multiply_block", "add ? V::loadu(c + r * ldb + q * kLanes) : V(0.f)", "V(0.f)", CPP_EACH),
@@ -111,6 +113,7 @@ METHOD_MUTANTS = (
     Mutant("most alike", "the most alike queries kept", PRUNE + "::WindowPruner._rank", "alike = (wide * wide.index_select(2, centres)).sum(-1)", "alike = -(wide * wide.index_select(2, centres)).sum(-1)", BSA),
     Mutant("length", "similarity not by angle", PRUNE + "::WindowPruner._rank", "alike / wide.norm(dim=-1).clamp(min=limit.tiny)", "alike", BSA),
     Mutant("fill", "a dropped query takes its neighbour's output", PRUNE + "::WindowPruner.restore", "centres = ...", "centres = video.unflatten(1, (windows.boxes.tiles, slots))[:, :, -1]", BSA),
+    Mutant("axis", "an axis's border left out of a sum", SITE + "::_sums_by_axis", "border.sum(axis, keepdim=True)", "border.sum(axis, keepdim=True) * 0", SELECT),
     Mutant("border", "repeated centres weigh in a border window's mean", PRUNE + "::Queries.means", "box_sums(packed * weight, self.raster) / box_sums(weight[None, None], self.raster)", "box_sums(packed, self.raster) / box_sums(torch.ones_like(weight)[None, None], self.raster)", BSA),
     Mutant("work", "the keys are as sparse as if no query were pruned", PRUNE + "::WindowPruner._left", "(1 - Fraction(str(site.sparsity))) / share", "1 - Fraction(str(site.sparsity))", BSA),
     Mutant("anneal", "the count does not know of dropped queries", PRUNE + "::WindowPruner._left", "part * share.denominator", "part * share.numerator", BSA),
@@ -266,6 +269,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if not arguments.names or mutant.name in arguments.names]
+    for mutant in [
+        mutant for mutant in chosen if mutant.needs not in torch.backends.cpu.get_cpu_capability()
+    ]:
+        print(f"{mutant.name:18} {mutant.what:52}    -   not compiled here: needs {mutant.needs}")
+        chosen.remove(mutant)
     started, survivors = time.monotonic(), []
     for mutant, noticed, seconds in run_all(chosen, arguments.jobs):
         if noticed is None:

@@ -37,6 +37,8 @@ class Mutant:
     file: a path from the root, and the function or class that holds the place: "path::Class.method".
     right: what the place says: Python as an expression or as statements, C++ as a run of tokens; see
         syntax.py. nth: which one, counted from 1, where the function says it several times.
+    needs: instructions, as torch names them, without which the place is not compiled: on a processor that
+        lacks them nobody can notice.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Mutant:
     wrong: str
     tests: tuple[str, ...]
     nth: int = 0
+    needs: str = ""
 
     def put_into(self, root: Path) -> None:
         """Raises AssertionError where the place is not there, or not the only one."""

@@ -93,7 +93,8 @@ def test_counters_and_log_say_what_was_done(caplog):
         captured_nodes(ToyDiT(JOINT), inputs(JOINT))
         captured_nodes(ToyDiT(Habits(causal=True)), inputs(Habits()))
     assert counters["vsa_compile"] == {"converted": 1, "refused": 1, "refused.causal": 1}
-    assert "1 of 1 attention calls made sparse" in caplog.text
+    assert "1 of 1 attention calls made sparse, through the C++ kernel for" in caplog.text
+    assert "0 of 1 attention calls made sparse\n" in caplog.text
     assert "blocks.0.attn: sparse, [video 5x6x7 | other 9]" in caplog.text
     assert "blocks.0.attn: dense, [video 5x6x7], causal: is_causal is set" in caplog.text
     del model

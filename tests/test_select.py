@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from attend_cases import ATEN, ATEN_GPU, CPP, Kernel, each_kernel
+from attend_cases import ATEN, ATEN_GPU, CPP, SLOWER, Kernel, each_kernel
 from hypothesis import example, given
 from hypothesis import strategies as st
 from profiles import examples
@@ -18,7 +18,7 @@ from vsa_compile import methods
 from vsa_compile.grid import Grid, TileGrid, kept_tiles
 from vsa_compile.ops import reference
 
-each = each_kernel([ATEN[1], CPP[0], ATEN_GPU[1]])
+each = each_kernel([ATEN[1], CPP[0], *SLOWER[:: len(CPP)], ATEN_GPU[1]])
 numbers = st.sampled_from((0.0, -0.0, 1.0, 1.0, -1.0, 0.5, 1e-40, -1e-40, torch.inf, -torch.inf, torch.nan))
 rows = st.lists(numbers | st.floats(width=32), min_size=1, max_size=70)
 
@@ -44,6 +44,8 @@ def select(kernel: Kernel, scores: Tensor, kept: int) -> Tensor:
 @examples(80)
 @example(row=[-0.0, 0.0, 0.0, 1.0], kept=2)
 @example(row=[0.0, -0.0, torch.nan, -torch.nan, torch.inf], kept=3)
+@example(row=[1.0, 1.0 + 2**-23, -1.0 - 2**-23, -1.0], kept=1)
+@example(row=[-1.0 - 2**-23, -1.0], kept=1)
 @given(row=rows, kept=st.integers(1, 70))
 def test_it_keeps_the_highest_and_of_equals_the_first(kernel: Kernel, row: list[float], kept: int):
     """By hand: highest first, NaN before all, the lower id first where equal."""

@@ -18,7 +18,7 @@ from . import methods, torch_compat
 from .analysis import analyse
 from .analysis.graph_facts import example_of, sizes_of
 from .convert.edits import Edit, apply
-from .convert.judge import Conversion, Decision, Refusal, attention_arguments, judge, wants_hint
+from .convert.judge import Conversion, Decision, Refusal, attention_arguments, judge, kernel_of, wants_hint
 from .convert.refusals import OF_SPEED, no_guards
 from .convert.rewrite import plan
 from .errors import (
@@ -152,14 +152,17 @@ def convert(
     fallback="error" asks for it.
     """
     done: list[Decision] = []
+    kernels: list[str] = []
     with _harmless(settings):
         decisions, edits = _decided(module, settings)
         _refuse_if_asked(decisions, settings)
         look(decisions)
+        if log.isEnabledFor(logging.INFO):
+            kernels = sorted({kernel_of(x, settings).name for x in decisions if isinstance(x, Conversion)})
         apply(edits)
         done = decisions
     _count(done)
-    _log(done)
+    _log(done, kernels)
     if any(map(wants_hint, done)):
         _warn_of_the_limit()
     return done
@@ -285,12 +288,13 @@ def _count(decisions: list[Decision]) -> None:
             table[f"refused.{decision.reason.slug}"] += 1
 
 
-def _log(decisions: list[Decision]) -> None:
+def _log(decisions: list[Decision], kernels: list[str]) -> None:
     for decision in decisions:
         if isinstance(decision, Refusal):
             _say_once(decision)
     converted = sum(isinstance(decision, Conversion) for decision in decisions)
-    log.info("%d of %d attention calls made sparse", converted, len(decisions))
+    through = f", through {' and '.join(kernels)}" if kernels else ""
+    log.info("%d of %d attention calls made sparse%s", converted, len(decisions), through)
     for decision in decisions:
         log.debug("%s", describe(decision))
 

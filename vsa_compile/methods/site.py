@@ -94,6 +94,8 @@ def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:
     """
     grid, tile, shape = boxes.grid, boxes.tile, boxes.shape
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _sums_by_axis(wide, boxes)
     if not all(isinstance(stride, int) for stride in wide.stride()):
         wide = wide * 1  # Inductor (2.13) cannot split a dimension of a view whose strides are data
     wide = wide.unflatten(2, tuple(grid))
@@ -105,6 +107,19 @@ def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:
         .sum((3, 5, 7))
         .flatten(2, 4)
     )
+
+
+def _sums_by_axis(x: Tensor, boxes: TileGrid) -> Tensor:
+    """`box_sums`, one axis after the other, tokens outermost. Where nothing is compiled, ATen takes ten times
+    as long on a CPU to sum three axes at once: a third of a whole call."""
+    x = x.transpose(1, 2).unflatten(1, tuple(boxes.grid))
+    for axis, (size, tile) in enumerate(zip(boxes.grid, boxes.tile, strict=True), start=1):
+        inner = size // tile * tile
+        full, border = x.split([inner, size - inner], dim=axis)
+        x = full.unflatten(axis, (size // tile, tile)).sum(axis + 1)
+        if size > inner:
+            x = torch.cat([x, border.sum(axis, keepdim=True)], axis)
+    return x.flatten(1, 3).transpose(1, 2)
 
 
 def spread(x: Tensor, boxes: TileGrid) -> Tensor:

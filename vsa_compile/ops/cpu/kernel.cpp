@@ -25,28 +25,58 @@
 #include "forward.h"
 #include "threads.h"
 
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
 namespace vsa {
 
 // --- Selection ------------------------------------------------------------------------------------
 
 // Scores as integers that rise when scores fall: NaN first, -0 equal to 0.
-inline uint32_t descending(float score) {
-  if (std::isnan(score)) return 0;
-  if (score == 0.f) return 0x7fffffffu;
-  uint32_t bits;
+inline int32_t descending(float score) {
+  int32_t bits;
   std::memcpy(&bits, &score, sizeof bits);
-  return bits & 0x80000000u ? bits : 0x7fffffffu - bits;
+  int32_t size = bits & 0x7fffffff;
+  return size > 0x7f800000 ? std::numeric_limits<int32_t>::min() : bits < 0 ? size : -size;
 }
 
-// The `kept` highest of a row, ties to the lowest id, ids ascending.
-inline void select_row(const float* scores, int64_t kept, std::vector<uint64_t>& rank, int32_t* to) {
-  int64_t tiles = rank.size();
-  for (int64_t i = 0; i < tiles; ++i) rank[i] = static_cast<uint64_t>(descending(scores[i])) << 32 | i;
-  std::vector<uint64_t> order = rank;
-  std::nth_element(order.begin(), order.begin() + (kept - 1), order.end());
-  for (int64_t i = 0; i < tiles; ++i)
-    if (rank[i] <= order[kept - 1]) *to++ = static_cast<int32_t>(i);
-}
+class Selection {  // of rows of `tiles` scores
+ public:
+  explicit Selection(int64_t tiles)
+      : tiles(tiles), ranks(round_up(tiles, Ranks::size()), std::numeric_limits<int32_t>::max()) {}
+
+  // The `kept` highest of a row, ties to the lowest id, ids ascending. The rank that the kept ones lie before is
+  // found bit by bit: faster than sorting, for hardly a branch depends on the scores.
+  void operator()(const float* scores, int64_t kept, int32_t* to) {
+    std::transform(scores, scores + tiles, ranks.begin(), descending);
+    int32_t limit = std::numeric_limits<int32_t>::min();
+    int64_t found = 0;
+    for (uint32_t bit = 1u << 31; bit && found < kept; bit >>= 1) {
+      auto higher = static_cast<int32_t>(static_cast<uint32_t>(limit) + bit);
+      int64_t count = before(higher);
+      if (count <= kept) limit = higher, found = count;
+    }
+    int64_t ties = kept - found;  // of rank `limit`
+    for (int64_t i = 0; i < tiles; ++i)
+      if (ranks[i] < limit || (ranks[i] == limit && ties-- > 0)) *to++ = static_cast<int32_t>(i);
+  }
+
+ private:
+  using Ranks = at::vec::Vectorized<int32_t>;
+  int64_t tiles;
+  std::vector<int32_t> ranks;  // in whole vectors; nothing lies behind what fills the last one
+
+  int64_t before(int32_t limit) const {
+    Ranks count(0);
+    for (size_t i = 0; i < ranks.size(); i += Ranks::size())
+      count = count - (Ranks::loadu(&ranks[i]) < Ranks(limit));  // true is -1
+    int32_t counts[Ranks::size()];
+    count.store(counts);
+    return std::accumulate(counts, counts + Ranks::size(), int64_t{0});
+  }
+};
 
 // --- The operators ---------------------------------------------------------------------------------
 
@@ -96,8 +126,8 @@ void select(const Tensor& scores, const Tensor& selected) {
   const float* from = static_cast<const float*>(scores.data_ptr());
   int32_t* to = static_cast<int32_t*>(selected.data_ptr());
   at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
-    std::vector<uint64_t> rank(tiles);
-    for (int64_t r = begin; r < end; ++r) select_row(from + r * tiles, kept, rank, to + r * kept);
+    Selection row(tiles);
+    for (int64_t r = begin; r < end; ++r) row(from + r * tiles, kept, to + r * kept);
   });
 }
 

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <tuple>
 #include <type_traits>
 
 namespace vsa {
@@ -95,19 +96,30 @@ inline V exp2_lanes(V x) {
   return power.times(y);
 }
 
+// The rows of a square become its columns: interleaving its halves does that, once for each bit of an index.
+inline void transpose_square(V (&x)[kLanes]) {
+  V y[kLanes];
+  for (int64_t bit = 1; bit < kLanes; bit *= 2) {
+    for (int64_t i = 0; i < kLanes / 2; ++i)
+      std::tie(y[2 * i], y[2 * i + 1]) = at::vec::interleave2(x[i], x[i + kLanes / 2]);
+    for (int64_t i = 0; i < kLanes; ++i) x[i] = y[i];
+  }
+}
+
 // to (columns, stride) = from (rows, columns)^T, columns a multiple of kLanes; rows of `from` touch.
 inline void transpose(const float* from, int64_t rows, int64_t columns, float* to, int64_t stride) {
   for (int64_t r = 0; r < rows; r += kLanes) {
-    int height = static_cast<int>(std::min(kLanes, rows - r));
+    const int64_t height = std::min(kLanes, rows - r);
     for (int64_t c = 0; c < columns; c += kLanes) {
       const float* block = from + r * columns + c;
-#ifdef CPU_CAPABILITY_AVX2  // at::vec has this size alone in vectors
-      if (height == kLanes) {
-        at::vec::transpose_mxn<float, 8, 8>(block, columns, to + c * stride + r, stride);
-        continue;
-      }
-#endif
-      at::vec::transpose_mxn<float>(block, columns, to + c * stride + r, stride, height, kLanes);
+      V x[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) x[i] = i < height ? load_lanes(block + i * columns) : V(0.f);
+      transpose_square(x);
+      float* turned = to + c * stride + r;
+      if (height == kLanes)
+        for (int64_t i = 0; i < kLanes; ++i) store_lanes(turned + i * stride, x[i]);
+      else
+        for (int64_t i = 0; i < kLanes; ++i) x[i].store(turned + i * stride, static_cast<int>(height));
     }
   }
 }
