@@ -171,6 +171,7 @@ def test_under_autocast_it_is_the_kernel_of_the_type_that_is_computed_in(monkeyp
     assert vsa_compile.explain(attend, latents(GRID)).converted == 1
 
 
+@pytest.mark.seconds
 def test_symbolic_sizes_cross_the_break_even_with_a_guard(monkeypatch):
     kernel_that_wins_from(130, monkeypatch)
     graphs: list[list] = []
@@ -192,6 +193,20 @@ def test_it_is_said_once_in_the_log(least, options, monkeypatch, caplog):
     said = [f"video attention stays dense: {reason}" for reason in dict.fromkeys(reasons)]
     assert [record.getMessage() for record in caplog.records] == said
     assert len(said) == (1 if least is None else 2)
+
+
+@pytest.mark.parametrize("tokens", [1024, 1023])
+def test_what_may_be_a_video_and_cannot_be_read_is_said_once(tokens: int, caplog):
+    x = torch.randn(1, 2, tokens, 16)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            torch._dynamo.reset()
+            torch.compile(
+                lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x), backend=converting([])
+            )(x)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (tokens == 1024)
+    assert all("vsa_compile.prepare" in text for text in said)
 
 
 def test_what_is_no_video_is_not_spoken_of(monkeypatch, caplog):

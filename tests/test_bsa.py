@@ -53,6 +53,7 @@ def assert_equal(got: list[Tensor], wanted: list[Tensor], bound: float = 1e-12) 
 # --- Against the specification --------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 @examples(12)
 @example(grid=(5, 3, 7), tile=(4, 4, 4), sparsity=0.93, heads=(4, 2), text=3, seed=0)
 @given(
@@ -230,6 +231,7 @@ def test_ragged_lists_are_counted_as_they_are():
 # --- The kernels with packed queries ------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 @examples(20)
 @given(
     grid=st.tuples(side, side, side), tile=st.tuples(edge, edge, edge), q_grid=st.tuples(side, side, side),

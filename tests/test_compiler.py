@@ -58,6 +58,7 @@ def test_the_real_backend_needs_two_more_graphs_for_many_resolutions() -> None:
     assert counters["vsa_compile"] == {"converted": 3}
 
 
+@pytest.mark.seconds
 @pytest.mark.quick
 @pytest.mark.parametrize("dynamic", [None, True, False])
 @torch.no_grad()

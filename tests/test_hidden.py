@@ -24,8 +24,11 @@ WHOLE = ("mochi", "hunyuan_video15", "framepack")  # text whose length is data; 
 each = pytest.mark.parametrize
 
 
-def cases(*names):
-    return each("case", [case for case in HIDDEN if case.name in names], ids=lambda case: case.name)
+def cases(*names, slow=()):
+    """The cases of these names; those of `slow` repeat on another model what the others show."""
+    found = [case for case in HIDDEN if case.name in (*names, *slow)]
+    marked = [pytest.param(one, marks=pytest.mark.slow if one.name in slow else ()) for one in found]
+    return each("case", marked, ids=lambda case: case.name)
 
 
 def tensor(output):
@@ -76,7 +79,7 @@ AS_IT_COMES = {
 }
 
 
-@each("case", HIDDEN, ids=lambda case: case.name)
+@cases(*(case.name for case in HIDDEN if case.name != "wan_animate2"), slow=["wan_animate2"])
 def test_as_it_comes_nothing_converts_and_nothing_is_wrong(case):
     model, inputs = case.build()
     compiled, graphs = spied(model, sparsity=0.75)
@@ -120,7 +123,7 @@ def test_another_length_of_text_is_no_other_graph(case):
     assert len(graphs) == 1
 
 
-@each("case", [c for c in HIDDEN if "video_grid" in c.how], ids=lambda case: case.name)
+@cases("ltx_coordinates", "sana_refiner", slow=("ltx2", "cosmos3", "wan_animate2"))
 def test_a_hinted_grid_converts_what_a_graph_does_not_show(case):
     model, inputs = case.build()
     compiled, graphs = spied(model, **EXACT)
@@ -175,7 +178,10 @@ def assert_ran(case, calls, grid):
         assert (behind == 0) == (words[-1] == "video")
 
 
-@each("case", HIDDEN, ids=lambda case: case.name)
+@cases(
+    "mochi", "hunyuan_video15", "ltx_coordinates", "minimax_h3",
+    slow=("framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
+)  # fmt: skip
 def test_a_prepared_model_converts_every_call_and_equals_eager(case):
     model, inputs = case.build()
     twin, _ = case.build()
@@ -200,7 +206,7 @@ def test_a_prepared_model_converts_every_call_and_equals_eager(case):
     assert {one.slug for one in reasons} <= {"cross", "one-axis", "unknown-grid"}
 
 
-@cases("ltx_coordinates", "cosmos3", "minimax_h3")
+@cases("ltx_coordinates", "minimax_h3", slow=["cosmos3"])
 def test_blocks_of_a_prepared_model_that_are_compiled_alone_convert(case):
     model, inputs = case.build()
     twin, _ = case.build()
@@ -308,12 +314,7 @@ def test_a_sequence_cut_at_a_length_that_is_data_says_how_to_convert(case):
     assert all("dynamic=False" in one.text for one in apart)
 
 
-@each(
-    "case",
-    [pytest.param(c, marks=() if c.name == "mochi" else pytest.mark.slow) for c in HIDDEN
-     if c.name in ("mochi", "hunyuan_video15", "wan_animate2")],
-    ids=lambda case: case.name,
-)  # fmt: skip
+@cases("mochi", slow=("hunyuan_video15", "wan_animate2"))
 def test_explain_names_the_way_out_and_shows_that_it_is_one(case):
     model, inputs = case.build()
     plain = vsa_compile.explain(model, options={"min_tokens": 0}, **inputs(case.grid))

@@ -99,6 +99,7 @@ def test_files_and_functions_stay_short(path):
             assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
 
 
+@pytest.mark.seconds
 def test_import_loads_neither_triton_nor_inductor():
     code = (
         "import sys, torch; before = set(sys.modules); import vsa_compile; "

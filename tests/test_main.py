@@ -288,3 +288,42 @@ def test_a_model_of_one_graph_is_run_once(monkeypatch):
         assert vsa_compile.explain(whole, *args, options={"min_tokens": 0}).converted == 1
     with pytest.raises(NameError):
         vsa_compile.explain(InTwo(Habits(blocks=3)), *args)
+
+
+def attend(latents: torch.Tensor) -> torch.Tensor:
+    x = latents.flatten(2).unflatten(1, (2, -1)).transpose(2, 3)
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize("given", ["options", "with_options"])
+def test_a_compiled_model_is_explained_with_its_own_options(given: str):
+    options = {"min_tokens": 0, "sparsity": 0.5, "tile": (2, 2, 2)}
+    if given == "options":
+        compiled = torch.compile(attend, backend="vsa", options=options)
+    else:
+        compiled = torch.compile(attend, backend=vsa_compile.vsa.with_options(**options))
+    latents = torch.randn(1, 32, 4, 6, 8)
+    (site,) = vsa_compile.explain(compiled, latents).sites
+    assert (site.kept_tiles, site.total_tiles) == (12, 24)
+    (site,) = vsa_compile.explain(compiled, latents, options=options | {"sparsity": 0.75}).sites
+    assert (site.kept_tiles, site.total_tiles) == (6, 24)
+
+
+def test_every_method_is_asked_what_it_costs():
+    latents, options = torch.randn(1, 32, 4, 8, 8), {"min_tokens": 0, "sparsity": 0.75, "tile": (2, 2, 2)}
+
+    def half_of_the_keys(q, k, v, gate, site):
+        tiles = site.tiles.tiles
+        listed = torch.arange(tiles // 2, dtype=torch.int32, device=q.device).repeat(1, 2, tiles, 1)
+        counts = torch.full((1, 2, tiles), tiles // 2, dtype=torch.int32, device=q.device)
+        where = (site.tiles.grid, site.tiles.tile, site.q_start, site.kv_start)
+        out, *_ = torch.ops.vsa_compile.attend(q, k, v, listed, counts, *where, None, site.scale)
+        return out.transpose(1, 2)
+
+    vsa_compile.register_method("half_of_the_keys", half_of_the_keys)
+    shares = {}
+    for method in ("vsa", "bsa", "half_of_the_keys"):
+        (site,) = vsa_compile.explain(attend, latents, options=options | {"method": method}).sites
+        shares[method] = site.flops_sparse / site.flops_dense
+    # BSA drops half of the queries, and each of the others keeps twice as many tiles.
+    assert shares == {"vsa": 0.25, "bsa": pytest.approx(0.25, rel=0.1), "half_of_the_keys": 0.5}

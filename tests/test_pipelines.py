@@ -148,7 +148,10 @@ def difference(got: Tensor, wanted: Tensor) -> float:
 # --- Resolutions --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow if f in (ltx, cogvideox) else ()) for f in FAMILIES],
+)
 def test_three_graphs_serve_twelve_resolutions(family, graphs):
     pipeline = family()
     wanted = {grid: pipeline(grid) for grid in RESOLUTIONS}

@@ -91,6 +91,7 @@ def test_a_whole_prepared_model_needs_no_more_graphs(wanted: list[Tensor]):
     assert spy.fates == 3 * [["sparse", "sparse"]]
 
 
+@pytest.mark.seconds
 def test_without_prepare_blocks_stay_dense_and_say_so():
     spy = Spy()
     model = by_blocks(ToyDiT(TWO), spy)
@@ -406,6 +407,7 @@ def test_hints_nest_and_bad_ones_are_errors():
     assert now.grid is None
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("how", ["prepare", "video_grid"])
 def test_gradients_of_blocks_compiled_alone(how: str):
     plain, model = ToyDiT(TWO), ToyDiT(TWO)

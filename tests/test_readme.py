@@ -17,9 +17,7 @@ from vsa_compile import torch_compat
 pytest.importorskip("diffusers")
 
 ROOT = Path(__file__).parents[1]
-# Open fault: of an exported Wan nothing converts since operators are told by what is called, so that
-# convert_exported( is not among these.
-CONVERTING = ("fast(", "pipe(", "blocks(", "trained(")
+CONVERTING = ("fast(", "pipe(", "blocks(", "trained(", "convert_exported(")
 README = (ROOT / "README.md").read_text()
 
 

@@ -194,7 +194,10 @@ EDITS = [(Graph, "call_function"), (torch.fx.Node, "replace_all_uses_with"), (Gr
 
 @pytest.mark.quick
 @pytest.mark.parametrize(("owner", "name"), EDITS, ids=[name for _, name in EDITS])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize(
+    "dynamic",
+    [pytest.param(False, id="static"), pytest.param(True, id="symbolic", marks=pytest.mark.seconds)],
+)
 def test_a_failure_in_the_middle_of_the_edits_is_undone(owner: Any, name: str, dynamic: bool) -> None:
     """Every call of the functions that edit a graph fails once."""
     habits = Habits(blocks=2, checkpointed=not dynamic, text="after", mask=True)

@@ -103,7 +103,10 @@ ORDER_LOST = {
 
 
 @pytest.mark.parametrize("spelling", ORDER_KEPT)
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "dynamic",
+    [pytest.param(False, id="static"), pytest.param(True, id="dynamic", marks=pytest.mark.seconds)],
+)
 def test_tokens_in_order_convert(spelling: str, dynamic: bool):
     change = ORDER_KEPT[spelling]
     assert run(lambda m, x: self_attention(change(m, x)), dynamic=dynamic) == [True]

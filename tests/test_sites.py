@@ -255,6 +255,7 @@ class TwoLists(torch.nn.Module):
         return x
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("layers", "dense"),
     [
@@ -332,6 +333,7 @@ def test_explain_sees_through_an_optimized_module():
     assert explained(compiled, *inputs(habits))[0].name == "blocks.0.attn"
 
 
+@pytest.mark.seconds
 def test_explain_follows_the_shapes_and_options_of_each_call():
     habits = Habits()
     model = ToyDiT(habits)

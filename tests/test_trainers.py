@@ -47,7 +47,7 @@ def same_bits(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 # --- Activation checkpointing ------------------------------------------------------------------------
 
-METHODS = pytest.mark.parametrize("method", ["vsa", "bsa"])
+METHODS = pytest.mark.parametrize("method", ["vsa", pytest.param("bsa", marks=pytest.mark.slow)])
 
 
 def blocks_compiled(model: nn.Module, around: bool, **options) -> list:
@@ -192,7 +192,13 @@ def test_autocast_selects_by_scores_of_fp32_and_learns():
 # --- Adapters ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learns", [[], ["to_gate_compress"]], ids=["gates frozen", "gates learn"])
+@pytest.mark.parametrize(
+    "learns",
+    [
+        pytest.param([], id="gates frozen", marks=pytest.mark.slow),
+        pytest.param(["to_gate_compress"], id="gates learn"),
+    ],
+)
 def test_adapters_learn_and_merge_beside_gates(learns: list[str]):
     peft = pytest.importorskip("peft")
     model, (x,) = gated(), clips(2)

@@ -28,6 +28,7 @@ def sparse(q, k, v, gate=None) -> torch.Tensor:
     return vsa_compile.attention(q, k, v, grid=GRID, tile=TILE, sparsity=0.6, gate=gate)
 
 
+@pytest.mark.seconds
 @examples(8)
 @given(seed=st.integers(0, 999), heads=st.sampled_from(((2, 2), (4, 2), (3, 1))))
 def test_gradients_through_both_branches_equal_the_reference(seed: int, heads: tuple[int, int]):
@@ -80,11 +81,13 @@ def losses(sparsity: float, steps: int) -> list[float]:
     return result
 
 
+@pytest.mark.seconds
 def test_training_with_every_tile_kept_is_dense_training():
     for one, other in zip(losses(1e-6, 10), losses(0, 10), strict=True):
         assert abs(one - other) <= 1e-4 * other
 
 
+@pytest.mark.seconds
 def test_sparse_training_learns():
     course = losses(0.75, 40)
     assert sum(course[-5:]) < 0.5 * sum(course[:5])

@@ -39,6 +39,7 @@ def attention_nodes(model: torch.nn.Module, arguments: dict) -> int:
     )
 
 
+@pytest.mark.slow
 @each_case
 def test_outputs_are_finite_and_deterministic_at_every_grid(case: Case):
     model, inputs = case.build()
@@ -92,6 +93,7 @@ def test_a_nudge_of_the_latent_is_not_amplified(case: Case):
     assert (nudged - exact).norm() < 1e-5 * case.tolerance * exact.norm()
 
 
+@pytest.mark.slow
 @each_video
 def test_attention_weights_receive_gradients_under_checkpointing(case: Case):
     model, inputs = case.build()

@@ -16,9 +16,9 @@ from torch.fx import GraphModule, Node
 
 from . import methods, torch_compat
 from .analysis import analyse
-from .analysis.graph_facts import example_of
+from .analysis.graph_facts import example_of, sizes_of
 from .convert.edits import Edit, apply
-from .convert.judge import Conversion, Decision, Refusal, judge, kernel_of, wants_hint
+from .convert.judge import Conversion, Decision, Refusal, attention_arguments, judge, kernel_of, wants_hint
 from .convert.refusals import OF_SPEED, no_guards
 from .convert.rewrite import plan
 from .errors import (
@@ -290,8 +290,8 @@ def _count(decisions: list[Decision]) -> None:
 
 def _log(decisions: list[Decision], kernels: list[str]) -> None:
     for decision in decisions:
-        if isinstance(decision, Refusal) and decision.reason.slug in OF_SPEED:
-            _say_once(decision.reason.text)
+        if isinstance(decision, Refusal):
+            _say_once(decision)
     converted = sum(isinstance(decision, Conversion) for decision in decisions)
     through = f", through {' and '.join(kernels)}" if kernels else ""
     log.info("%d of %d attention calls made sparse%s", converted, len(decisions), through)
@@ -300,13 +300,21 @@ def _log(decisions: list[Decision], kernels: list[str]) -> None:
 
 
 _said: set[str] = set()
+_LONG = 1024  # tokens; with fewer no kernel of ours beats dense attention
 
 
-def _say_once(text: str) -> None:
-    """Why calls that could be sparse are not, once in the process: else nobody would learn of it."""
-    if text not in _said:
-        _said.add(text)
-        logging.getLogger("vsa_compile.speed").warning("video attention stays dense: %s", text)
+def _say_once(refusal: Refusal) -> None:
+    """Why calls that could be sparse are not, once in the process: else nobody would learn of it.
+
+    Of what may be a video and cannot be read as one, if it is as long as one."""
+    reason, query = refusal.reason, attention_arguments(refusal.call.node).get("query")
+    of_speed = reason.slug in OF_SPEED
+    tokens = [0, *(sizes_of(example_of(query)) or [0])][-2]
+    long = torch_compat.size_hint(tokens, torch_compat.shape_environment(refusal.call.owner)) >= _LONG
+    what = reason.text if of_speed else reason.slug
+    if what not in _said and (of_speed or (reason.asked and long)):
+        _said.add(what)
+        logging.getLogger("vsa_compile.speed").warning("video attention stays dense: %s", reason.text)
 
 
 @cache

@@ -176,6 +176,29 @@ def stacked_and_taken(x: Any, s: Spot) -> Any:
 
 
 @edit
+def filled_in_order(x: Any, s: Spot) -> Any:
+    """A buffer whose positions are filled with those of the value, in whatever sequence."""
+    if not s.value.dtype.is_floating_point:  # of masks nothing is known position by position
+        return x.clone()
+    return s.filled(x, range(s.size))
+
+
+@edit
+def weighed_with_something(x: Any, s: Spot) -> Any:
+    if not s.value.dtype.is_floating_point:
+        return x.clone()
+    other = x.roll(1, s.dim)
+    return s.random.choice(
+        (
+            lambda: s.call(torch.add, x, other, alpha=0),
+            lambda: s.call(torch.lerp, other, x, 1.0),
+            lambda: x + other * 0,
+            lambda: (other - other) + x,
+        )
+    )()
+
+
+@edit
 def unused_writes(x: Any, s: Spot) -> Any:
     """A copy of it is written into, and nobody looks."""
     y = x.clone()

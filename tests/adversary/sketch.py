@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,9 +86,29 @@ class Spot:
         return self.call(torch.empty, self.shape, dtype=self.value.dtype)
 
     def put(self, x: Any, index: Any, value: Any) -> None:
-        import operator
-
         self.call(operator.setitem, x, index, value)
+
+    def filled(self, x: Any, order: Sequence[int]) -> Any:
+        """A buffer that is filled with the positions of the value in an order, one by one."""
+        y, n = self.like(), self.size
+        places = list(range(n))
+        if self.random.random() < 0.3:
+            self.random.shuffle(places)
+        views, of_x = y.unbind(self.dim), x.unbind(self.dim)
+        way = self.random.randrange(5)
+        for i in places:
+            j = order[i]
+            if way == 0:
+                y.select(self.dim, i).copy_(x.select(self.dim, j))
+            elif way == 1:
+                self.put(y, self.at(i), of_x[j] + 0)
+            elif way == 2:
+                y.narrow(self.dim, i, 1).copy_(x.narrow(self.dim, j, 1))
+            elif way == 3:
+                self.put(y, self.at(slice(i, i + 1)), x[self.at(slice(j, j + 1))] * 1)
+            else:
+                views[i].copy_(of_x[j])
+        return y
 
 
 Edit = Callable[[Any, Spot], Any]

@@ -11,7 +11,7 @@ from random_models import Plan
 from torch import Tensor
 from torch.fx import GraphModule, Proxy
 
-from . import impostors, keeping, masks, reorder
+from . import impostors, keeping, masks, overwrite, reorder  # noqa: F401  (they fill reorder.EDITS)
 from .captured import Captured, capture, modules, play
 from .sketch import Spot, draw_on, pick, tensors
 from .truth import SDPA, sdpa_calls
@@ -22,7 +22,7 @@ KEEPING = (*keeping.EDITS, "respelled")
 SHOWN = (
     "indexed", "index_selected", "gathered", "taken_along", "rolled", "flipped", "sorted_by_value",
     "argsorted", "cut_and_swapped", "split_and_swapped", "grid_transposed", "frames_turned", "in_boxes",
-    "stacked_backwards",
+    "stacked_backwards", "filled_by_position",
 )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ from example values and may be sympy expressions; nothing here adds a guard.
     algebra.py       axes and their forms: products, concatenations, runs
     unify.py         what two axes that meet learn from each other, and the axis of what has both
     regroup.py       a reshape in that algebra
+    pieces.py        pieces of an axis by their places: cut out, found, replaced
+    overwriting.py   what an axis becomes where some of its positions are written
     facts.py         what is known of a mask's entries, and proofs of it
     graph_facts.py   what the graph itself says of a node
     values.py        what is known of a value; a call as the table sees it

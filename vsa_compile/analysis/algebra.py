@@ -9,7 +9,7 @@ No tensors, no graph: sizes are ints or sympy, compared by algebra alone.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import count
 
 import sympy
@@ -30,15 +30,17 @@ class Form:
     An atom, a product of forms (`parts`) or a concatenation of forms (`segments`). `origins` says which axis
     of which multi-dimensional value an atom is: tokens whose three atoms are three axes of one value, in
     increasing position, are raster. `rigid`: the order is not what any operand shows, since a reordering or
-    an operation that nobody knows made it; a rigid form is unified with nothing.
+    an operation that nobody knows made it; a rigid form is unified with nothing. `by`: the name of that
+    reordering.
     """
 
-    __slots__ = ("forward", "origins", "parts", "rigid", "segments", "size")
+    __slots__ = ("by", "forward", "origins", "parts", "rigid", "segments", "size")
 
     def __init__(self, size: Size, origins: Iterable[Origin] = (), rigid: str = "") -> None:
         self.size = size
         self.origins: set[Origin] = set(origins)
         self.rigid = rigid
+        self.by = ""
         self.forward: Form | None = None
         self.parts: tuple[Form, ...] | None = None
         self.segments: tuple[Form, ...] | None = None
@@ -58,14 +60,15 @@ class Form:
 class Axis:
     """The tokens of one dimension: a node with a form, a product (`parts`) or a concatenation (`segments`).
 
-    `whole` is the axis that a piece was split from; `cut` the one that a run was cut from. `members` are the
+    `whole` is the axis that a piece was split from; `cut` the one that a run was cut from, `thinned` the one
+    that every so many positions were taken from. `members` are the
     axes whose tokens a node has elementwise together (the sum of two videos has those of both). `shown` is
     the size as the graph has it, where `size` is spelled as a quotient of others.
     """
 
     __slots__ = (
         "cut", "form", "joins", "made", "members", "parts", "pieces", "respelled", "runs", "segments",
-        "serial", "shown", "size", "whole",
+        "serial", "shown", "size", "thinned", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +82,7 @@ class Axis:
         self.pieces: tuple[Axis, ...] | None = None  # what the form says that a node is made of
         self.whole: Axis | None = None
         self.cut: Cut | None = None
+        self.thinned: Axis | None = None
         self.members: frozenset[Axis] = frozenset((self,))
         self.respelled: Axis | None = None
         # Equal results are one object: products and concatenations that begin here, runs, joins.
@@ -122,8 +126,15 @@ def form_of(axis: Axis) -> Form:
 
 def rigid(axis: Axis) -> str:
     """UNKNOWN or REORDERED where some of an axis is rigid, else ""."""
-    kinds = {form_of(factor).rigid for piece in segments(axis) for factor in factors(piece)}
+    kinds = {form_of(leaf).rigid for leaf in leaves(axis)}
     return REORDERED if REORDERED in kinds else UNKNOWN if UNKNOWN in kinds else ""
+
+
+def leaves(axis: Axis) -> Iterator[Axis]:
+    """What an axis is made of in the end, concatenations that are factors taken apart."""
+    for piece in segments(axis):
+        for factor in factors(piece):
+            yield from [factor] if len(segments(factor)) == 1 else leaves(factor)
 
 
 def origins(axis: Axis) -> set[Origin]:
@@ -297,6 +308,8 @@ def same(a: Axis, b: Axis) -> bool:
     left, right = factors(a), factors(b)
     if len(left) != len(right):
         return False
+    if not left:  # of size 1: there is nothing to confuse, unless both were cut out at a known place
+        return a.cut is None or b.cut is None
     if len(left) == 1 and left[0] is a and right[0] is b:
         return False
     return all(map(same, left, right))

@@ -7,18 +7,20 @@ bodies.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Node
 
 from ..torch_compat import bytes_of, size_expression, storage_of
-from .algebra import same
+from .algebra import Axis, leaves, same
 from .facts import Fact, Proofs, both
 from .graph_facts import example_of, tensors_in
-from .optable.writes import overwritten, replaced
-from .sizes import equal
-from .values import Known, Value, unknown
+from .overwriting import Write
+from .pieces import replaced
+from .sizes import equal, product
+from .values import Known, Taken, Value, unknown
 
 
 class Memory:
@@ -58,30 +60,68 @@ class Memory:
         before = self.values.get(written)
         for key in self.keys(written):
             self.writers[key].append(writer)
-        for other in {node: None for key in self.keys(written) for node in self.sharing[key]}:
-            if other is not written:
-                self.values[other] = self._seen_through(other, written, before, now)
-        self.values[written] = now if now is not None else unknown(example_of(written))
+        others = {
+            node: None for key in self.keys(written) for node in self.sharing[key] if node is not written
+        }
+        if now is None or not isinstance(before, Known):
+            self.values.update({node: unknown(example_of(node)) for node in (*others, written)})
+            return
+        if not others:
+            self.values[written] = now
+            return
+        own, whole = (size_expression(size) for size in bytes_of(example_of(written)))
+        complete = equal(own, whole)
+        alone = complete or equal(own * product(axis.size for axis, _ in before.taken), whole)
+        write = Write(before.table, not now.table)
+        placed = dict(write.placed(before.taken, now.taken, all_of_it=alone))
+        for other in others:
+            self.values[other] = self._seen_through(
+                self.values.get(other), example_of(other), before, now, placed, complete
+            )
+        taken = tuple((placed.get(axis, axis), at) for axis, at in before.taken)
+        self.values[written] = replace(now, taken=taken)
 
-    def _seen_through(self, other: Node, written: Node, before: Value, now: Known | None) -> Value:
-        """What is known of a value after a write to another that shares its memory."""
-        known = self.values.get(other)
-        if now is None or not isinstance(before, Known) or not isinstance(known, Known):
-            return unknown(example_of(other))
-        complete = _is_all_of_its_memory(written)
-        axes = list(known.axes)
-        for old, new in zip(before.axes, now.axes, strict=True):
-            if old is new or same(old, new):
-                continue
-            held = new if complete else overwritten(
-                old, new, blank=before.table, tokens=not now.table, everywhere=True, all_of_it=False
-            )  # fmt: skip
-            found = [replaced(axis, old, held) for axis in axes]
-            if sum(axis is not None for axis in found) != 1:
-                return unknown(example_of(other))
-            axes = [axis or kept for axis, kept in zip(found, axes, strict=True)]
+    def _seen_through(
+        self,
+        known: Value,
+        example: Any,
+        before: Known,
+        now: Known,
+        placed: Mapping[Axis, Axis],
+        complete: bool,
+    ) -> Value:
+        """What is known of a value after a write to another that shares its memory.
+
+        `placed`: what axes became of which the write was to one position; `complete`: it was to all of it.
+        """
+        if isinstance(known, tuple) and isinstance(example, (tuple, list)) and len(known) == len(example):
+            return tuple(
+                self._seen_through(*one, before, now, placed, complete)
+                for one in zip(known, example, strict=True)
+            )
+        if not isinstance(known, Known):
+            return unknown(example)
+        taken = tuple((placed.get(axis, axis), at) for axis, at in known.taken)
+        apart = _apart(known.taken, before.taken)
+        axes, write = list(known.axes), Write(before.table, not now.table)
+        whole = [leaf for axis in known.axes for leaf in leaves(axis)]
+        covers = [all(leaf in whole for leaf in leaves(axis)) for axis in before.axes]
+        places = {axis for axis, _ in known.taken}
+        changes = [(old, new) for old, new in placed.items() if old not in places]
+        for dim, (old, new) in enumerate(zip(before.axes, now.axes, strict=True)):
+            others = not before.taken and all(covers[:dim] + covers[dim + 1 :])
+            held = new if complete else write.held(old, new, everywhere=covers[dim], all_of_it=others)
+            changes += [] if held is old else [(old, held)]
+        for old, new in changes:
+            found = [replaced(axis, old, new) for axis in axes]
+            if sum(axis is not None for axis in found) == 1:
+                axes = [axis or kept for axis, kept in zip(found, axes, strict=True)]
+            elif not apart:
+                return unknown(example)
+        if apart:  # of one memory all the same: the axes that it was written with are those of all of it
+            return replace(known, axes=axes, taken=taken)
         fact = self._fact_through(known, axes, now, complete)
-        return Known(axes, fact, known.table and now.table)
+        return Known(axes, fact, known.table and now.table, taken=taken)
 
     def _fact_through(self, known: Known, axes: list, now: Known, complete: bool) -> Fact | None:
         fact = now.fact and Fact(now.fact.claims, now.fact.dim)
@@ -93,6 +133,7 @@ class Memory:
         return fact if complete else both(known.fact, fact, self.proofs)
 
 
-def _is_all_of_its_memory(node: Node) -> bool:
-    own, whole = (size_expression(size) for size in bytes_of(example_of(node)))
-    return equal(own, whole)
+def _apart(one: Taken, other: Taken) -> bool:
+    """Whether two values are at different positions of one axis."""
+    places = dict(one)
+    return any(axis in places and None not in (at, places[axis]) and at != places[axis] for axis, at in other)

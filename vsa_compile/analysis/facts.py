@@ -111,11 +111,11 @@ class Proofs:
         return None
 
     def overlap(self, a: Claim, b: Claim) -> tuple[Size, Size | None] | None:
-        """The run that two claims share, if the order of their ends is known."""
+        """The run that two claims share, if there is one and the order of their ends is known."""
         start = self._one(a.start, b.start, highest=True)
         ends = [claim.stop for claim in (a, b) if claim.stop is not None]
         stop = None if not ends else ends[0] if len(ends) == 1 else self._one(ends[0], ends[1], highest=False)
-        if start is None or (ends and stop is None):
+        if start is None or (ends and stop is None) or (stop is not None and self.at_least(start, stop)):
             return None
         return start, stop
 
@@ -129,12 +129,14 @@ class Proofs:
     def pairwise(
         self, facts: Sequence[Fact], result: Callable[[Claim, Claim], tuple[Kind, Any] | None]
     ) -> Iterable[Claim]:
-        """What holds where a claim of the first fact and one of the second hold together."""
+        """What holds where a claim of the first fact and one of the second hold together, each once."""
+        found: dict[Claim, None] = {}
         for a in facts[0].claims:
             for b in facts[1].claims:
                 made = result(a, b)
                 if made is not None and (run := self.overlap(a, b)) is not None:
-                    yield Claim(*made, *run)
+                    found[Claim(*made, *run)] = None
+        return found
 
 
 def fitting(fact: Fact | None, dtype: torch.dtype) -> Fact | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from ..grid import Grid
-from .algebra import Axis, Size, factors, form_of, origins, pieces, rigid, same, segments, wholes
+from .algebra import Axis, Size, factors, form_of, origins, pieces, same, segments, wholes
+from .pieces import order
 from .sizes import equal
 
 
@@ -16,7 +17,7 @@ class Segment:
     """One run of a token sequence. `grid` is set where the run is raster video tokens.
 
     `factors`: how many axes it is made of. `in_windows`: these are pieces of a video's axes, whose other
-    pieces lie elsewhere. `order`: how rigid it is.
+    pieces lie elsewhere. `order`: how rigid it is, and whether runs of it were swapped.
     """
 
     axis: Axis
@@ -45,7 +46,7 @@ def _read(axis: Axis, apart: set[Axis]) -> Segment:
     raster = is_raster(atoms)
     in_windows = raster and any(_is_window(atom, apart) for atom in atoms)
     grid = Grid(*(atom.shown for atom in atoms)) if raster and not in_windows else None
-    return Segment(axis, axis.size, grid, len(atoms), in_windows, rigid(axis))
+    return Segment(axis, axis.size, grid, len(atoms), in_windows, order(axis))
 
 
 def is_raster(atoms: list[Axis]) -> bool:

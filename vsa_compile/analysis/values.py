@@ -17,6 +17,7 @@ from .sizes import Size, equal
 from .unify import contradiction, join, meet, unify
 
 Layout = list[Axis]  # one axis per dimension of a tensor
+Taken = tuple[tuple[Axis, int | None], ...]
 
 
 @dataclass
@@ -25,15 +26,15 @@ class Known:
 
     `axes`: one per dimension. `fact`: of its entries, if it is a mask or what masks are made of. `table`: it
     was computed from constants, parameters and positions alone, so that its tokens are nobody's. `given`: it
-    is an input of the graph, or a cast or view of one. `part`: (axis, i) where of that axis position i alone
-    went into it, as into x.unbind(1)[i].
+    is an input of the graph, or a cast or view of one. `taken`: (axis, i) for each dimension of which it has
+    position i alone, as x.unbind(1)[i] has; None for an i that is not known.
     """
 
     axes: Layout
     fact: Fact | None = None
     table: bool = False
     given: bool = False
-    part: tuple[Axis, int] | None = None
+    taken: Taken = ()
 
     def __str__(self) -> str:
         marks = ("table " if self.table else "") + (str(self.fact) if self.fact else "")
@@ -171,13 +172,21 @@ def broadcast(operands: Sequence[Known], sizes: Sequence[Size]) -> Layout:
         own = [axis for axis in axes if equal(axis.size, size)]
         if not own:  # stretched by a table
             own = [axes[dim] for _, axes in rows if equal(axes[dim].size, size)]
-        if equal(size, 1) or not own:
-            result.append(unit() if equal(size, 1) else Axis(size))
+        if equal(size, 1):
+            result.append(_single(axes))
+        elif not own:
+            result.append(Axis(size))
         elif all(agree[i] for i in carriers) or all(axis is own[0] for axis in own):
             result.append(join(own))
         else:
             result.append(_undisputed(own))
     return result
+
+
+def _single(axes: Sequence[Axis]) -> Axis:
+    """The axis of size 1 that is known to be cut from another, if there is but one."""
+    runs = {axis for axis in axes if axis.cut is not None}
+    return runs.pop() if len(runs) == 1 else unit()
 
 
 def _undisputed(axes: Sequence[Axis]) -> Axis:
@@ -192,8 +201,9 @@ def align(a: Axis, b: Axis) -> Axis:
     return join([a, b])
 
 
-def part_of(axis: Axis, index: Any) -> tuple[Axis, int] | None:
+def taken_at(axis: Axis, index: Any) -> Taken:
     """Position `index` of an axis, counted from its start, if both are numbers."""
-    if not isinstance(index, int) or not isinstance(axis.size, int):
-        return None
-    return axis, index % axis.size
+    if equal(axis.size, 1):
+        return ()
+    known = isinstance(index, int) and isinstance(axis.size, int)
+    return ((axis, index % axis.size if known else None),)

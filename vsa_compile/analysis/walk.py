@@ -18,7 +18,7 @@ from ..torch_compat import (
     shape_environment,
     size_hint,
 )
-from .algebra import Axis, form_of, mark_origins
+from .algebra import REORDERED, Axis, form_of, mark_origins
 from .effects import Memory
 from .facts import Proofs
 from .graph_facts import argument, bodies_of, example_of, is_call, sizes_of
@@ -155,6 +155,8 @@ class _Walk:
             entry.in_place if entry else False,
         )  # fmt: skip
         value, becomes = self.applied(entry, call)
+        for axis in _reordered((value, becomes)):
+            axis.form.by = axis.form.by or call.name
         self.write(node, entry, value, becomes)
         if entry is not None and (entry.becomes is not None or entry.in_place):
             value = self.analysis.read(first_argument(node))
@@ -250,6 +252,15 @@ class _Walk:
                     self.enclosed(inner, name)
 
 
+def _reordered(value: Value) -> Iterator[Any]:
+    """The axes of a value that are in an order of their own."""
+    if isinstance(value, Known):
+        yield from (axis for axis in value.axes if axis.form is not None and axis.form.rigid == REORDERED)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _reordered(item)
+
+
 def _source(module: GraphModule, node: Node) -> Value:
     """An input, parameter or constant; the dimensions of one with four or more are axes of one value.
 
@@ -280,7 +291,7 @@ def _fitted(value: Value, example: Any) -> Value:
         if not isinstance(value, Known) or len(value.axes) != len(sizes):
             return unknown(example)
         axes = [_sized(axis, size) for axis, size in zip(value.axes, sizes, strict=True)]
-        return Known(axes, value.fact, value.table, value.given, value.part)
+        return Known(axes, value.fact, value.table, value.given, value.taken)
     if isinstance(example, (tuple, list)):
         if not isinstance(value, (tuple, list)) or len(value) != len(example):
             return unknown(example)

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from ..analysis import Analysis, Segment, same_tokens
 from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, wholes
+from ..analysis.pieces import reordered_by
 from ..analysis.tokens import offset, out_of_order, within
 from ..analysis.walk import AttentionCall
 from ..grid import Grid
@@ -53,6 +54,8 @@ def why_no_video(
         return refusals.cross()
     if longest.in_windows:
         return refusals.windows(repr(longest.axis))
+    if longest.order == REORDERED:
+        return refusals.reordered(reordered_by(longest.axis), asked=not shows_video)
     if longest.factors == 2:
         return refusals.unknown_grid() if _split_by_stranger(longest.axis) else refusals.two_axes()
     if longest.factors > 2:

@@ -68,7 +68,21 @@ def two_axes() -> Reason:
 
 
 def not_raster(axes: str) -> Reason:
-    return Reason("not-raster", f"the token order is not raster frames x rows x cols ({axes})")
+    return Reason(
+        "not-raster",
+        f"the token order is not raster frames x rows x cols ({axes}), and no hint makes it so; flatten the "
+        "tokens from (batch, frames, rows, cols, ...)",
+    )
+
+
+def reordered(by: str, *, asked: bool) -> Reason:
+    """`by`: the operator that put the tokens into another order."""
+    return Reason(
+        "reordered",
+        f"the graph puts these tokens into another order ({by}), so that they are not raster frames x rows x "
+        "cols, and no hint makes them so; attend before that, or put them back into their order first",
+        asked,
+    )
 
 
 def windows(axes: str) -> Reason:

@@ -38,8 +38,10 @@ def prepare(model: Model) -> Model:
     blocks for that, not what calls it.
 
     The grid belongs to the call that learned it, and to backwards that compute this call again: threads and
-    resolutions do not mix. Where something bypasses the model's forward (assigns another to the module), its
-    blocks are told nothing and stay dense, with that reason; call `prepare` again after it.
+    resolutions do not mix. It holds for all that this call runs: where it calls another model that is
+    compiled and has as many tokens in an order that no graph shows, prepare that one too. Where something
+    bypasses the model's forward (assigns another to the module), its blocks are told nothing and stay dense,
+    with that reason; call `prepare` again after it.
 
     Also lets Dynamo capture `.item()` and `nonzero` inside the model, which keeps models whole that pick
     their text tokens by a mask (and says so if Dynamo cannot do that, and goes on without), and cut no graph

@@ -20,7 +20,7 @@ def pointwise(call: OpCall) -> Any:
 
 
 @op(
-    "polar", "complex", "addcmul", "addcdiv", "lerp", "conj", "imag", "real", "truediv", "div", "floordiv",
+    "polar", "complex", "addcmul", "addcdiv", "conj", "imag", "real", "truediv", "div", "floordiv",
     "floor_divide", "mod", "remainder", "pow", "xor", "lshift", "rshift", "neg", "pos",
 )  # fmt: skip
 def _pointwise(call: OpCall) -> Any:

@@ -11,11 +11,11 @@ import torch
 from ..algebra import REORDERED, UNKNOWN, Axis, respelled, rigid, unit
 from ..facts import Fact
 from ..graph_facts import example_of, sizes_of
+from ..pieces import cut
 from ..sizes import equal
-from ..values import Known, Layout, OpCall, Value, part_of
+from ..values import Known, Layout, OpCall, Taken, Value, taken_at
 from . import carry
 from .table import op
-from .views import cut
 
 
 @op("getitem")
@@ -27,18 +27,21 @@ def _getitem(call: OpCall) -> Value:
         return None
     axes = indexed(call, source.axes, index, call.sizes)
     return axes and Known(
-        axes, _fact_at(call, source, index), source.table, source.given, _part(call, source, index)
-    )
+        axes, _fact_at(call, source, index), source.table, source.given,
+        source.taken + taken_by(call, source.axes, items_of(index, len(source.axes)))
+    )  # fmt: skip
 
 
-def _part(call: OpCall, source: Known, index: Any) -> tuple[Axis, int] | None:
-    """Which one position x[:, i] takes; x[i, j] takes two."""
-    items = [item for item in items_of(index, len(source.axes)) if item is not None]
-    numbers = [(dim, call.literal(item)) for dim, item in enumerate(items) if not isinstance(item, slice)]
-    if len(numbers) != 1:
-        return None if numbers else source.part
-    dim, number = numbers[0]
-    return None if is_tensor(items[dim]) else part_of(source.axes[dim], number)
+def taken_by(call: OpCall, layout: Layout, items: Sequence[Any]) -> Taken:
+    """Which positions x[:, i] takes."""
+    result, position = (), 0
+    for item in items:
+        if item is None:
+            continue
+        if not (isinstance(item, slice) or is_tensor(item)):
+            result += taken_at(layout[position], call.literal(item))
+        position += _consumed(item)
+    return result
 
 
 def items_of(index: Any, rank: int) -> list[Any]:
@@ -175,6 +178,7 @@ def strided(axis: Axis, item: slice) -> Axis:
     key = ("strided", str(item))
     if key not in axis.joins:
         axis.joins[key] = Axis(sympy.Dummy("unknown"))
+        axis.joins[key].thinned = axis
     return axis.joins[key]
 
 
@@ -195,18 +199,19 @@ def _slice(call: OpCall) -> Any:
     if layout is None:
         return None
     result = list(layout)
-    result[dim] = sliced(call, layout[dim], _item(call))
+    result[dim] = sliced(call, layout[dim], slice_of(call, 2))
     return result
 
 
-def _item(call: OpCall) -> slice:
-    start, stop = call.arg(2, "start"), call.arg(3, "end")
-    return slice(start, None if isinstance(stop, int) and stop > 2**62 else stop, call.arg(4, "step"))
+def slice_of(call: OpCall, position: int) -> slice:
+    """The slice that aten spells as three arguments, from a position on."""
+    start, stop, step = (call.arg(position + i, name) for i, name in enumerate(("start", "end", "step")))
+    return slice(start, None if isinstance(stop, int) and stop > 2**62 else stop, step)
 
 
 def _slice_fact(call: OpCall, layout: Layout) -> Fact | None:
     fact, axes, dim = call.fact(call.self_), call.input or [], call.arg(1, "dim", 0)
-    run = run_of(call, axes[dim].size, _item(call))
+    run = run_of(call, axes[dim].size, slice_of(call, 2))
     if fact is None or run is None:
         return fact and Fact(fact.everywhere)
     return carry.cut(fact, dim % len(axes) - len(axes), *run, call.proofs)
@@ -278,7 +283,14 @@ def _sort(call: OpCall) -> Any:
     return tuple(Known(list(axes), None, known.table) for _ in call.example)
 
 
-@op("masked_select", "index", "take", "nonzero", "unique", "argwhere", fact=None)
+@op("index", fact=_everywhere)
+def _index(call: OpCall) -> Any:
+    """x[tensors]: what aten makes of an index that holds tensors, None where a dimension is taken whole."""
+    items = [slice(None) if index is None else index for index in call.arg(1, "indices")]
+    return call.input and indexed(call, call.input, items, call.sizes)
+
+
+@op("masked_select", "take", "nonzero", "unique", "argwhere", fact=None)
 def _picked(call: OpCall) -> Any:
     """Which entries is data: nothing is known of their order."""
     return None

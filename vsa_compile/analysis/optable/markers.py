@@ -16,6 +16,7 @@ from ..algebra import (
     segments,
     wholes,
 )
+from ..pieces import order
 from ..sizes import equal
 from ..tokens import out_of_order
 from ..unify import unify
@@ -49,7 +50,7 @@ def _hint(call: OpCall) -> Any:
 
 def _hinted(axis: Axis, video: Axis) -> Axis:
     """The axis of hinted tokens: its own, which learns from the hint; a new one where nothing was known."""
-    if rigid(axis) == REORDERED or out_of_order(wholes(axis)):
+    if order(axis) == REORDERED or out_of_order(wholes(axis)):
         return axis
     if rigid(axis):
         return video if len(segments(axis)) == 1 else axis

@@ -1,4 +1,4 @@
-"""Operators that masks are made of: factories, comparisons, logic, integer sums."""
+"""Operators that masks are made of: comparisons, logic, choices, integer sums."""
 
 from __future__ import annotations
 
@@ -8,70 +8,16 @@ from typing import Any
 
 import torch
 
-from ..algebra import Axis, rigid, same, unit
+from ..algebra import Axis, rigid, same
 from ..facts import Claim, Fact, Kind, Rows, constant, fitting
 from ..graph_facts import example_of
-from ..sizes import equal
-from ..values import OpCall
+from ..values import Known, OpCall, broadcast
 from . import carry
 from .compute import pointwise, reduced
+from .factories import new
 from .table import op
 
 Pair = tuple[Kind, Any] | None
-
-
-# --- Factories: what they give is nobody's tokens -------------------------------------------------
-
-
-def _new(call: OpCall) -> list[Axis]:
-    return [unit() if equal(size, 1) else Axis(size) for size in call.sizes]
-
-
-def _filled(value: Any) -> Callable[[OpCall, Any], Fact | None]:
-    return lambda call, _: fitting(constant(value), call.example.dtype)
-
-
-def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]:
-    def rule(call: OpCall, _: Any) -> Fact | None:
-        fact = call.fact(call.arg(position, name))
-        return fact and fitting(Fact(fact.everywhere), call.example.dtype)
-
-    return rule
-
-
-for _name, _value in (("ones", True), ("new_ones", True), ("zeros", False), ("new_zeros", False)):
-    op(_name, fact=_filled(_value), table=True)(_new)
-op("empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye",
-   "linspace", "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True)(_new)  # fmt: skip
-op("full", fact=_filled_by(1, "fill_value"), table=True)(_new)
-op("new_full", fact=_filled_by(2, "fill_value"), table=True)(_new)
-op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(_new)
-
-
-@op("arange", fact=lambda call, _: _positions(call), table=True)
-def _arange(call: OpCall) -> Any:
-    return _new(call)
-
-
-def _positions(call: OpCall) -> Fact | None:
-    """arange(stop), arange(start, stop), of step 1 and integers."""
-    args, kwargs = call.node.args, call.node.kwargs
-    start = call.literal(kwargs.get("start", args[0] if len(args) > 1 else 0))
-    step = call.literal(kwargs.get("step", args[2] if len(args) > 2 else 1))
-    if step != 1 or isinstance(start, float) or call.example.dtype not in (torch.int32, torch.int64):
-        return None
-    return Fact((Claim("position", start),))
-
-
-def _like(call: OpCall) -> Any:
-    """The size of another value and none of its content."""
-    return call.input
-
-
-op("ones_like", fact=_filled(True), table=True)(_like)
-op("zeros_like", fact=_filled(False), table=True)(_like)
-op("full_like", fact=_filled_by(1, "fill_value"), table=True)(_like)
-op("empty_like", "rand_like", "randn_like", "randint_like", table=True)(_like)
 
 
 # --- Entry by entry -------------------------------------------------------------------------------
@@ -119,9 +65,39 @@ def _product(a: Claim, b: Claim) -> Pair:
     return None
 
 
-op("add", fact=_entrywise(_sum))(pointwise)
-op("sub", "subtract", fact=_entrywise(_difference))(pointwise)
-op("mul", "multiply", fact=_entrywise(_product))(pointwise)
+def _added(call: OpCall) -> Any:
+    """What is added 0 times is not there; nor is anything of x - x."""
+    if call.literal(call.node.kwargs.get("alpha", 1)) == 0:
+        return broadcast([known for known in [call.known(call.self_)] if known], call.sizes)
+    if call.name.startswith("sub") and call.self_ is call.other:
+        return _nobodys(call, constant(0))
+    return pointwise(call)
+
+
+def _multiplied(call: OpCall) -> Any:
+    """What is multiplied by what is 0 everywhere is nobody's."""
+    facts = [call.fact(argument) for argument in (call.self_, call.other)]
+    if any(claim.kind == "is" and claim.value == 0 for fact in facts if fact for claim in fact.everywhere):
+        return _nobodys(call, constant(0))
+    return pointwise(call)
+
+
+def _nobodys(call: OpCall, fact: Fact) -> Known:
+    """A result of which nothing is left of its operands."""
+    return Known(pointwise(call) or new(call), fitting(fact, call.example.dtype), table=True)
+
+
+op("add", fact=_entrywise(_sum))(_added)
+op("sub", "subtract", fact=_entrywise(_difference))(_added)
+op("mul", "multiply", fact=_entrywise(_product))(_multiplied)
+
+
+@op("lerp")
+def _lerp(call: OpCall) -> Any:
+    """All of its start at weight 0, of its end at 1."""
+    ends, weight = (call.self_, call.arg(1, "end")), call.literal(call.arg(2, "weight"))
+    end = call.known(ends[int(weight)]) if weight in (0, 1) else None
+    return broadcast([end], call.sizes) if end is not None else pointwise(call)
 
 
 def _negated(call: OpCall, _: Any) -> Fact | None:
@@ -270,9 +246,17 @@ def _alike(a: Claim, b: Claim) -> bool:
     return a.kind == b.kind and bool(a.value == b.value)
 
 
+def _filled_at(call: OpCall) -> Any:
+    """Where all of it is filled, nothing is left."""
+    mask, value = call.fact(call.arg(1, "mask")), call.fact(call.arg(2, "value"))
+    if any(claim.value is True for claim in (mask.everywhere if mask else ())):
+        return _nobodys(call, value or Fact())
+    return pointwise(call)
+
+
 op("masked_fill", fact=lambda call, _: _chosen(
     call, call.arg(1, "mask"), call.fact(call.arg(2, "value")), call.fact(call.self_)
-))(pointwise)  # fmt: skip
+))(_filled_at)  # fmt: skip
 
 
 def _either(call: OpCall) -> Any:

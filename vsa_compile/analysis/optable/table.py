@@ -21,7 +21,7 @@ from torch.fx import Node
 from ...torch_compat import owned_namespaces, registered_name, written_arguments
 from ..facts import Fact
 from ..graph_facts import argument, example_of
-from ..values import Known, OpCall, Value
+from ..values import Known, OpCall, Taken, Value
 from . import carry
 
 LayoutRule = Callable[[OpCall], Any]  # -> axes of the result, a tuple of such for several, or None
@@ -214,9 +214,17 @@ def _known(entry: Entry, call: OpCall, layout: Any, index: int | None) -> Value:
     fact = entry.fact(call, layout if index is None else (layout, index)) if entry.fact else None
     tensors = call.tensors()
     table = entry.table if entry.table is not None else all(known.table for known in tensors)
-    parts = {known.part for known in tensors if not known.table}
-    part = parts.pop() if len(parts) == 1 else None
-    return Known(layout, fact, table, entry.fact in _THE_SAME and index is None and _is_given(call), part)
+    given = entry.fact in _THE_SAME and index is None and _is_given(call)
+    return Known(layout, fact, table, given, _taken(call, tensors))
+
+
+def _taken(call: OpCall, tensors: list[Known]) -> Taken:
+    """Of which positions alone the operands are. What is added to one in place leaves it what it was."""
+    carriers = [known for known in tensors if not known.table] or tensors
+    if call.in_place and (first := call.known(call.self_)) is not None and not first.table:
+        carriers = [first]
+    alike = {known.taken for known in carriers}
+    return alike.pop() if len(alike) == 1 else ()
 
 
 # Views and copies: their entries are those of their input. (A cast to so few bits may wrap.)

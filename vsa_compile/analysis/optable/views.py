@@ -15,16 +15,15 @@ from ..algebra import (
     multiply,
     origins,
     rigid,
-    run,
-    segments,
     unit,
     wholes,
 )
 from ..facts import Fact, constant
 from ..graph_facts import sizes_of
+from ..pieces import cut
 from ..regroup import regroup
-from ..sizes import at_most, equal
-from ..values import Known, Layout, OpCall, broadcast, part_of
+from ..sizes import equal
+from ..values import Known, Layout, OpCall, broadcast, taken_at
 from . import carry
 from .table import op, python
 
@@ -182,18 +181,20 @@ def _stack(call: OpCall) -> Any:
         return None
     dim = call.arg(1, "dim", 0) % len(call.sizes)
     result = broadcast(tensors, [*call.sizes[:dim], *call.sizes[dim + 1 :]])
-    result.insert(dim, _put_together(tensors) or Axis(call.sizes[dim], rigid=UNKNOWN))
+    one = unit() if len(tensors) == 1 else None
+    result.insert(dim, one or _put_together(tensors) or Axis(call.sizes[dim], rigid=UNKNOWN))
     return result
 
 
 def _put_together(tensors: list[Known]) -> Axis | None:
     """The axis that was taken apart into these, one for each of its positions, in their order; an axis in
     another order where they are positions of one axis, and not in its order."""
-    parts = [one.part for one in tensors]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts) or any(axis is not known[0][0] for axis, _ in known):
+    parts = [one.taken[-1] for one in tensors if one.taken]
+    if len(parts) < len(tensors) or any(one.taken[:-1] != tensors[0].taken[:-1] for one in tensors):
         return None
-    axis, positions = known[0][0], [position for _, position in known]
+    axis, positions = parts[0][0], [position for _, position in parts if position is not None]
+    if len(positions) < len(parts) or any(other is not axis for other, _ in parts):
+        return None
     if positions != sorted(positions):
         return Axis(len(parts), rigid=REORDERED)
     return axis if positions == [*range(len(parts))] and equal(axis.size, len(parts)) else None
@@ -211,7 +212,7 @@ def _split(call: OpCall) -> Any:
         stop = start + (sizes_of(example) or [])[dim]
         axes = [*layout[:dim], cut(layout[dim], start, stop), *layout[dim + 1 :]]
         fact = carry.cut(call.fact(call.self_), dim - len(layout), start, stop, call.proofs)
-        pieces.append(Known(axes, fact, known.table))
+        pieces.append(Known(axes, fact, known.table, taken=known.taken))
         start = stop
     return tuple(pieces)
 
@@ -223,7 +224,10 @@ def _unbind(call: OpCall) -> Any:
         return None
     axes, axis = _without(known.axes, dim), known.axes[dim]
     fact = _without_dim(call, dim)
-    return tuple(Known(list(axes), fact, known.table, part=(axis, i)) for i in range(len(call.example)))
+    return tuple(
+        Known(list(axes), fact, known.table, taken=known.taken + taken_at(axis, i))
+        for i in range(len(call.example))
+    )
 
 
 def _without_dim(call: OpCall, dim: int) -> Fact | None:
@@ -259,40 +263,13 @@ def _select(call: OpCall) -> Any:
     known, dim, index = call.known(call.self_), call.arg(1, "dim"), call.literal(call.arg(2, "index"))
     if known is None:
         return None
-    part = part_of(known.axes[dim], index)
-    return Known(_without(known.axes, dim), _without_dim(call, dim), known.table, part=part)
+    taken = known.taken + taken_at(known.axes[dim], index)
+    return Known(_without(known.axes, dim), _without_dim(call, dim), known.table, taken=taken)
 
 
 def _without(layout: Layout, dim: int) -> Layout:
     dim %= len(layout)
     return [*layout[:dim], *layout[dim + 1 :]]
-
-
-def cut(axis: Axis, start: Any, stop: Any) -> Axis:
-    """axis[start:stop]: the axis itself, segments of a concatenation and runs of them, or a run of it."""
-    if equal(start, 0) and equal(stop, axis.size):
-        return axis
-    begin: Any = 0
-    taken: list[Axis] = []
-    for segment in segments(axis):
-        end = begin + segment.size
-        first, last = _between(start, begin, end), _between(stop, begin, end)
-        if first is None or last is None:  # where the ends lie is data
-            return run(axis, start, stop)
-        if not equal(first, last):
-            all_of_it = equal(first, begin) and equal(last, end)
-            taken.append(segment if all_of_it else run(segment, first - begin, last - begin))
-        begin = end
-    return concatenate(taken) if taken else run(axis, start, stop)
-
-
-def _between(position: Any, begin: Any, end: Any) -> Any:
-    """A position, no less than begin and no more than end; None if that is not known."""
-    if at_most(position, begin):
-        return begin
-    if at_most(end, position):
-        return end
-    return position if at_most(begin, position) and at_most(position, end) else None
 
 
 @op("view_as_real")

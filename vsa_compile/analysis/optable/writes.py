@@ -12,66 +12,16 @@ from typing import Any
 
 import torch
 
-from ..algebra import (
-    REORDERED,
-    UNKNOWN,
-    Axis,
-    concatenate,
-    includes,
-    multiply,
-    rigid,
-    run,
-    same,
-    segments,
-    unit,
-    wholes,
-)
+from ..algebra import REORDERED, UNKNOWN, Axis, unit
 from ..facts import Claim, Fact, Proofs, both, constant, fitting
 from ..graph_facts import example_of
+from ..overwriting import Write
+from ..pieces import put, put_somewhere
 from ..sizes import Size, equal
-from ..unify import join, meet
+from ..unify import meet
 from ..values import Known, Layout, OpCall
-from .indexing import indexed, is_tensor, items_of, run_of
+from .indexing import indexed, is_tensor, items_of, run_of, slice_of, taken_by
 from .table import op
-
-
-def replaced(axis: Axis, old: Axis, new: Axis) -> Axis | None:
-    """`axis` with `new` for `old`, which is all of it, a segment, a factor, or a run; None if it has none."""
-    if axis is old or same(axis, old):
-        return new
-    for taken, assembled in ((segments, concatenate), (_nodes, multiply)):
-        pieces = taken(axis)
-        if len(pieces) > 1:
-            found = [replaced(piece, old, new) for piece in pieces]
-            if any(found):
-                return assembled([one or piece for one, piece in zip(found, pieces, strict=True)])
-    if old.cut is not None and same(old.cut[0], axis):
-        _, start, stop = old.cut
-        pieces = [run(axis, 0, start), new, run(axis, stop, axis.size)]
-        return concatenate([piece for piece in pieces if not equal(piece.size, 0)])
-    return None
-
-
-def _nodes(axis: Axis) -> list[Axis]:
-    return wholes(axis, opaque=True)
-
-
-def overwritten(
-    old: Axis, new: Axis, *, blank: bool, tokens: bool, everywhere: bool, all_of_it: bool
-) -> Axis:
-    """The axis of what held `old` and holds `new` in some entries now.
-
-    `blank`: it held nobody's tokens. `tokens`: what is written is somebody's. `everywhere`: positions of this
-    dimension were written from end to end; `all_of_it`: in all other dimensions, too.
-    """
-    if old is new or same(old, new) or not tokens or equal(new.size, 1):
-        return old
-    if blank or rigid(new):
-        return new
-    if includes(new, old):  # something was added
-        return new if everywhere else old
-    return new if all_of_it else join([old, new])
-
 
 # --- x[index] = value -----------------------------------------------------------------------------
 
@@ -96,22 +46,24 @@ def assigned(call: OpCall, target: Any, index: Any, value: Any) -> Known | None:
     in_order = meet(region, values)
     axes = list(known.axes)
     kept = _dims_kept(items)
-    whole = [position is None or _is_all(call, item, axes[position].size) for position, item in kept]
-    no_number = all(item is None or isinstance(item, slice) for item in items)
-    for i, ((position, _), old, new) in enumerate(zip(kept, region, values, strict=True)):
+    runs = [None if position is None else run_of(call, axes[position].size, item) for position, item in kept]
+    whole = [position is None or _is_all(run, axes[position].size)
+             for (position, _), run in zip(kept, runs, strict=True)]  # fmt: skip
+    taken = taken_by(call, axes, items)
+    write = Write(known.table, not written.table)
+    for i, ((position, _), run, old, new) in enumerate(zip(kept, runs, region, values, strict=True)):
         if position is None:
             continue
-        others = no_number and all(whole[:i] + whole[i + 1 :])
-        held = overwritten(
-            old, new, blank=known.table, tokens=not written.table, everywhere=whole[i], all_of_it=others
-        )
+        others = not taken and all(whole[:i] + whole[i + 1 :])
+        held = write.held(old, new, everywhere=whole[i], all_of_it=others)
         if not in_order and held is not old and not known.table:
             held = Axis(old.size, rigid=UNKNOWN)
         if held is not old:
-            axes[position] = replaced(axes[position], old, held) or Axis(
-                axes[position].size, rigid=REORDERED if rigid(held) == REORDERED else UNKNOWN
-            )
-    return Known(axes, fact, known.table and written.table)
+            axes[position] = put(axes[position], run[0], held) if run else put_somewhere(axes[position], held)
+    for axis, now in write.placed(taken, written.taken, all_of_it=all(whole)):
+        axes = [now if one is axis else one for one in axes]
+    content = write.content(known, written, all_of_it=not taken and all(whole))
+    return Known(axes, fact, known.table and written.table, taken=content)
 
 
 def _dims_kept(items: Sequence[Any]) -> list[tuple[int | None, Any]]:
@@ -158,9 +110,8 @@ def _placed(axis: Axis, written: Known) -> Axis:
     return Axis(axis.size, rigid=REORDERED if permuted else UNKNOWN)
 
 
-def _is_all(call: OpCall, item: Any, size: Size) -> bool:
-    run = run_of(call, size, item) if isinstance(item, slice) else None
-    return run is not None and equal(run[0], 0) and equal(run[1], size)
+def _is_all(run: Any, size: Size) -> bool:
+    return bool(run) and equal(run[0], 0) and equal(run[1], size)
 
 
 def _assigned_fact(call: OpCall, known: Known, target: Any, index: Any, value: Any) -> Fact | None:
@@ -175,7 +126,10 @@ def _assigned_fact(call: OpCall, known: Known, target: Any, index: Any, value: A
     positions = [item for item in items if item is not None]
     *front, last = positions
     size = known.axes[-1].size
-    all_rows = all(_is_all(call, item, axis.size) for item, axis in zip(front, known.axes, strict=False))
+    all_rows = all(
+        isinstance(item, slice) and _is_all(run_of(call, axis.size, item), axis.size)
+        for item, axis in zip(front, known.axes, strict=False)
+    )
     run = run_of(call, size, last) if isinstance(last, slice) else _one(call, last, size)
     if run is None or (before is not None and before.dim != -1 and before.claims != before.everywhere):
         return either
@@ -234,11 +188,11 @@ def _copied_from(call: OpCall) -> Known | None:
     aligned = [unit()] * (len(target.axes) - len(source.axes)) + source.axes
     meet(target.axes, aligned)
     axes = [
-        old if equal(new.size, 1) or source.table else new
+        old if equal(new.size, 1) > equal(old.size, 1) or source.table else new
         for old, new in zip(target.axes, aligned, strict=True)
     ]
     fact = call.fact(call.arg(1, "src", call.arg(1, "other")))
-    return Known(axes, fitting(fact, example_of(call.self_).dtype), source.table)
+    return Known(axes, fitting(fact, example_of(call.self_).dtype), source.table, taken=source.taken)
 
 
 def _now(call: OpCall) -> Layout | None:
@@ -247,6 +201,7 @@ def _now(call: OpCall) -> Layout | None:
 
 
 op("copy_", becomes=_copied_from)(_now)
+op("copy")(_copied_from)
 
 
 def _constant_now(value: Any) -> Any:
@@ -266,6 +221,7 @@ def _constant_now(value: Any) -> Any:
 
 
 op("fill_", becomes=_constant_now(None))(_now)
+op("fill")(_constant_now(None))
 op("zero_", becomes=_constant_now(0))(_now)
 
 
@@ -295,10 +251,25 @@ for _name in (
     op(_name)(_by_index)
 
 
+def _assigned_by_op(call: OpCall) -> Known | None:
+    """What x[index] = value is in a functional graph, and with an index of tensors in any of aten's."""
+    value = call.arg(2, "values") if call.name == "index_put" else call.arg(1, "src")
+    if call.name == "index_put":
+        items = [slice(None) if index is None else index for index in call.arg(1, "indices")]
+    else:
+        dim = call.arg(2, "dim", 0) % len(call.sizes)
+        item = call.arg(3, "index") if "select" in call.name else slice_of(call, 3)
+        items = [*[slice(None)] * dim, item]
+    return assigned(call, call.self_, tuple(items), value)
+
+
+op("index_put", "select_scatter", "slice_scatter")(_assigned_by_op)
+
+
 def _put_by(call: OpCall) -> Known | None:
-    """x.index_put(indices, values), x.masked_scatter(mask, source): every dimension that an index names."""
+    """x.masked_scatter(mask, source) and others that put entries anywhere."""
     known = call.known(call.self_)
-    source = call.known(call.arg(2, "values", call.arg(2, "source")))
+    source = call.known(call.arg(2, "source", call.arg(1, "src")))
     if known is None or source is None:
         return None
     axes = list(known.axes) if source.table else [
@@ -308,4 +279,4 @@ def _put_by(call: OpCall) -> Known | None:
     return Known(axes, fact and Fact(fact.everywhere), known.table and source.table)
 
 
-op("index_put", "masked_scatter", "put", "select_scatter", "slice_scatter", "diagonal_scatter")(_put_by)
+op("masked_scatter", "put", "diagonal_scatter")(_put_by)

@@ -1,0 +1,34 @@
+"""Exported models convert as many calls as through Dynamo: aten's spellings say what torch's do."""
+
+import pytest
+import torch
+
+import vsa_compile
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import zoo
+from compare import assert_same_output
+
+# Rotary halves written into empty memory, a part of a volume that is added to in place, tokens behind text
+# that are turned in place, positions that are written row by row.
+DIFFERENT = ("wan", "wan_animate", "cogvideox_5b", "ltx_video")
+
+
+@pytest.mark.parametrize("functional", [False, True], ids=["as-captured", "functional"])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=() if c.name in DIFFERENT else pytest.mark.slow) for c in zoo.VIDEO],
+    ids=lambda case: case.name,
+)
+def test_a_model_of_the_zoo_converts_exported(case: zoo.Case, functional: bool):
+    model, inputs = case.build()
+    arguments = inputs(case.grid)
+    with torch.no_grad():
+        program = torch.export.export(model, (), arguments)
+        program = program.run_decompositions({}) if functional else program
+        report = vsa_compile.convert_exported(program, {"min_tokens": 0, "sparsity": 1e-6})
+        got, wanted = program.module()(**arguments), model(**arguments)
+    assert report.converted == case.sites
+    assert_same_output(got[0], wanted[0])

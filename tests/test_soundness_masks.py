@@ -1,0 +1,163 @@
+"""What a mask lets through: later writes into it, lengths that are sums, fillings that look like sizes."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from soundness import GRID, TEXT, VIDEO, WIDTH, Model, attention, fates, latents
+from torch import Tensor
+
+pytestmark = pytest.mark.quick
+
+
+def ones(batch: int = 2) -> Tensor:
+    return torch.ones(batch, 1, 1, VIDEO + TEXT, dtype=torch.bool)
+
+
+def frames_set_false(x: Tensor, pad: Tensor) -> Tensor:
+    m = ones()
+    m[..., 32:64] = False
+    return m
+
+
+def one_row_set_false(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.ones(2, VIDEO + TEXT, dtype=torch.bool)
+    m[0, 48:64] = False
+    return m[:, None, None]
+
+
+def filled_in_place(x: Tensor, pad: Tensor) -> Tensor:
+    m = ones()
+    m.masked_fill_(pad, False)
+    return m
+
+
+def anded_in_place(x: Tensor, pad: Tensor) -> Tensor:
+    m = ones()
+    m.logical_and_(~pad)
+    return m
+
+
+def anded_by_augmented_assignment(x: Tensor, pad: Tensor) -> Tensor:
+    m = ones()
+    m &= ~pad
+    return m
+
+
+def anded_out(x: Tensor, pad: Tensor) -> Tensor:
+    m = ones()
+    torch.logical_and(m, ~pad, out=m)
+    return m
+
+
+def zeroed_through_a_view(x: Tensor, pad: Tensor) -> Tensor:
+    m = ones()
+    m.view(2, -1)[:, 40:50].zero_()
+    return m
+
+
+def written_before_it_is_widened(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.ones(2, VIDEO + TEXT, dtype=torch.bool)
+    wide = m[:, None, None]
+    m[:, :16] = False
+    return wide
+
+
+def positions_written_first(x: Tensor, pad: Tensor) -> Tensor:
+    position = torch.arange(VIDEO + TEXT)
+    position[10:20] = VIDEO + TEXT
+    return (position < VIDEO + 1)[None, None, None].expand(2, -1, -1, -1)
+
+
+def new_full_of_false(x: Tensor, pad: Tensor) -> Tensor:
+    m = x.new_full((2, 1, 1, VIDEO + TEXT), False, dtype=torch.bool)
+    m[..., VIDEO:] = True
+    return m
+
+
+def brought_into_another_order(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.cat([torch.ones(2, VIDEO, dtype=torch.bool), ~pad[:, 0, 0, :TEXT]], 1)
+    return m[:, torch.arange(VIDEO + TEXT - 1, -1, -1)][:, None, None]
+
+
+def a_sum_of_what_is_negative(x: Tensor, pad: Tensor) -> Tensor:
+    length = VIDEO + (pad[:, 0, 0, :TEXT].logical_not().int() - 1).sum(-1)
+    return (torch.arange(VIDEO + TEXT)[None] < length[:, None])[:, None, None]
+
+
+def a_length_that_wraps(x: Tensor, pad: Tensor) -> Tensor:
+    length = (VIDEO + 2 * VIDEO + pad[:, 0, 0, :TEXT].sum(-1)).to(torch.int8)
+    return (torch.arange(VIDEO + TEXT)[None] < length[:, None])[:, None, None]
+
+
+def a_length_that_is_a_truth_value(x: Tensor, pad: Tensor) -> Tensor:
+    length = (VIDEO + pad[:, 0, 0, :TEXT].sum(-1)).bool()
+    return (torch.arange(VIDEO + TEXT)[None] < length[:, None])[:, None, None]
+
+
+def padding_written_over_the_video(x: Tensor, pad: Tensor) -> Tensor:
+    """CogView4's spelling, with the text taken to be in front."""
+    m = torch.ones(2, VIDEO + TEXT, dtype=torch.int32)
+    m[:, :TEXT] = ~pad[:, 0, 0, :TEXT]
+    return m.bool()[:, None, None]
+
+
+MASKS_THAT_HIDE_VIDEO = (
+    frames_set_false, one_row_set_false, filled_in_place, anded_in_place, anded_by_augmented_assignment,
+    anded_out, zeroed_through_a_view, written_before_it_is_widened, positions_written_first,
+    new_full_of_false, brought_into_another_order, a_sum_of_what_is_negative, a_length_that_wraps,
+    a_length_that_is_a_truth_value, padding_written_over_the_video,
+)  # fmt: skip
+
+
+def joint(mask: Callable[[Tensor, Tensor], Tensor]) -> Model:
+    """Video in front of text, in one sequence under a mask."""
+    return Model(lambda x, text, pad: attention(torch.cat([x, text], 1), mask(x, pad))[:, :VIDEO])
+
+
+def text_and_padding() -> tuple[Tensor, Tensor]:
+    """(B, T, C), and (B, 1, 1, T + V) bool: True where padding is, on video too."""
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(2, TEXT, WIDTH, generator=generator),
+        torch.rand(2, 1, 1, VIDEO + TEXT, generator=generator) < 0.5,
+    )
+
+
+@pytest.mark.parametrize("mask", MASKS_THAT_HIDE_VIDEO, ids=lambda f: f.__name__)
+def test_a_mask_that_hides_video_keys_stays_dense(mask: Callable[[Tensor, Tensor], Tensor]):
+    assert fates(joint(mask), latents(), *text_and_padding()) == ["mask"]
+
+
+def compared_with_other(x: Tensor, pad: Tensor) -> Tensor:
+    length = VIDEO + pad[:, 0, 0, :TEXT].sum(-1)
+    return torch.arange(VIDEO + TEXT).lt(other=length[:, None])[:, None, None]
+
+
+def compared_by_function_with_other(x: Tensor, pad: Tensor) -> Tensor:
+    length = VIDEO + pad[:, 0, 0, :TEXT].sum(-1)
+    return torch.lt(torch.arange(VIDEO + TEXT), other=length[:, None])[:, None, None]
+
+
+def joined_with_ones(x: Tensor, pad: Tensor) -> Tensor:
+    return torch.cat([torch.ones(2, VIDEO, dtype=torch.bool), ~pad[:, 0, 0, :TEXT]], 1)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "mask", [compared_with_other, compared_by_function_with_other, joined_with_ones], ids=lambda f: f.__name__
+)
+def test_a_mask_of_the_text_alone_converts_however_it_is_spelled(mask: Callable[[Tensor, Tensor], Tensor]):
+    assert fates(joint(mask), latents(), *text_and_padding()) == [GRID]
+
+
+def test_a_mask_between_padding_whose_first_key_is_set_later_computes_what_it_did():
+    """The HunyuanVideo refiner's spelling: padding sees nobody, then everybody sees the first key."""
+
+    def mask(x: Tensor, pad: Tensor) -> Tensor:
+        real = joined_with_ones(x, pad)
+        both = real & real.transpose(2, 3)
+        both[:, :, :, 0] = True
+        return both
+
+    model = Model(lambda x, text, pad: attention(torch.cat([x, text], 1), mask(x, pad)))
+    assert fates(model, latents(), *text_and_padding()) == ["mask"]

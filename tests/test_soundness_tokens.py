@@ -1,0 +1,304 @@
+"""Whose tokens they are and in which order; a hint fills only what is unknown of that."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from soundness import (
+    GRID,
+    ORDER,
+    VIDEO,
+    WIDTH,
+    Model,
+    TwoVideos,
+    attention,
+    dense,
+    fates,
+    heads,
+    latents,
+    sdpa,
+    tiled,
+)
+from torch import Tensor
+
+import vsa_compile
+
+pytestmark = pytest.mark.quick
+
+
+def test_the_smallest_model_converts():
+    assert fates(Model(lambda x: attention(x)), latents()) == [GRID]
+
+
+def by_index_copy(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    y.index_copy_(1, ORDER, x)
+    return y
+
+
+def by_index_copy_into_a_clone(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.index_copy_(1, ORDER, x)
+    return y
+
+
+def by_scatter(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.scatter_(1, ORDER[None, :, None].expand(x.shape), x)
+    return y
+
+
+def by_copy(x: Tensor) -> Tensor:
+    x = x.clone()
+    x.copy_(x[:, ORDER])
+    return x
+
+
+def by_assignment(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:] = x[:, ORDER]
+    return x
+
+
+def by_scatter_through_a_view(x: Tensor) -> Tensor:
+    x = x.clone()
+    view = x.view(x.shape[0], VIDEO, 2, -1)
+    view[:, ORDER] = view.clone()
+    return x
+
+
+def by_out(x: Tensor) -> Tensor:
+    y = x.clone()
+    torch.index_select(x, 1, ORDER, out=y)
+    return y
+
+
+def by_every_second_turned(x: Tensor) -> Tensor:
+    """Every second frame turned from right to left."""
+    y = x.unflatten(1, GRID).clone()
+    y[:, 1::2] = y[:, 1::2].flip(3)
+    return y.flatten(1, 3)
+
+
+def by_write_under_an_alias(x: Tensor) -> Tensor:
+    y = x.clone()
+    same = y.view_as(y)
+    y.copy_(x.roll(1, 1))
+    return same
+
+
+REORDERED_IN_PLACE = (
+    by_index_copy, by_index_copy_into_a_clone, by_scatter, by_copy, by_assignment, by_scatter_through_a_view,
+    by_out, by_every_second_turned, by_write_under_an_alias,
+)  # fmt: skip
+
+
+def filled(x: Tensor, order: list[int], way: str) -> Tensor:
+    """A buffer that is filled position by position."""
+    y = torch.empty_like(x)
+    views = y.unbind(1)
+    for i, j in enumerate(order):
+        if way == "select":
+            y.select(1, i).copy_(x.select(1, j))
+        elif way == "setitem":
+            y[:, i] = x[:, j]
+        elif way == "narrow":
+            y.narrow(1, i, 1).copy_(x.narrow(1, j, 1) * 1)
+        else:
+            views[i].copy_(x.unbind(1)[j])
+    return y
+
+
+WAYS = pytest.mark.parametrize("way", ["select", "setitem", "narrow", "unbind"])
+SMALL_GRID = (2, 2, 3)
+
+
+@WAYS
+def test_a_buffer_that_is_filled_backwards_stays_dense(way: str):
+    model = Model(lambda x: attention(filled(x, list(range(12))[::-1], way)) + x)
+    assert dense(fates(model, latents(grid=SMALL_GRID)))
+    assert dense(fates(model, latents(grid=SMALL_GRID), grid=SMALL_GRID))
+
+
+@WAYS
+def test_a_buffer_that_is_filled_in_order_has_the_same_tokens(way: str):
+    model = Model(lambda x: attention(filled(x, list(range(12)), way)) + x)
+    assert fates(model, latents(grid=SMALL_GRID)) == [SMALL_GRID]
+
+
+def erased_by_zero(x: Tensor, y: Tensor) -> Tensor:
+    return x.clone().mul_(0).add_(y)
+
+
+def erased_by_itself(x: Tensor, y: Tensor) -> Tensor:
+    z = x.clone()
+    return z.sub_(z).add_(y)
+
+
+def erased_by_filling(x: Tensor, y: Tensor) -> Tensor:
+    return x.clone().masked_fill_(torch.ones(x.shape, dtype=torch.bool), 0).add_(y)
+
+
+def weighed_with_nothing(x: Tensor, y: Tensor) -> Tensor:
+    return torch.add(y, x, alpha=0)
+
+
+def at_the_end_of_the_way(x: Tensor, y: Tensor) -> Tensor:
+    return torch.lerp(x, y, 1)
+
+
+ERASED = (erased_by_zero, erased_by_itself, erased_by_filling, weighed_with_nothing, at_the_end_of_the_way)
+
+
+@pytest.mark.parametrize("erase", ERASED, ids=lambda f: f.__name__)
+def test_what_an_operation_leaves_nothing_of_does_not_say_whose_tokens_they_are(erase: Callable):
+    assert dense(fates(Model(lambda x: attention(erase(x, x.flip(1)))), latents()))
+    assert fates(Model(lambda x: attention(erase(x.flip(1), x))), latents()) == [GRID]
+
+
+@pytest.mark.parametrize("write", REORDERED_IN_PLACE, ids=lambda f: f.__name__)
+def test_tokens_that_were_written_in_another_order_stay_dense(write: Callable[[Tensor], Tensor]):
+    assert dense(fates(Model(lambda x: attention(write(x))), latents()))
+
+
+def by_index(x: Tensor) -> Tensor:
+    return x[:, ORDER]
+
+
+def by_gather(x: Tensor) -> Tensor:
+    return x.gather(1, ORDER[None, :, None].expand(x.shape))
+
+
+def by_roll(x: Tensor) -> Tensor:
+    return x.roll(5, 1)
+
+
+def by_flip(x: Tensor) -> Tensor:
+    return x.flip(1)
+
+
+def by_sort(x: Tensor) -> Tensor:
+    return x[:, x.abs().sum((0, 2)).argsort()]
+
+
+REORDERED = (by_index, by_gather, by_roll, by_flip, by_sort)
+
+
+@pytest.mark.parametrize("reorder", REORDERED, ids=lambda f: f.__name__)
+def test_a_sum_with_reordered_tokens_teaches_nothing_of_them(reorder: Callable[[Tensor], Tensor]):
+    def attend(x: Tensor) -> Tensor:
+        y = reorder(x)
+        return attention(y) + (x + y).mean()
+
+    assert dense(fates(Model(attend), latents()))
+    assert fates(Model(lambda x: attention(x) + (x + reorder(x)).mean()), latents()) == [GRID]
+
+
+@pytest.mark.parametrize("reorder", REORDERED, ids=lambda f: f.__name__)
+def test_queries_alone_in_another_order_stay_dense(reorder: Callable[[Tensor], Tensor]):
+    def attend(x: Tensor) -> Tensor:
+        return x + sdpa(heads(reorder(x)), heads(x), heads(x)).transpose(1, 2).flatten(2)
+
+    assert dense(fates(Model(attend), latents()))
+
+
+TABLE = torch.randn(1, VIDEO, WIDTH, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_table_that_two_videos_share_does_not_make_them_one(batch: int):
+    def attend(x: Tensor, other: Tensor) -> Tensor:
+        x, other = x + TABLE, other + TABLE
+        return sdpa(heads(x), heads(other), heads(other))
+
+    assert fates(TwoVideos(attend), latents(batch), latents(batch, 1)) == ["cross"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_mean_difference_of_two_videos_does_not_make_them_one(batch: int):
+    def attend(x: Tensor, other: Tensor) -> Tensor:
+        return sdpa(heads(x), heads(other), heads(other)) + (x - other).mean()
+
+    assert fates(TwoVideos(attend), latents(batch), latents(batch, 1)) == ["cross"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_two_shifts_of_a_clip_are_not_the_same_tokens(batch: int):
+    def attend(x: Tensor) -> Tensor:
+        clip = torch.cat([x, x[:, :16]], 1)
+        early, late = clip[:, :VIDEO], clip[:, 16:]
+        return sdpa(heads(early), heads(late), heads(late)) + (early - late).mean()
+
+    assert dense(fates(Model(attend), latents(batch)))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_video_under_a_table_converts_at_every_batch_size(batch: int):
+    assert fates(Model(lambda x: attention(x + TABLE)), latents(batch)) == [GRID]
+
+
+# A hint fills what is unknown.
+
+
+def in_windows(x: Tensor) -> Tensor:
+    """Window by window of (2, 2, 2)."""
+    return tiled(x.transpose(1, 2).unflatten(2, GRID)).transpose(1, 2)
+
+
+def rows_first(x: Tensor) -> Tensor:
+    return x.unflatten(1, GRID).transpose(1, 2).flatten(1, 3)
+
+
+def frames_swapped(x: Tensor) -> Tensor:
+    volume = x.unflatten(1, GRID)
+    return torch.cat([volume[:, 1:], volume[:, :1]], 1).flatten(1, 3)
+
+
+def frames_turned(x: Tensor) -> Tensor:
+    """The first two the other way round."""
+    volume = x.unflatten(1, GRID)
+    return torch.cat([volume[:, :2].flip(1), volume[:, 2:]], 1).flatten(1, 3)
+
+
+SHOWN_NOT_TO_BE_RASTER = (
+    in_windows, rows_first, by_index, by_flip, by_copy, by_every_second_turned, frames_swapped, frames_turned,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("reorder", SHOWN_NOT_TO_BE_RASTER, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("hint", ["options", "video_grid", "prepare", "prepare, before the block"])
+def test_a_hint_does_not_override_what_the_graph_shows(reorder: Callable[[Tensor], Tensor], hint: str):
+    model = Model(lambda x: attention(reorder(x)))
+    if hint == "prepare, before the block":
+        model = Model(lambda x: attention(x), before=reorder)
+    if hint.startswith("prepare"):
+        found = fates(vsa_compile.prepare(model), latents())
+    elif hint == "video_grid":
+        found = fates(model, latents(), context=vsa_compile.video_grid(*GRID))
+    else:
+        found = fates(model, latents(), grid=GRID)
+    assert dense(found)
+
+
+@pytest.mark.parametrize(
+    ("reorder", "shown"),
+    [(by_flip, "(flip)"), (by_index, "(getitem)"), (frames_swapped, "(its runs"), (frames_turned, "(flip)")],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_reason_says_what_the_graph_shows_and_the_way_out(reorder: Callable, shown: str):
+    texts: list[str] = []
+    assert fates(Model(lambda x: attention(reorder(x))), latents(), texts=texts, grid=GRID) == ["reordered"]
+    assert shown in texts[0]
+    assert "no hint makes them so; attend before that" in texts[0]
+
+
+def test_prepare_does_not_take_text_of_equal_length_for_the_video():
+    def attend(text: Tensor, x: Tensor) -> Tensor:
+        return attention(text).mean(1, keepdim=True) + x
+
+    class TextFirst(Model):
+        def forward(self, latents: Tensor, text: Tensor) -> Tensor:
+            return self.blocks[0](text, self.tokens(latents))
+
+    text = torch.randn(2, VIDEO, WIDTH, generator=torch.Generator().manual_seed(3))
+    assert dense(fates(vsa_compile.prepare(TextFirst(attend)), latents(), text))

@@ -1,0 +1,65 @@
+"""Operators that make a value of nothing, or of another's size alone: what they give is nobody's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..algebra import Axis, unit
+from ..facts import Claim, Fact, constant, fitting
+from ..sizes import equal
+from ..values import OpCall
+from .table import op
+
+
+def new(call: OpCall) -> list[Axis]:
+    return [unit() if equal(size, 1) else Axis(size) for size in call.sizes]
+
+
+def _filled(value: Any) -> Callable[[OpCall, Any], Fact | None]:
+    return lambda call, _: fitting(constant(value), call.example.dtype)
+
+
+def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]:
+    def rule(call: OpCall, _: Any) -> Fact | None:
+        fact = call.fact(call.arg(position, name))
+        return fact and fitting(Fact(fact.everywhere), call.example.dtype)
+
+    return rule
+
+
+for _name, _value in (("ones", True), ("new_ones", True), ("zeros", False), ("new_zeros", False)):
+    op(_name, fact=_filled(_value), table=True)(new)
+op("empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye",
+   "linspace", "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True)(new)  # fmt: skip
+op("full", fact=_filled_by(1, "fill_value"), table=True)(new)
+op("new_full", fact=_filled_by(2, "fill_value"), table=True)(new)
+op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(new)
+
+
+@op("arange", fact=lambda call, _: _positions(call), table=True)
+def _arange(call: OpCall) -> Any:
+    return new(call)
+
+
+def _positions(call: OpCall) -> Fact | None:
+    """arange(stop), arange(start, stop), of step 1 and integers."""
+    args, kwargs = call.node.args, call.node.kwargs
+    start = call.literal(kwargs.get("start", args[0] if len(args) > 1 else 0))
+    step = call.literal(kwargs.get("step", args[2] if len(args) > 2 else 1))
+    if step != 1 or isinstance(start, float) or call.example.dtype not in (torch.int32, torch.int64):
+        return None
+    return Fact((Claim("position", start),))
+
+
+def _like(call: OpCall) -> Any:
+    """The size of another value and none of its content."""
+    return call.input
+
+
+op("ones_like", fact=_filled(True), table=True)(_like)
+op("zeros_like", fact=_filled(False), table=True)(_like)
+op("full_like", fact=_filled_by(1, "fill_value"), table=True)(_like)
+op("empty_like", "rand_like", "randn_like", "randint_like", table=True)(_like)

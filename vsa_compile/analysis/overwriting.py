@@ -1,0 +1,67 @@
+"""What an axis becomes where some of its positions are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .algebra import REORDERED, UNKNOWN, Axis, includes, rigid, same, unit
+from .pieces import cut, order, put
+from .sizes import equal
+from .unify import join
+from .values import Known, Taken
+
+
+@dataclass(frozen=True)
+class Write:
+    """A write of one value into another.
+
+    `blank`: what was written into held nobody's tokens. `tokens`: what is written is somebody's.
+    """
+
+    blank: bool
+    tokens: bool
+
+    def held(self, old: Axis, new: Axis, *, everywhere: bool, all_of_it: bool) -> Axis:
+        """The axis of what held `old` and holds `new` in some entries now.
+
+        `everywhere`: positions of this dimension were written from end to end; `all_of_it`: in all other
+        dimensions, too.
+        """
+        if old is new or not self.tokens or equal(new.size, 1) != equal(old.size, 1):
+            return old
+        if equal(new.size, 1):
+            return old if old.cut is None else new if self.blank or all_of_it else unit()
+        if same(old, new):
+            return old
+        if self.blank or rigid(new):
+            return new
+        if includes(new, old):  # something was added
+            return new if everywhere else old
+        return new if all_of_it else join([old, new])
+
+    def placed(self, taken: Taken, content: Taken, *, all_of_it: bool) -> Iterator[tuple[Axis, Axis]]:
+        """(axis, what it becomes) for each position that was written into, x.select(1, i) say.
+
+        `content`: of which positions of which axes that is what was written. A token of which that is not
+        known is one of its own; positions that were filled in another order are in none.
+        """
+        if not self.tokens:
+            return
+        sources = content if len(content) == len(taken) else (None,) * len(taken)
+        for (axis, at), source in zip(taken, sources, strict=True):
+            if source == (axis, at):
+                continue
+            if at is None or not (self.blank or (all_of_it and len(taken) == 1)):
+                yield axis, Axis(axis.size, rigid=UNKNOWN)
+                continue
+            origin, position = source or (axis, None)
+            piece = unit() if position is None else cut(origin, position, position + 1)
+            now = axis if cut(axis, at, at + 1) is piece else put(axis, at, piece)
+            yield axis, Axis(axis.size, rigid=REORDERED) if order(now) == REORDERED else now
+
+    def content(self, known: Known, written: Known, *, all_of_it: bool) -> Taken:
+        """Of which positions alone is what a value holds that was written into."""
+        if not self.tokens or known.taken == written.taken:
+            return known.taken
+        return written.taken if self.blank or all_of_it else ()

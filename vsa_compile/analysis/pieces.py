@@ -1,0 +1,139 @@
+"""Pieces of an axis by their places: cut out, found again, replaced by others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .algebra import (
+    REORDERED,
+    UNKNOWN,
+    Axis,
+    concatenate,
+    factors,
+    form_of,
+    leaves,
+    multiply,
+    rigid,
+    run,
+    same,
+    segments,
+    wholes,
+)
+from .sizes import Size, at_most, equal
+
+
+def cut(axis: Axis, start: Any, stop: Any) -> Axis:
+    """axis[start:stop]: the axis itself, segments of a concatenation and runs of them, or a run of it."""
+    if equal(start, 0) and equal(stop, axis.size):
+        return axis
+    begin: Any = 0
+    taken: list[Axis] = []
+    for segment in segments(axis):
+        end = begin + segment.size
+        first, last = _between(start, begin, end), _between(stop, begin, end)
+        if first is None or last is None:  # where the ends lie is data
+            return run(axis, start, stop)
+        if not equal(first, last):
+            all_of_it = equal(first, begin) and equal(last, end)
+            taken.append(segment if all_of_it else run(segment, first - begin, last - begin))
+        begin = end
+    return concatenate(taken) if taken else run(axis, start, stop)
+
+
+def _between(position: Any, begin: Any, end: Any) -> Any:
+    """A position, no less than begin and no more than end; None if that is not known."""
+    if at_most(position, begin):
+        return begin
+    if at_most(end, position):
+        return end
+    return position if at_most(begin, position) and at_most(position, end) else None
+
+
+def put(axis: Axis, start: Size, piece: Axis) -> Axis:
+    """The axis whose positions from `start` on hold a piece."""
+    stop = start + piece.size
+    return concatenate([cut(axis, 0, start), piece, cut(axis, stop, axis.size)])
+
+
+def put_somewhere(axis: Axis, piece: Axis) -> Axis:
+    """The axis some of whose positions hold a piece."""
+    return Axis(axis.size, rigid=REORDERED if rigid(piece) == REORDERED else UNKNOWN)
+
+
+def place(piece: Axis, axis: Axis) -> Size | None:
+    """Where in an axis a piece of it starts; None where it is not found, or in more places than one."""
+    if _is(piece, axis):
+        return 0
+    first, begin = segments(piece)[0], 0
+    starts: list[Size] = []
+    for segment in segments(axis):
+        start = _start_within(first, segment)
+        if start is not None and same(cut(axis, begin + start, begin + start + piece.size), piece):
+            starts.append(begin + start)
+        begin = begin + segment.size
+    return starts[0] if len(starts) == 1 else None
+
+
+def _start_within(piece: Axis, segment: Axis) -> Size | None:
+    if _is(piece, segment):
+        return 0
+    if piece.cut is None:
+        return None
+    base, start, stop = piece.cut
+    if same(base, segment):
+        return start
+    whole, begin, end = segment.cut or (segment, 0, segment.size)
+    inside = same(base, whole) and at_most(begin, start) and at_most(stop, end)
+    return start - begin if inside else None
+
+
+def _is(piece: Axis, axis: Axis) -> bool:
+    """Whether an axis is the piece; one of size 1 is told by nothing but being the same object."""
+    return piece is axis or (not equal(piece.size, 1) and same(piece, axis))
+
+
+def replaced(axis: Axis, old: Axis, new: Axis) -> Axis | None:
+    """`axis` with `new` for `old`, which is all of it, a factor, or a piece of it; None if it has none."""
+    if _is(old, axis):
+        return new
+    if old.thinned is not None and same(old.thinned, axis):
+        return put_somewhere(axis, new)
+    start = place(old, axis)
+    if start is not None:
+        return put(axis, start, new)
+    for taken, assembled in ((segments, concatenate), (_nodes, multiply)):
+        parts = taken(axis)
+        found = [replaced(part, old, new) for part in parts] if len(parts) > 1 else []
+        if sum(one is not None for one in found) == 1:
+            return assembled([one or part for one, part in zip(found, parts, strict=True)])
+    return None
+
+
+def _nodes(axis: Axis) -> list[Axis]:
+    return wholes(axis, opaque=True)
+
+
+def order(axis: Axis) -> str:
+    """How rigid an axis is; REORDERED, too, where runs of it follow each other in another order."""
+    return REORDERED if _turned(axis) else rigid(axis)
+
+
+def _turned(axis: Axis) -> bool:
+    """Whether runs of one axis follow each other in another order than there."""
+    behind: dict[Axis, Size] = {}
+    for segment in segments(axis):
+        inner = [factor for factor in factors(segment) if len(segments(factor)) > 1]
+        if any(factor is not axis and _turned(factor) for factor in inner):
+            return True
+        if segment.cut is not None:
+            base, start, stop = segment.cut
+            if base in behind and at_most(start + 1, behind[base]):
+                return True
+            behind[base] = stop
+    return False
+
+
+def reordered_by(axis: Axis) -> str:
+    """What put an axis into another order."""
+    names = (form_of(leaf).by for leaf in leaves(axis))
+    return next(filter(None, names), "its runs follow each other in another order than where they come from")
