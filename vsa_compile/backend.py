@@ -310,9 +310,10 @@ def _say_once(refusal: Refusal) -> None:
     reason, query = refusal.reason, attention_arguments(refusal.call.node).get("query")
     of_speed = reason.slug in OF_SPEED
     tokens = [0, *(sizes_of(example_of(query)) or [0])][-2]
-    long = torch_compat.size_hint(tokens, torch_compat.shape_environment(refusal.call.owner)) >= _LONG
+    if reason.asked and not isinstance(tokens, int):
+        tokens = torch_compat.size_hint(tokens, torch_compat.shape_environment(refusal.call.owner))
     what = reason.text if of_speed else reason.slug
-    if what not in _said and (of_speed or (reason.asked and long)):
+    if what not in _said and (of_speed or (reason.asked and tokens >= _LONG)):
         _said.add(what)
         logging.getLogger("vsa_compile.speed").warning("video attention stays dense: %s", reason.text)
 

@@ -23,7 +23,9 @@ from ..torch_compat import (
     fake_mode_of,
     is_floor_division,
     is_remainder,
+    on_examples,
     shape_environment,
+    size_expression,
     size_hint,
     symbol_of,
 )
@@ -47,7 +49,7 @@ def plan(module: GraphModule, decisions: list[Decision], wanted: Wanted) -> tupl
     for decision in decisions:
         if isinstance(decision, Conversion):
             owner = decision.call.owner
-            facts = owners.setdefault(owner, _Owner(owner, mode))
+            facts = owners[owner] = owners.get(owner) or _Owner(owner, mode)
             try:
                 if times[decision.call.node] > 1:
                     raise Refused(refusals.shared_body())
@@ -67,12 +69,35 @@ class _Owner:
         self.environment = shape_environment(module)
         self.places = places_of(module.graph)
         self.sizes = _Sizes(module, mode)
+        self.attentions: dict[tuple, New] = {}
 
     def hint(self, size: Size) -> int:
         return size_hint(size, self.environment)
 
     def new(self, like: Node, target: Callable[..., Any], *args: Any) -> New:
         return new(self.mode, like, target, *args)
+
+    def attention(self, like: Node, *args: Any) -> New:
+        """The sparse call. To compute its example runs the whole method; the calls of a model are alike."""
+        key = tuple(map(_described, args))
+        before = self.attentions.get(key)
+        if before is None:
+            made = self.attentions[key] = self.new(like, torch.ops.vsa_compile.attention.default, *args)
+            return made
+        x = before.example
+        example = on_examples(self.mode, "new_empty_strided", x, x.shape, x.stride())
+        return New(before.target, args, example, like.meta)
+
+
+def _described(argument: Any) -> Any:
+    """What the example of a result depends on: a literal, a size, or all of a tensor but its values."""
+    example = value_of(argument)
+    if isinstance(example, (list, tuple)):
+        return tuple(map(_described, example))
+    if isinstance(example, torch.Tensor):
+        sizes = (size_expression(size) for size in (*example.shape, *example.stride()))
+        return (*sizes, example.dtype, example.device)
+    return size_expression(example) if isinstance(example, torch.SymInt) else example
 
 
 def _edit(site: Conversion, wanted: Wanted, owner: _Owner) -> Edit:
@@ -88,9 +113,8 @@ def _edit(site: Conversion, wanted: Wanted, owner: _Owner) -> Edit:
         padding = owner.new(
             padding, aten.select.int, owner.new(padding, aten.select.int, padding, 1, 0), 1, 0
         )
-    out = owner.new(
-        node, torch.ops.vsa_compile.attention.default,
-        q, k, v, gate, grid, list(options.tile), *starts, padding, site.scale,
+    out = owner.attention(
+        node, q, k, v, gate, grid, list(options.tile), *starts, padding, site.scale,
         wanted.sparsity, methods.literal(options.method), wanted.schedule,
     )  # fmt: skip
     if site.query_padding:
