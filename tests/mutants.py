@@ -115,6 +115,7 @@ METHOD_MUTANTS = (
     Mutant("length", "similarity not by angle", PRUNE + "::WindowPruner._rank", "alike / wide.norm(dim=-1).clamp(min=limit.tiny)", "alike", BSA),
     Mutant("fill", "a dropped query takes its neighbour's output", PRUNE + "::WindowPruner.restore", "centres = ...", "centres = video.unflatten(1, (windows.boxes.tiles, slots))[:, :, -1]", BSA),
     Mutant("axis", "an axis's border left out of a sum", SITE + "::_sums_by_axis", "border.sum(axis, keepdim=True)", "border.sum(axis, keepdim=True) * 0", SELECT),
+    Mutant("axis traced", "a border decided for all sizes of a trace", SITE + "::box_sums", "traced = torch.compiler.is_compiling() or not all(isinstance(size, int) for size in grid)", "traced = torch.compiler.is_compiling()", ("tests/test_bsa.py", "-k", "symbolic_sizes")),
     Mutant("border", "repeated centres weigh in a border window's mean", PRUNE + "::Queries.means", "box_sums(packed * weight, self.raster) / box_sums(weight[None, None], self.raster)", "box_sums(packed, self.raster) / box_sums(torch.ones_like(weight)[None, None], self.raster)", BSA),
     Mutant("work", "the keys are as sparse as if no query were pruned", PRUNE + "::WindowPruner._left", "(1 - Fraction(str(site.sparsity))) / share", "1 - Fraction(str(site.sparsity))", BSA),
     Mutant("anneal", "the count does not know of dropped queries", PRUNE + "::WindowPruner._left", "part * share.denominator", "part * share.numerator", BSA),

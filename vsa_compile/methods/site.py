@@ -94,7 +94,8 @@ def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:
     """
     grid, tile, shape = boxes.grid, boxes.tile, boxes.shape
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    traced = torch.compiler.is_compiling() or not all(isinstance(size, int) for size in grid)
+    if x.device.type == "cpu" and not traced:
         return _sums_by_axis(wide, boxes)
     if not all(isinstance(stride, int) for stride in wide.stride()):
         wide = wide * 1  # Inductor (2.13) cannot split a dimension of a view whose strides are data
