@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Proxy
 from . import impostors, keeping, masks, overwrite, reorder  # noqa: F401  (they fill reorder.EDITS)
 from .captured import Captured, capture, modules, play
 from .sketch import Spot, draw_on, pick, tensors
-from .truth import SDPA, sdpa_calls
+from .truth import SDPA, reads_blank_memory, sdpa_calls
 
 CHANGING = (*reorder.EDITS, *masks.EDITS, "new mask", "disguise", "foreign attention", "swapped", "mingled")
 KEEPING = (*keeping.EDITS, "respelled")
@@ -55,13 +55,16 @@ class Case:
     hinted: bool = False
 
     def sketch(self) -> tuple[Captured, GraphModule] | None:
-        """The edited graph; None where an edit has no place, or what it makes does not run."""
+        """The edited graph; None where an edit has no place, or what it makes does not run or reads
+        memory that nobody wrote to."""
         captured = capture(self.plan)
         module = captured.copy()
         try:
             with torch.no_grad():
                 play(module, captured.fresh_inputs())
             if not all(change.draw(captured, module) for change in self.changes):
+                return None
+            if reads_blank_memory(captured, module):
                 return None
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):
             return None

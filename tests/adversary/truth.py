@@ -8,6 +8,7 @@ tokens is taken out for this (a query goes through as it is), so that a token is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def options(captured: Captured, hinted: bool) -> vsa_compile.Options:
 
 def assert_true(captured: Captured, module: GraphModule, settings: vsa_compile.Options) -> dict[str, Claim]:
     """Converts a played graph, and holds what was converted, by module path, against the truth."""
-    wanted = _attention_outputs(captured, module)
+    wanted = attention_outputs(captured, module)
     decisions = vsa_compile.backend.convert(module, settings)
     believed = {
         d.name: Claim(tuple(d.grid), d.q_start, d.kv_start) for d in decisions if isinstance(d, Conversion)
@@ -192,14 +193,14 @@ def assert_numbers(captured: Captured, module: GraphModule, wanted: dict[str, li
     """Every attention call of a converted graph gives what it gave: every tile is kept."""
     for part in modules(module):
         part.graph.lint()
-    got = _attention_outputs(captured, module)
+    got = attention_outputs(captured, module)
     assert got.keys() == wanted.keys()
     for name, values in got.items():
         for value, right in zip(values, wanted[name], strict=True):
             assert_same_output(value, right)
 
 
-def _attention_outputs(captured: Captured, module: GraphModule) -> dict[str, list[Tensor]]:
+def attention_outputs(captured: Captured, module: GraphModule) -> dict[str, list[Tensor]]:
     seen: dict[str, list[Tensor]] = {}
 
     def run(node: Node, args: tuple, kwargs: dict) -> Any:
@@ -213,6 +214,22 @@ def _attention_outputs(captured: Captured, module: GraphModule) -> dict[str, lis
     with torch.no_grad():
         play(module, captured.fresh_inputs(), run, note=False)
     return seen
+
+
+def reads_blank_memory(captured: Captured, module: GraphModule) -> bool:
+    """Whether what attention gives depends on memory that nobody wrote to: then it is nothing to judge by."""
+    deterministic = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
+        try:
+            outputs = attention_outputs(captured, module)
+        finally:
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+    return not all(value.isfinite().all() for values in outputs.values() for value in values)
 
 
 def sdpa_calls(module: GraphModule) -> list[Node]:
