@@ -18,16 +18,9 @@ VIDEO = pytest.mark.parametrize("case", zoo.VIDEO, ids=lambda case: case.name)
 # Models that write their attention as another one here does; what they share is shown on that one.
 TWINS = ("wan_i2v", "wan_ti2v", "wan_fused", "wan_vace", "skyreels", "skyreels_df", "chronoedit", "anyflow",
          "cogvideox_2b", "cogvideox_1_5", "consisid", "cosmos_by_frame", "hunyuan_token_replace")  # fmt: skip
-# The largest graphs, whose second and third resolution take the longest.
-LARGE = ("sana_wm", "wan_animate", "helios", "motif", "joyimage_edit")
 ONE_OF_A_KIND = pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=pytest.mark.slow if case.name in TWINS else ()) for case in zoo.VIDEO],
-    ids=lambda case: case.name,
-)
-SMALL = pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, marks=pytest.mark.slow if c.name in TWINS + LARGE else ()) for c in zoo.VIDEO],
     ids=lambda case: case.name,
 )
 NEGATIVE = pytest.mark.parametrize("case", zoo.NEGATIVE, ids=lambda case: case.name)
@@ -152,7 +145,12 @@ def test_inductor_computes_the_same(case):
     assert_same(case, got, wanted, got_grads, wanted_grads)
 
 
-@SMALL
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=() if c.name in ("wan", "hunyuan_video", "ltx_video") else pytest.mark.slow)
+     for c in zoo.VIDEO],
+    ids=lambda case: case.name,
+)  # fmt: skip
 def test_symbolic_shapes_serve_landscape_and_portrait(case):
     model, inputs = case.build()
     symbolic = converted(model, 1e-6, dynamic=True)

@@ -25,9 +25,10 @@ def test_the_rendered_kernel_selects_what_the_reference_says(case: Selection, ou
     assert case.verdict(outcome(case.name)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SELECT_FAULTS)
-def test_a_seeded_fault_is_noticed(name: str, outcome: Callable):
-    assert BY_NAME[SELECT_FAULTS[name].noticed_by].verdict(outcome(name)) is not None
+def test_a_seeded_fault_is_noticed(name: str, faulty_outcome: Callable):
+    assert BY_NAME[SELECT_FAULTS[name].noticed_by].verdict(faulty_outcome(name)) is not None
 
 
 @pytest.mark.gpu

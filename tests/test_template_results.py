@@ -23,9 +23,10 @@ def test_the_rendered_kernels_compute_what_the_reference_says(case: Case, outcom
     assert verdict(case, outcome(case.name)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASE_FAULTS)
-def test_a_seeded_fault_is_noticed(name: str, outcome: Callable):
-    assert verdict(BY_NAME[CASE_FAULTS[name].noticed_by], outcome(name)) is not None
+def test_a_seeded_fault_is_noticed(name: str, faulty_outcome: Callable):
+    assert verdict(BY_NAME[CASE_FAULTS[name].noticed_by], faulty_outcome(name)) is not None
 
 
 @pytest.mark.gpu

@@ -38,8 +38,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def outcome(finished: Path) -> Callable:
-    """Name of a case or fault -> what its interpreted program returned."""
+    """Name of a case -> what its interpreted program returned."""
     return lambda name: torch.load(finished / f"{name}.pt")
+
+
+@pytest.fixture(scope="session")
+def faulty_outcome(finished: Path, outcome: Callable) -> Callable:
+    """As `outcome`, of faults; `make slow` alone interprets them, which takes minutes."""
+    run_once(finished, "interpreter", "faults", TRITON_INTERPRET="1")
+    return outcome
 
 
 @pytest.fixture(scope="session")

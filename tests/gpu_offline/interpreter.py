@@ -1,6 +1,6 @@
 """Runs rendered programs on the CPU, their template kernels under Triton's interpreter.
 
-    TRITON_INTERPRET=1 python -m gpu_offline.interpreter FOLDER [SEED COUNT]
+    TRITON_INTERPRET=1 python -m gpu_offline.interpreter FOLDER [faults | SEED COUNT]
 
 runs FOLDER/<case>.json of every case (or of random ones) and writes FOLDER/<case>.pt, the list of outputs
 or a sentence that says what went wrong; likewise FOLDER/<fault>.pt of every seeded fault. A kernel that is
@@ -162,21 +162,23 @@ def run_case(folder: Path, case: Case | Selection, fault: Fault | None, result: 
     torch.save(outcome, folder / f"{result}.pt")
 
 
-def main(folder: Path, *random: str) -> None:
+def main(folder: Path, *what: str) -> None:
     compute_bf16_as_bf16()
     torch.set_num_threads(1)
     np.seterr(all="ignore")  # log2(0) and the like, where the kernel means it
-    if random:
-        seed, count = map(int, random)
+    if len(what) == 2:
+        seed, count = map(int, what)
         for case in (*random_cases(seed, count), *random_selections(seed, count)):
             run_case(folder, case, None, case.name)
         return
     cases = (*ALL, *SELECTIONS, *AUTOTUNED)
     by_name: dict[str, Any] = {case.name: case for case in cases}
+    if what == ("faults",):
+        for name, fault in FAULTS.items():
+            run_case(folder, by_name[fault.noticed_by], fault, name)
+        return
     for name, case in by_name.items():
         run_case(folder, case, None, name)
-    for name, fault in FAULTS.items():
-        run_case(folder, by_name[fault.noticed_by], fault, name)
 
 
 if __name__ == "__main__":
