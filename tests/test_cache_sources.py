@@ -176,6 +176,7 @@ def result(process: subprocess.Popen) -> list:
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_processes_share_a_folder_and_an_edited_backward_is_seen(tmp_path: Path) -> None:
     """Processes that begin at once with empty caches agree; after an edit of the backward the old
     gradient is not found, and once the edit is undone the first result is found again, not the new one."""

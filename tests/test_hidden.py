@@ -79,7 +79,10 @@ AS_IT_COMES = {
 }
 
 
-@cases(*(case.name for case in HIDDEN if case.name != "wan_animate2"), slow=["wan_animate2"])
+@cases(
+    "mochi", "hunyuan_video15", "ltx_coordinates", "minimax_h3",
+    slow=("framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
+)  # fmt: skip
 def test_as_it_comes_nothing_converts_and_nothing_is_wrong(case):
     model, inputs = case.build()
     compiled, graphs = spied(model, sparsity=0.75)

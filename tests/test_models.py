@@ -14,7 +14,6 @@ import vsa_compile
 from vsa_compile.grid import Grid
 from vsa_compile.ops import reference
 
-VIDEO = pytest.mark.parametrize("case", zoo.VIDEO, ids=lambda case: case.name)
 # Models that write their attention as another one here does; what they share is shown on that one.
 TWINS = ("wan_i2v", "wan_ti2v", "wan_fused", "wan_vace", "skyreels", "skyreels_df", "chronoedit", "anyflow",
          "cogvideox_2b", "cogvideox_1_5", "consisid", "cosmos_by_frame", "hunyuan_token_replace")  # fmt: skip
@@ -80,7 +79,7 @@ def fits(segments, sequence, grid):
     )
 
 
-@VIDEO
+@ONE_OF_A_KIND
 def test_every_call_is_judged_right_and_its_grid_is_exact(case):
     model, inputs = case.build()
     assert type(model).__name__ == case.of

@@ -150,7 +150,7 @@ def difference(got: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=pytest.mark.slow if f in (ltx, cogvideox) else ()) for f in FAMILIES],
+    [pytest.param(f, marks=pytest.mark.slow if f is not wan else ()) for f in FAMILIES],
 )
 def test_three_graphs_serve_twelve_resolutions(family, graphs):
     pipeline = family()

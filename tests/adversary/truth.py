@@ -218,18 +218,22 @@ def attention_outputs(captured: Captured, module: GraphModule) -> dict[str, list
 
 def reads_blank_memory(captured: Captured, module: GraphModule) -> bool:
     """Whether what attention gives depends on memory that nobody wrote to: then it is nothing to judge by."""
-    deterministic = (
+    before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
+    wanted = attention_outputs(captured, module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
+        torch.use_deterministic_algorithms(
+            True, warn_only=True
+        )  # torch.empty gives NaN, True and large numbers
         try:
-            outputs = attention_outputs(captured, module)
+            got = attention_outputs(captured, module)
         finally:
-            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
-    return not all(value.isfinite().all() for values in outputs.values() for value in values)
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    pairs = ((a, b) for name in wanted for a, b in zip(got[name], wanted[name], strict=True))
+    return not all(a.isfinite().all() and torch.equal(a, b) for a, b in pairs)
 
 
 def sdpa_calls(module: GraphModule) -> list[Node]:
