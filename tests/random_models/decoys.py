@@ -1,7 +1,8 @@
 """Kinds that look like video self-attention and are not, each with the refusals that are right.
 
-A shuffled, cut or rolled axis is a new one of which nothing is known but its length: "one-axis" where
-the graph shows a video elsewhere, "unknown-grid" where it shows none.
+Of a shuffled or rolled axis it is known that it is in another order: "reordered". A cut one is a new one of
+which nothing is known but its length: "one-axis" where the graph shows a video elsewhere, "unknown-grid"
+where it shows none.
 """
 
 import torch
@@ -158,18 +159,18 @@ def _boxes(attn, x: Tensor, scene: Scene) -> Added:
     return out.permute(0, 3, 1, 4, 2, 5, 6).reshape(x.shape), None
 
 
-@kind("shuffled", refused(*UNKNOWN))
+@kind("shuffled", refused("reordered"))
 def _shuffled(attn, x: Tensor, scene: Scene) -> Added:
     out = attn.plain(x[:, scene.order])
     return out[:, scene.order.argsort()], None
 
 
-@kind("flipped", refused(*UNKNOWN))
+@kind("flipped", refused("reordered"))
 def _flipped(attn, x: Tensor, scene: Scene) -> Added:
     return attn.plain(x.flip(1)).flip(1), None
 
 
-@kind("rolled", refused(*UNKNOWN))
+@kind("rolled", refused("reordered"))
 def _rolled(attn, x: Tensor, scene: Scene) -> Added:
     return attn.plain(x.roll(1, 1)).roll(-1, 1), None
 
@@ -185,7 +186,7 @@ def _all_but_first(attn, x: Tensor, scene: Scene) -> Added:
     return F.pad(attn.plain(x[:, 1:]), (0, 0, 1, 0)), None
 
 
-@kind("gathered", refused(*UNKNOWN))
+@kind("gathered", refused("reordered"))
 def _gathered(attn, x: Tensor, scene: Scene) -> Added:
     """The tokens of another order, by index_select."""
     return attn.plain(torch.index_select(x, 1, scene.order)).mean(1, keepdim=True), None
