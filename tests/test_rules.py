@@ -105,7 +105,7 @@ ORDER_LOST = {
 @pytest.mark.parametrize("spelling", ORDER_KEPT)
 @pytest.mark.parametrize(
     "dynamic",
-    [pytest.param(False, id="static"), pytest.param(True, id="dynamic", marks=pytest.mark.seconds)],
+    [pytest.param(False, id="static"), pytest.param(True, id="dynamic", marks=pytest.mark.slow)],
 )
 def test_tokens_in_order_convert(spelling: str, dynamic: bool):
     change = ORDER_KEPT[spelling]

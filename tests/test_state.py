@@ -144,7 +144,9 @@ def test_a_recomputed_selection_is_the_same_to_the_bit(mode: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
 
 
-@pytest.mark.parametrize("change", ["autocast-entered", "kernel-to-aten"])
+@pytest.mark.parametrize(
+    "change", ["autocast-entered", pytest.param("kernel-to-aten", marks=pytest.mark.slow)]
+)
 def test_a_backward_that_inductor_compiles_under_a_changed_state(change: str) -> None:
     """The backward is compiled when it first runs: here after the change, by a cache tag of its own."""
     before, after = CHANGES[change]

@@ -125,6 +125,7 @@ def course(batches: Sequence[Tensor], compile_model: bool) -> list[dict[str, Ten
     return found
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_batch_at_every_step_of_a_schedule():
     (x,) = clips(4)
     accumulated, at_once = course(x.split(2), True), course([x], True)
