@@ -7,11 +7,12 @@ will, and may undo one another.
 from functools import cache
 
 from adversary.captured import pool
-from adversary.strategy import CHANGING, KEEPING, Case, cases, hinted_cases
+from adversary.strategy import CHANGING, KEEPING, Case, Change, cases, hinted_cases
 from adversary.truth import Claim, assert_true, options
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from profiles import SCALE, examples
 from random_models import Plan
+from random_models.plan import Block
 
 PLANS = pool(12 * min(SCALE, 10), start=SCALE)
 
@@ -24,6 +25,14 @@ def judged(case: Case) -> dict[str, Claim]:
     return assert_true(captured, module, options(captured, case.hinted))
 
 
+# Rows that were swapped before a table of positions, which names the axes of a video, is added.
+ROWS_SWAPPED = Case(
+    Plan((3, 6, 5), (Block("mask-of-ones", rope="folded", groups=2, gqa="flag"),), width=12, text=4),
+    (Change("cut_and_swapped", 0, 0),),
+)
+
+
+@example(case=ROWS_SWAPPED)
 @examples(120)
 @given(case=cases(PLANS, CHANGING + KEEPING))
 def test_what_is_converted_is_true(case: Case):

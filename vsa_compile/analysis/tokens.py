@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from ..grid import Grid
-from .algebra import Axis, Size, factors, form_of, origins, pieces, same, segments, wholes
+from .algebra import REORDERED, Axis, Size, factors, form_of, origins, pieces, same, segments, wholes
 from .pieces import order
 from .sizes import equal
 
@@ -45,8 +45,10 @@ def _read(axis: Axis, apart: set[Axis]) -> Segment:
     atoms = wholes(axis)
     raster = is_raster(atoms)
     in_windows = raster and any(_is_window(atom, apart) for atom in atoms)
-    grid = Grid(*(atom.shown for atom in atoms)) if raster and not in_windows else None
-    return Segment(axis, axis.size, grid, len(atoms), in_windows, order(axis))
+    placed = order(axis)  # rows may have been swapped inside an axis that a table of positions speaks of
+    shown = raster and not in_windows and placed != REORDERED
+    grid = Grid(*(atom.shown for atom in atoms)) if shown else None
+    return Segment(axis, axis.size, grid, len(atoms), in_windows, placed)
 
 
 def is_raster(atoms: list[Axis]) -> bool:
