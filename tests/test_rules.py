@@ -105,7 +105,10 @@ ORDER_LOST = {
 @pytest.mark.parametrize("spelling", ORDER_KEPT)
 @pytest.mark.parametrize(
     "dynamic",
-    [pytest.param(False, id="static"), pytest.param(True, id="dynamic", marks=pytest.mark.slow)],
+    [
+        pytest.param(False, id="static"),
+        pytest.param(True, id="dynamic", marks=[pytest.mark.slow, pytest.mark.seconds]),
+    ],
 )
 def test_tokens_in_order_convert(spelling: str, dynamic: bool):
     change = ORDER_KEPT[spelling]
