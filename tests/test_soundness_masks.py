@@ -143,8 +143,21 @@ def joined_with_ones(x: Tensor, pad: Tensor) -> Tensor:
     return torch.cat([torch.ones(2, VIDEO, dtype=torch.bool), ~pad[:, 0, 0, :TEXT]], 1)[:, None, None]
 
 
+def beside_a_row_that_is_cleared(x: Tensor, pad: Tensor) -> Tensor:
+    cleared, kept = torch.ones(2, 2, VIDEO + TEXT, dtype=torch.bool).unbind(0)
+    cleared.fill_(False)
+    return kept[:, None, None]
+
+
 @pytest.mark.parametrize(
-    "mask", [compared_with_other, compared_by_function_with_other, joined_with_ones], ids=lambda f: f.__name__
+    "mask",
+    [
+        compared_with_other,
+        compared_by_function_with_other,
+        joined_with_ones,
+        beside_a_row_that_is_cleared,
+    ],
+    ids=lambda f: f.__name__,
 )
 def test_a_mask_of_the_text_alone_converts_however_it_is_spelled(mask: Callable[[Tensor, Tensor], Tensor]):
     assert fates(joint(mask), latents(), *text_and_padding()) == [GRID]
