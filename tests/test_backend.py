@@ -86,6 +86,7 @@ def test_converting_twice_changes_nothing_more():
     assert [len(found) for found in decisions] == [1, 0]
 
 
+@pytest.mark.seconds
 @pytest.mark.quick
 def test_counters_and_log_say_what_was_done(caplog):
     model = torch.nn.Sequential(ToyDiT(JOINT))

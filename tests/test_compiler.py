@@ -97,6 +97,7 @@ def test_any_sequence_of_turned_grids(dynamic: bool | None) -> None:
     assert len(graphs) == known
 
 
+@pytest.mark.seconds
 @pytest.mark.quick
 @torch.no_grad()
 def test_few_tokens_become_a_guard_on_symbolic_shapes() -> None:

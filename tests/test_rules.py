@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 import vsa_compile
 
-pytestmark = pytest.mark.quick
-
 GRID = (5, 6, 7)
 TOKENS = 210
 sdpa = F.scaled_dot_product_attention

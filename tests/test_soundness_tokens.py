@@ -23,8 +23,6 @@ from torch import Tensor
 
 import vsa_compile
 
-pytestmark = pytest.mark.quick
-
 
 def test_the_smallest_model_converts():
     assert fates(Model(lambda x: attention(x)), latents()) == [GRID]

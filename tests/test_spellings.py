@@ -19,8 +19,6 @@ from torch.utils.checkpoint import checkpoint
 import vsa_compile
 from vsa_compile.convert.judge import Conversion
 
-pytestmark = pytest.mark.quick
-
 sdpa = F.scaled_dot_product_attention
 GRID = (3, 4, 5)
 torch.manual_seed(0)

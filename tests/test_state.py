@@ -137,6 +137,7 @@ def test_no_change_of_state_before_the_backward_reaches_the_gradients(change: st
             assert torch.equal(one, other)
 
 
+@pytest.mark.seconds
 @pytest.mark.quick
 @pytest.mark.parametrize("mode", ["inside", "around"])
 def test_a_recomputed_selection_is_the_same_to_the_bit(mode: str) -> None:
