@@ -219,6 +219,12 @@ def main() -> None:
     print(MEMORY if options.memory else HEADER)
     print("|---" * (MEMORY if options.memory else HEADER).count(" | ") + "|---|")
     memory(Work.make(plan_of(options, "fp32"), Grid(4, 4, 8), 16))  # builds the kernel
+    what = {
+        "kernel": variant, "instructions": asked or "all", "heads": options.heads, "sparsity": SPARSITY,
+        "tile": TILE, "clock": "processor time" if options.processor_time else "wall", "repeats": repeats,
+    }  # fmt: skip
+    path = options.json or RESULTS / f"attention_cpu_{variant}{'_memory' * options.memory}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in names:
         for dtype in ("fp32", "bf16"):
@@ -230,13 +236,8 @@ def main() -> None:
                     row |= measure(work, repeats, clock, not options.quick)
                 rows.append(row)
                 print(memory_line(row) if options.memory else table_line(row), flush=True)
-    what = {
-        "kernel": variant, "instructions": asked or "all", "heads": options.heads, "sparsity": SPARSITY,
-        "tile": TILE, "clock": "processor time" if options.processor_time else "wall", "repeats": repeats,
-    }  # fmt: skip
-    path = options.json or RESULTS / f"attention_cpu_{variant}{'_memory' * options.memory}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**before, **what, "grids": GRIDS, "rows": rows}, indent=2) + "\n")
+                # After each row: who stops it keeps what was measured.
+                path.write_text(json.dumps({**before, **what, "grids": GRIDS, "rows": rows}, indent=2) + "\n")
     print(f"wrote {path}")
 
 

@@ -203,6 +203,8 @@ COMPILER_MUTANTS = (
     Mutant("functional", "copies of a functional graph are unknown", "vsa_compile/analysis/optable/writes.py", "op('copy')(_copied_from)", "", ("tests/test_exported.py", "-k", "wan-functional")),
     Mutant("foreign", "a function is told by its name", "vsa_compile/analysis/optable/table.py::_entry", "any(...)", "True", ("tests/test_soundness_operators.py", "-k", "name")),
     Mutant("negative sum", "any sum of integers counts a mask", "vsa_compile/analysis/optable/masks.py::_counted", "known.given or source.dtype == torch.bool or nonnegative", "True", ("tests/test_soundness_masks.py",)),
+    Mutant("long text", "a hint speaks of a text as long as the video", "vsa_compile/convert/no_video.py::fills", "shows_video and segment.axis in analysis.inputs", "False", ("tests/test_adversary.py", "-k", "hint")),
+    Mutant("copied keys", "tokens taken out of (q, k, v) first are not placed", "vsa_compile/analysis/overwriting.py::_sources", "[one[0] for one in alike if len(one) == 1]", "[]", ("tests/test_adversary.py", "-k", "spelling")),
     Mutant("hint over proof", "a hint overrides a reordering", "vsa_compile/convert/no_video.py::fills", "segment.order == REORDERED", "False", ("tests/test_soundness_tokens.py", "-k", "hint")),
     Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "site.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),

@@ -31,6 +31,16 @@ ROWS_SWAPPED = Case(
     (Change("cut_and_swapped", 0, 0),),
 )
 
+# A text that is as long as the video is not what a hint speaks of, where the graph shows the video.
+LONG_TEXT = Case(
+    Plan((6, 2, 5), (Block("self"), Block("long-text-self")), width=12, text=6, patch="rearrange"), (), True
+)
+# Keys that were taken out of (q, k, v), then copied token by token.
+KEYS_COPIED = Case(
+    Plan((4, 4, 5), (Block("text-among-keys", qkv="unbind"),), width=8, text=4, patch="tokens"),
+    (Change("filled_in_order", 37, 1),),
+)
+
 
 @example(case=ROWS_SWAPPED)
 @examples(120)
@@ -39,6 +49,7 @@ def test_what_is_converted_is_true(case: Case):
     judged(case)
 
 
+@example(case=LONG_TEXT)
 @examples(40)
 @given(case=hinted_cases(PLANS))
 def test_a_hint_overrides_nothing_that_the_graph_shows(case: Case):
@@ -50,6 +61,7 @@ def unedited(plan: Plan) -> dict[str, Claim]:
     return judged(Case(plan, ()))
 
 
+@example(case=KEYS_COPIED)
 @examples(60)
 @given(case=cases(PLANS, KEEPING))
 def test_another_spelling_loses_no_conversion(case: Case):

@@ -79,6 +79,8 @@ def split_and_swapped(x: Any, s: Spot) -> Any:
 
 @edit
 def padded_and_cut_askew(x: Any, s: Spot) -> Any:
+    if s.size in s.plan.grid:
+        raise ValueError("frames, rows or cols that are moved along by one are the raster of a video still")
     pads = [0, 0] * (len(s.shape) - 1 - s.dim) + [1, 1]
     return s.call(F.pad, x, pads).narrow(s.dim, s.random.choice((0, 2)), s.size)
 

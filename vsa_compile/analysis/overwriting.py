@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .algebra import REORDERED, UNKNOWN, Axis, includes, rigid, same, unit
@@ -48,8 +48,7 @@ class Write:
         """
         if not self.tokens:
             return
-        sources = content if len(content) == len(taken) else (None,) * len(taken)
-        for (axis, at), source in zip(taken, sources, strict=True):
+        for (axis, at), source in zip(taken, _sources(taken, content), strict=True):
             if source == (axis, at):
                 continue
             if at is None or not (self.blank or (all_of_it and len(taken) == 1)):
@@ -65,3 +64,16 @@ class Write:
         if not self.tokens or known.taken == written.taken:
             return known.taken
         return written.taken if self.blank or all_of_it else ()
+
+
+def _sources(taken: Taken, content: Taken) -> Sequence[tuple[Axis, int | None] | None]:
+    """Which position of what is written goes to each position that is written into.
+
+    k = qkv.unbind(2)[1] holds position 1 of (q, k, v), and k[:, i] position i of its tokens, too: of several,
+    the one whose axis is as long.
+    """
+    if len(content) == len(taken):
+        return content
+    alike = [[one for one in content if equal(one[0].size, axis.size)] for axis, _ in taken]
+    found = [one[0] for one in alike if len(one) == 1]
+    return found if len(found) == len(taken) == len(set(found)) else (None,) * len(taken)

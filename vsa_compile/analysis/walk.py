@@ -69,6 +69,7 @@ class Analysis:
         self.environment = shape_environment(module)
         self.calls: list[AttentionCall] = []
         self.outer: dict[Node, Any] = {}  # body placeholder -> argument of the call
+        self.inputs: set[Axis] = set()  # of the graph: their axes, as they came
         self.transforms = False  # under torch.func
         self.equal_counts: dict[Any, Size] = {}  # sizes that are data and equal others
         self.failures: list[str] = []  # operators whose entry failed
@@ -132,7 +133,9 @@ class _Walk:
                 value = self.analysis.read(argument)
                 self.memory.define(node, unknown(example_of(node), "") if value is None else value)
             elif node.op in ("placeholder", "get_attr"):
-                self.memory.define(node, _source(module, node))
+                value = _source(module, node)
+                self.analysis.inputs.update(value.axes if isinstance(value, Known) else ())
+                self.memory.define(node, value)
             elif node.op == "output":
                 return self.analysis.read(node.args[0])
             elif is_call(node):

@@ -189,7 +189,7 @@ def _video(
     if shared:
         return max(shared, key=lambda found: analysis.hint(found[0].tokens))  # pyright: ignore[reportReturnType]
     if options.grid is not None and not any(q.grid for q in segments):
-        hinted = _hinted(analysis, call, options.grid, segments, keys, guard)
+        hinted = _hinted(analysis, call, options.grid, segments, keys, shows_video, guard)
         if hinted is not None:
             return hinted
     raise Refused(why_no_video(analysis, call, segments, keys, shows_video))
@@ -201,6 +201,7 @@ def _hinted(
     grid: Grid,
     segments: tuple[Segment, ...],
     keys: tuple[Segment, ...],
+    shows_video: bool,
     guard: bool,
 ) -> tuple[Grid, Size, Size] | None:
     """The one segment that a hinted grid fits: as long, and not shown to be arranged otherwise.
@@ -209,11 +210,16 @@ def _hinted(
     may be the video as a whole; otherwise equal length does not make them one.
     A symbolic length that happens to fit becomes a guard of the graph: the grid is a constant.
     """
-    fit = [(i, q) for i, q in enumerate(segments) if fills(analysis, q, grid)]
+    fit = [(i, q) for i, q in enumerate(segments) if fills(analysis, q, grid, shows_video)]
     places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
               if (at := within(q.axis, k.axis)) is not None]  # fmt: skip
     given = all(call.known[name].given for name in ("query", "key"))
-    if not places and given and len(segments) == len(keys) == 1 and fills(analysis, keys[0], grid):
+    if (
+        not places
+        and given
+        and len(segments) == len(keys) == 1
+        and fills(analysis, keys[0], grid, shows_video)
+    ):
         places = [(0, 0, 0, keys[0].size) for _ in fit]
     if len(places) != 1:
         return None

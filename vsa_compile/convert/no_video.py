@@ -17,13 +17,16 @@ from . import refusals
 from .refusals import Reason
 
 
-def fills(analysis: Analysis, segment: Segment, grid: Grid) -> bool:
+def fills(analysis: Analysis, segment: Segment, grid: Grid, shows_video: bool) -> bool:
     """Whether a hinted grid may say what the graph does not of a segment: nothing contradicts it.
 
     Tokens of an order that the graph makes, looked-up ids, and axes whose order is another are no video; axes
-    that are known in part may be (frames, rows * cols).
+    that are known in part may be (frames, rows * cols). Where the graph shows the video, an input of its own
+    is something else, a text as long as the video.
     """
     if analysis.hint(segment.size) != grid.tokens or segment.order == REORDERED or segment.in_windows:
+        return False
+    if shows_video and segment.axis in analysis.inputs:
         return False
     atoms = wholes(segment.axis, opaque=True)
     if len(atoms) == 1:
