@@ -34,11 +34,12 @@ from .errors import (
     sparse_for_good,
     unknown_name,
 )
+from .grid import GridSizes
 from .ops import gpu
 from .ops.gpu.templates import template_files
 from .options import Options, OptionsDict
 from .plan.schedule import SparsitySchedule
-from .report.table import Report, SiteReport, describe, site_report
+from .report.site_report import Report, SiteReport, describe, site_report
 from .runtime import state
 
 log = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ def _unguarded(decision: Decision, wanted: state.Wanted) -> Decision:
     return Refusal(decision.call, decision.name, decision.segments, no_guards(needs))
 
 
-_grids: dict[Any, set[tuple[int, int, int]]] = {}  # that were hinted while a frame was compiled, by frame
+_grids: dict[Any, set[GridSizes]] = {}  # that were hinted while a frame was compiled, by frame
 
 
 def _warn_of_the_limit() -> None:

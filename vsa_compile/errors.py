@@ -64,7 +64,7 @@ def differ(what: str, came: str) -> str:
     return f"{what}s differ: {came}. They must be the same; call .to() on the odd one."
 
 
-def misfit(shapes: str, allowed: str) -> str:
+def shapes_misfit(shapes: str, allowed: str) -> str:
     return f"shapes do not fit: {shapes}. {allowed}"
 
 

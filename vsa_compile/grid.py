@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-Tile = tuple[int, int, int]
+Tile = tuple[int, int, int]  # tokens of a tile: frames, rows, cols
+GridSizes = tuple[int, int, int]  # (frames, rows, cols) as a plain tuple, which Dynamo can compare in a guard
 
 
 def ceil_div(numerator: Any, denominator: Any) -> Any:

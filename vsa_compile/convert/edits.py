@@ -1,6 +1,6 @@
-"""New nodes as plain values, and how they get into a graph: all of them, or none.
+"""NewNode nodes as plain values, and how they get into a graph: all of them, or none.
 
-What can go wrong goes wrong while a `New` is made, which computes its example value and touches no graph.
+What can go wrong goes wrong while a `NewNode` is made, which computes its example value and touches no graph.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..torch_compat import on_examples
 
 
 @dataclass(frozen=True, eq=False)
-class New:
+class NewNode:
     """A node that is not in a graph yet: the call of an operator, which exported programs allow, too.
 
-    args: literals, nodes, other News, and lists of them. example: what it gives on the example inputs.
+    args: literals, nodes, other NewNodes, and lists of them. example: what it gives on the example inputs.
     meta: all else that is known of it. of_inputs: whether it is made of the graph's inputs, beside which it
     is put.
     """
@@ -38,18 +38,18 @@ class Edit:
 
     owner: GraphModule
     node: Node
-    by: New
+    by: NewNode
     strides: Mapping[Node, Any] = field(default_factory=dict)
 
 
-def new(mode: Any, like: Node, target: Callable[..., Any], *args: Any) -> New:
+def new_node(mode: Any, like: Node, target: Callable[..., Any], *args: Any) -> NewNode:
     """A call whose example value is computed, under the fake mode of the graph. Described as `like` is."""
-    return New(target, args, on_examples(mode, target, *_mapped(args, value_of)), like.meta)
+    return NewNode(target, args, on_examples(mode, target, *_mapped(args, example_of_argument)), like.meta)
 
 
-def value_of(argument: Any) -> Any:
+def example_of_argument(argument: Any) -> Any:
     """The example value of a node, there already or new; of anything else, itself."""
-    return argument.example if isinstance(argument, New) else example_of(argument)
+    return argument.example if isinstance(argument, NewNode) else example_of(argument)
 
 
 def apply(edits: list[Edit]) -> None:
@@ -80,13 +80,13 @@ def apply(edits: list[Edit]) -> None:
 
 
 def _insert(edits: list[Edit], done: list[Callable[[], Any]]) -> list[Node]:
-    """Put all News into the graphs, each once and behind what it is computed from; those that replace."""
-    made: dict[New, Node] = {}
+    """Put all NewNodes into the graphs, each once and behind what it is computed from; those that replace."""
+    made: dict[NewNode, Node] = {}
     first = {edit.owner: _first_call(edit.owner.graph) for edit in edits}
     for edit in edits:
         graph = edit.owner.graph
         for value in _in_order(edit.by, made):
-            arguments = _mapped(value.args, lambda x: made[x] if isinstance(x, New) else x)
+            arguments = _mapped(value.args, lambda x: made[x] if isinstance(x, NewNode) else x)
             with graph.inserting_before(first[edit.owner] if value.of_inputs else edit.node):
                 node = graph.call_function(value.target, arguments)
             done.append(partial(graph.erase_node, node))
@@ -103,12 +103,12 @@ def _first_call(graph: Graph) -> Node:
     return next(node for node in graph.nodes if node.op != "placeholder")
 
 
-def _in_order(value: New, made: Mapping[New, Node]) -> list[New]:
-    """A New and all that it needs and that is not made yet, each behind what it needs itself."""
-    found: dict[New, None] = {}
+def _in_order(value: NewNode, made: Mapping[NewNode, Node]) -> list[NewNode]:
+    """A NewNode and all that it needs and that is not made yet, each behind what it needs itself."""
+    found: dict[NewNode, None] = {}
 
     def visit(one: Any) -> None:
-        if isinstance(one, New) and one not in made and one not in found:
+        if isinstance(one, NewNode) and one not in made and one not in found:
             _mapped(one.args, visit)
             found[one] = None
 

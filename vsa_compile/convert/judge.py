@@ -20,16 +20,15 @@ from ..analysis.values import Known
 from ..analysis.walk import AttentionCall
 from ..grid import Grid
 from ..ops.break_even import KernelAtHand, kernel_at_hand
+from ..ops.functional import DTYPES
 from ..options import Options
 from ..torch_compat import depends_on_data, guard_at_least, guard_equal
 from . import refusals
-from .markers import gates_of, misfit
+from .gate_matching import gate_misfit, gates_of
 from .no_video import fills, why_no_video
 from .refusals import Reason, Refused
 
 MAX_HEAD_WIDTH = 256
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
 
@@ -91,9 +90,9 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
         name = module_path(call.node)
         try:
-            site = _judge(analysis, call, name, segments, options, shows_video, guard)
-            _check_tokens(analysis, site, options, guard)
-            decisions.append(_with_gate(analysis, site, gate))
+            conversion = _judge(analysis, call, name, segments, options, shows_video, guard)
+            _check_tokens(analysis, conversion, options, guard)
+            decisions.append(_with_gate(analysis, conversion, gate))
         except Refused as refused:
             unknown = refused.reason == refusals.unknown_grid()
             reason = refusals.unknown_grid(why) if unknown else refused.reason
@@ -101,14 +100,14 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     return decisions
 
 
-def _with_gate(analysis: Analysis, site: Conversion, gate: Node | Reason | None) -> Conversion:
-    """The site with the gate that reaches its queries."""
+def _with_gate(analysis: Analysis, conversion: Conversion, gate: Node | Reason | None) -> Conversion:
+    """The conversion with the gate that reaches its queries."""
     if isinstance(gate, Node):
-        query = attention_arguments(site.call.node)["query"]
-        gate = misfit(analysis, query, site.video, gate) or gate
+        query = attention_arguments(conversion.call.node)["query"]
+        gate = gate_misfit(analysis, query, conversion.video, gate) or gate
     if isinstance(gate, Reason):
         raise Refused(gate)
-    return site if gate is None else replace(site, gate=gate)
+    return conversion if gate is None else replace(conversion, gate=gate)
 
 
 def attention_arguments(node: Node) -> dict[str, Any]:
@@ -293,14 +292,14 @@ def _key_padding(
     return mask
 
 
-def _check_tokens(analysis: Analysis, site: Conversion, options: Options, guard: bool) -> None:
+def _check_tokens(analysis: Analysis, conversion: Conversion, options: Options, guard: bool) -> None:
     """Enough of them for the kernel at hand to beat dense attention, or as many as the options ask for."""
-    tokens, least, kernel = site.grid.tokens, options.min_tokens, None
+    tokens, least, kernel = conversion.grid.tokens, options.min_tokens, None
     hint = analysis.hint(tokens)
     if hint == 0:
         raise Refused(refusals.data_dependent())
     if least is None:
-        kernel = kernel_of(site, options)
+        kernel = kernel_of(conversion, options)
         least = kernel.least
         if least is None:
             raise Refused(refusals.slower(kernel.name, kernel.faster))
@@ -314,9 +313,9 @@ def _check_tokens(analysis: Analysis, site: Conversion, options: Options, guard:
         raise Refused(refusals.too_few_tokens(hint, least))
 
 
-def kernel_of(site: Conversion, options: Options) -> KernelAtHand:
-    """What the site would run through. Under autocast the output has the type that is computed in."""
-    out, query = example_of(site.call.node), example_of(attention_arguments(site.call.node)["query"])
+def kernel_of(conversion: Conversion, options: Options) -> KernelAtHand:
+    """What the conversion would run through. Under autocast the output has the type that is computed in."""
+    out, query = example_of(conversion.call.node), example_of(attention_arguments(conversion.call.node)["query"])
     return kernel_at_hand(out.device, out.dtype, options.tile, query.shape[-1])
 
 

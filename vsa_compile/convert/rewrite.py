@@ -30,7 +30,7 @@ from ..torch_compat import (
     symbol_of,
 )
 from . import refusals
-from .edits import Edit, New, new, value_of
+from .edits import Edit, NewNode, example_of_argument, new_node
 from .judge import Conversion, Decision, Refusal, attention_arguments
 from .refusals import Refused
 from .strides import changed_by, in_order_of, places_of, same_strides
@@ -69,29 +69,29 @@ class _Owner:
         self.environment = shape_environment(module)
         self.places = places_of(module.graph)
         self.sizes = _Sizes(module, mode)
-        self.attentions: dict[tuple, New] = {}
+        self.attentions: dict[tuple, NewNode] = {}
 
     def hint(self, size: Size) -> int:
         return size_hint(size, self.environment)
 
-    def new(self, like: Node, target: Callable[..., Any], *args: Any) -> New:
-        return new(self.mode, like, target, *args)
+    def new_node(self, like: Node, target: Callable[..., Any], *args: Any) -> NewNode:
+        return new_node(self.mode, like, target, *args)
 
-    def attention(self, like: Node, *args: Any) -> New:
+    def attention(self, like: Node, *args: Any) -> NewNode:
         """The sparse call. To compute its example runs the whole method; the calls of a model are alike."""
         key = tuple(map(_described, args))
         before = self.attentions.get(key)
         if before is None:
-            made = self.attentions[key] = self.new(like, torch.ops.vsa_compile.attention.default, *args)
+            made = self.attentions[key] = self.new_node(like, torch.ops.vsa_compile.attention.default, *args)
             return made
         x = before.example
         example = on_examples(self.mode, "new_empty_strided", x, x.shape, x.stride())
-        return New(before.target, args, example, like.meta)
+        return NewNode(before.target, args, example, like.meta)
 
 
 def _described(argument: Any) -> Any:
     """What the example of a result depends on: a literal, a size, or all of a tensor but its values."""
-    example = value_of(argument)
+    example = example_of_argument(argument)
     if isinstance(example, (list, tuple)):
         return tuple(map(_described, example))
     if isinstance(example, torch.Tensor):
@@ -100,29 +100,29 @@ def _described(argument: Any) -> Any:
     return size_expression(example) if isinstance(example, torch.SymInt) else example
 
 
-def _edit(site: Conversion, wanted: Wanted, owner: _Owner) -> Edit:
+def _edit(conversion: Conversion, wanted: Wanted, owner: _Owner) -> Edit:
     """Raises Refused."""
-    node, sizes, options = site.call.node, owner.sizes, wanted.options
-    grid = [sizes.size(size) for size in site.grid]
-    starts = [sizes.size(size) for size in (site.q_start, site.kv_start)]
+    node, sizes, options = conversion.call.node, owner.sizes, wanted.options
+    grid = [sizes.size(size) for size in conversion.grid]
+    starts = [sizes.size(size) for size in (conversion.q_start, conversion.kv_start)]
     arguments = attention_arguments(node)
     q, k, v = (arguments[name] for name in ("query", "key", "value"))
-    gate = None if site.gate is None else _gate(site, site.gate, q, owner)
-    padding = site.key_padding
+    gate = None if conversion.gate is None else _gate(conversion, conversion.gate, q, owner)
+    padding = conversion.key_padding
     if padding is not None:  # (B or 1, 1, 1, Nkv) -> (B or 1, Nkv)
-        padding = owner.new(
-            padding, aten.select.int, owner.new(padding, aten.select.int, padding, 1, 0), 1, 0
+        padding = owner.new_node(
+            padding, aten.select.int, owner.new_node(padding, aten.select.int, padding, 1, 0), 1, 0
         )
     out = owner.attention(
-        node, q, k, v, gate, grid, list(options.tile), *starts, padding, site.scale,
+        node, q, k, v, gate, grid, list(options.tile), *starts, padding, conversion.scale,
         wanted.sparsity, methods.literal(options.method), wanted.schedule,
     )  # fmt: skip
-    if site.query_padding:
-        out = _zero_padding(node, out, site.key_padding, owner)
+    if conversion.query_padding:
+        out = _zero_padding(node, out, conversion.key_padding, owner)
     return _laid_out(node, out, owner)
 
 
-def _laid_out(node: Node, out: New, owner: _Owner) -> Edit:
+def _laid_out(node: Node, out: NewNode, owner: _Owner) -> Edit:
     """The edit, with a copy to the strides that SDPA has, if the output is used so that they matter."""
     if same_strides(example_of(node), out.example):
         return Edit(owner.module, node, out)
@@ -136,25 +136,25 @@ def _laid_out(node: Node, out: New, owner: _Owner) -> Edit:
     return Edit(owner.module, node, copied, changed)
 
 
-def _zero_padding(node: Node, out: New, padding: Any, owner: _Owner) -> New:
+def _zero_padding(node: Node, out: NewNode, padding: Any, owner: _Owner) -> NewNode:
     """The output (B, H, N, D) with zeros in the rows of queries that see no key, as SDPA gives."""
-    rows = owner.new(node, torch.ops.vsa_compile.zero_padding.default, out, padding)
-    return owner.new(node, aten.transpose.int, rows, 1, 2)
+    rows = owner.new_node(node, torch.ops.vsa_compile.zero_padding.default, out, padding)
+    return owner.new_node(node, aten.transpose.int, rows, 1, 2)
 
 
-def _gate(site: Conversion, gate: Node, query: Node, owner: _Owner) -> New:
+def _gate(conversion: Conversion, gate: Node, query: Node, owner: _Owner) -> NewNode:
     """(B, N, H * D) -> (B, H, Nq, D), with zeros for the queries that it says nothing of."""
-    if gate.graph is not site.call.node.graph:
+    if gate.graph is not conversion.call.node.graph:
         raise Refused(refusals.gate_outside())
     _, heads, _, width = example_of(query).shape
-    made = owner.new(gate, aten.unflatten.int, gate, -1, [heads, width])
-    made = owner.new(gate, aten.transpose.int, made, 1, 2)
+    made = owner.new_node(gate, aten.unflatten.int, gate, -1, [heads, width])
+    made = owner.new_node(gate, aten.transpose.int, made, 1, 2)
     of_query, of_gate = (sizes_of(example_of(node)) or [] for node in (query, gate))
     if equal(of_query[2], of_gate[1]):
         return made
-    before, behind = site.q_start, of_query[2] - site.q_start - of_gate[1]
+    before, behind = conversion.q_start, of_query[2] - conversion.q_start - of_gate[1]
     around = (owner.sizes.size(before), owner.sizes.size(behind))
-    return owner.new(gate, aten.pad.default, made, [0, 0, *around])
+    return owner.new_node(gate, aten.pad.default, made, [0, 0, *around])
 
 
 class _Sizes:
@@ -204,6 +204,6 @@ class _Sizes:
                         return self._call(operator.floordiv, length, int(slope)) if slope != 1 else length
         raise Refused(refusals.grid_symbol(str(symbol)))
 
-    def _call(self, function: Any, *arguments: Any) -> New:
-        value = function(*map(value_of, arguments))
-        return New(function, arguments, value, {}, of_inputs=True)
+    def _call(self, function: Any, *arguments: Any) -> NewNode:
+        value = function(*map(example_of_argument, arguments))
+        return NewNode(function, arguments, value, {}, of_inputs=True)

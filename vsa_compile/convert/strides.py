@@ -19,7 +19,7 @@ from ..analysis.algebra import equal
 from ..analysis.graph_facts import example_of, sizes_of
 from ..analysis.optable import name_of
 from ..torch_compat import on_examples, size_expression, surely_true
-from .edits import New, new
+from .edits import NewNode, new_node
 
 aten = torch.ops.aten
 
@@ -51,7 +51,7 @@ def same_strides(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def in_order_of(node: Node, value: New, mode: Any, hint: Callable[[Any], int]) -> New:
+def in_order_of(node: Node, value: NewNode, mode: Any, hint: Callable[[Any], int]) -> NewNode:
     """`value` copied, so that its dimensions lie in memory in the order of those of `node`, without gaps.
 
     Every view of `node` is then possible of it. `hint` says how large a size is on the example inputs.
@@ -59,13 +59,13 @@ def in_order_of(node: Node, value: New, mode: Any, hint: Callable[[Any], int]) -
     strides = [hint(size_expression(stride)) for stride in example_of(node).stride()]
     order = sorted(range(len(strides)), key=lambda dim: (-strides[dim], dim))
     if order == sorted(order):
-        return new(mode, node, aten.contiguous.default, value)
+        return new_node(mode, node, aten.contiguous.default, value)
     back = [order.index(dim) for dim in range(len(order))]
-    packed = new(mode, node, aten.contiguous.default, new(mode, node, aten.permute.default, value, order))
-    return new(mode, node, aten.permute.default, packed, back)
+    packed = new_node(mode, node, aten.contiguous.default, new_node(mode, node, aten.permute.default, value, order))
+    return new_node(mode, node, aten.permute.default, packed, back)
 
 
-def changed_by(value: New, node: Node, mode: Any, places: Mapping[Node, int]) -> dict[Node, Any] | None:
+def changed_by(value: NewNode, node: Node, mode: Any, places: Mapping[Node, int]) -> dict[Node, Any] | None:
     """Where `value` takes the place of `node`: the examples of what is computed from it, if their strides
     change. None if that can matter to anyone: to a view, to a write through what is an alias of it in one
     layout alone, to an operator that is not torch's, or to who gets the results of the graph.

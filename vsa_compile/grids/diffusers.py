@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import refusals
-from .positions import Grid, VideoTokens, largest_raster, raster, runs
+from ..grid import GridSizes
+from .positions import VideoTokens, largest_raster, raster, runs
 
 # --- By shapes and integers -----------------------------------------------------------------------
 
@@ -44,7 +45,7 @@ def by_shapes(model: nn.Module, given: Mapping[str, Any]) -> VideoTokens | None:
     return VideoTokens((-(-frames // patch[0]), rows // patch[1], cols // patch[2]))
 
 
-def _patch_size(config: Any) -> Grid | None:
+def _patch_size(config: Any) -> GridSizes | None:
     """(frames, rows, cols) of a patch as diffusers' configurations spell it."""
     patch = getattr(config, "patch_size", None)
     if isinstance(patch, (tuple, list)) and len(patch) == 3:

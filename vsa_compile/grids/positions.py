@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ..convert import refusals
+from ..grid import GridSizes
 from ..torch_compat import version_of
-
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class VideoTokens:
     Or it could not be found: grid is None, and `why` says so to people.
     """
 
-    grid: Grid | None
+    grid: GridSizes | None
     start: int = 0
     length: int | None = None
     why: str = ""
@@ -99,7 +98,7 @@ def runs(places: Tensor) -> list[tuple[int, int]]:
     return list(itertools.pairwise(ends))
 
 
-def raster(table: Tensor) -> Grid | None:
+def raster(table: Tensor) -> GridSizes | None:
     """(frames, rows, cols) if every column of a table (N, K) varies along one of the three axes alone, and no
     two neighbours on an axis have the same values; else None. One row or one column is no video."""
     tokens = len(table)

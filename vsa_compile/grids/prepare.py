@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from ..convert.refusals import not_learned, not_learned_of_these
 from ..errors import ArgumentError, bad_value, captured_in_vain
+from ..grid import GridSizes
 from ..runtime.calls import ModelCall, running
 from ..torch_compat import capture_failures, capturing, known_equal, no_frame, own_code
 from .interception import Prepared, intercept, prepared_as, release
 from .positions import VideoTokens
 from .recompute import resume_in_backward
-from .registry import learn
+from .grid_rules import learn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -71,7 +72,7 @@ def unprepare(model: Model) -> Model:
         for module in inner.modules():
             release(module, prepared)
             for key, hook in [*module._forward_hooks.items()]:
-                if isinstance(hook, _Watching) and hook.prepared is prepared:
+                if isinstance(hook, _PatchWatcher) and hook.prepared is prepared:
                     del module._forward_hooks[key]
     return model
 
@@ -175,7 +176,7 @@ def _whole(handed: Callable, prepared: Prepared) -> Callable:
     return whole
 
 
-class _Watching:
+class _PatchWatcher:
     """A hook of the first convolution whose kernel is its stride: learns from what it makes."""
 
     def __init__(self, prepared: Prepared) -> None:
@@ -194,9 +195,9 @@ class _Watching:
 def _watch_patches(model: nn.Module, prepared: Prepared) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.kernel_size == module.stride:
-            hooks = [hook for hook in module._forward_hooks.values() if isinstance(hook, _Watching)]
+            hooks = [hook for hook in module._forward_hooks.values() if isinstance(hook, _PatchWatcher)]
             if not any(hook.prepared is prepared for hook in hooks):
-                module.register_forward_hook(_Watching(prepared))
+                module.register_forward_hook(_PatchWatcher(prepared))
             return
 
 
@@ -232,7 +233,7 @@ def _mark_first(args: tuple, kwargs: dict[str, Any], call: ModelCall) -> tuple[t
     return tuple(named[index] for index in range(len(args))), {name: named[name] for name in kwargs}
 
 
-def _grid_of(value: Any, call: ModelCall) -> tuple[int, int, int] | None:
+def _grid_of(value: Any, call: ModelCall) -> GridSizes | None:
     """The grid that was learned, if (B, N, C) or (N, C) is as long as the sequence that holds the video."""
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         return None

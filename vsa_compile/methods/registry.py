@@ -27,9 +27,9 @@ from .vsa import vsa
 
 log = logging.getLogger("vsa_compile.methods")
 
-Run = Callable[[Tensor, Tensor, Tensor, Tensor | None, Site], Tensor]
+MethodFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, Site], Tensor]
 
-_METHODS: dict[str, Run] = {"vsa": vsa, "bsa": bsa, "sta": sta}
+_METHODS: dict[str, MethodFunction] = {"vsa": vsa, "bsa": bsa, "sta": sta}
 _OURS = frozenset(_METHODS)  # what they are made of is in the cache key by backend.source_hash
 _registering = threading.Lock()
 
@@ -59,7 +59,7 @@ def literal(name: str) -> str:
     return known if made_of is None else f"{known}@{made_of}"
 
 
-def get(name: str) -> Run:
+def get(name: str) -> MethodFunction:
     """The method called `name`, which may end in its @digest.
 
     Raises ArgumentError with the nearest name if there is none, or if what is registered is not what
@@ -84,7 +84,7 @@ def readable(name: str) -> bool:
     return f"@{_UNREADABLE}-" not in name
 
 
-def register_method(name: str, method: Run) -> None:
+def register_method(name: str, method: MethodFunction) -> None:
     """Make `method` known as options={"method": name} and `vsa_compile.attention(..., method=name)`.
 
     method: a `vsa_compile.methods.Method`, whose parts may be classes of your own, or any function
@@ -110,7 +110,7 @@ def register_method(name: str, method: Run) -> None:
         _register(name, method)
 
 
-def _register(name: str, method: Run) -> None:
+def _register(name: str, method: MethodFunction) -> None:
     made_of = digest(method)
     before = getattr(_digests, name, None)
     if _METHODS.get(name) is method and (made_of is None or name in _OURS):

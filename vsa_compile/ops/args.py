@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import torch_compat
 from ..errors import ArgumentError, bad_list, differ
 from ..grid import Grid, TileGrid
-from .checks import check_box, check_devices, check_shape, check_type, refuse, surely
+from ..torch_compat import assert_on_device, surely_true
+from .checks import check_box, check_devices, check_shape, check_type, refuse
 
 # How the operator's schema spells a field.
 _TENSOR, _TENSOR_OR_NONE, _SIZE, _SIZES, _SIZES_OR_NONE, _NUMBER = (
@@ -105,7 +105,7 @@ class SelectArgs(_Arguments):
         if not self.scores.dim() or not self.scores.is_floating_point():
             refuse("scores", f"{self.scores.dtype}, {tuple(self.scores.shape)}", "floating point, (..., M)")
         total = self.scores.shape[-1]
-        if surely(self.at_most < 1) or surely(self.at_most > total):
+        if surely_true(self.at_most < 1) or surely_true(self.at_most > total):
             refuse("at_most", self.at_most, f"from 1 to {total}, the tiles of a row")
         if self.threshold is not None:
             check_shape("threshold", self.threshold, self.scores.shape[:-1])
@@ -208,16 +208,17 @@ class AttendArgs(_Arguments):
         check_shape("k", k, (q.shape[0], None, None, q.shape[3]))
         check_shape("v", v, k.shape)
         heads, kv_heads = q.shape[1], k.shape[1]
-        if surely(kv_heads == 0) != surely(heads == 0) or surely(heads % torch.sym_max(kv_heads, 1) != 0):
+        uneven = surely_true(heads % torch.sym_max(kv_heads, 1) != 0)
+        if uneven or surely_true(kv_heads == 0) != surely_true(heads == 0):
             refuse("k.shape[1]", kv_heads, f"a divisor of q's {heads} heads")
         if padding is not None:
             check_shape("key_padding", padding, (None, k.shape[2]))
             check_type("key_padding", padding, torch.bool)
-            if surely(padding.shape[0] != 1) and surely(padding.shape[0] != k.shape[0]):
+            if surely_true(padding.shape[0] != 1) and surely_true(padding.shape[0] != k.shape[0]):
                 refuse("key_padding.shape[0]", padding.shape[0], f"1 or the batch {k.shape[0]}")
 
     def _check_start(self, name: str, start: Any, video: Any, tokens: Any) -> None:
-        if surely(start < 0) or surely(start + video > tokens):
+        if surely_true(start < 0) or surely_true(start + video > tokens):
             refuse(name, start, f"at least 0, with {video} video tokens from there on of {tokens} in all")
 
     def check_values(self) -> None:
@@ -237,7 +238,7 @@ class AttendArgs(_Arguments):
         good[..., 1:] &= ascending
         good = (good | (place >= counts[..., None])).all(-1) & (counts >= 0) & (counts <= width)
         if counts.device.type == "cuda":
-            torch_compat.assert_on_device(good.all(), bad_list("(not looked up)", (), 0, total))
+            assert_on_device(good.all(), bad_list("(not looked up)", (), 0, total))
         elif not good.all():
             at = tuple((~good).nonzero()[0].tolist())
             raise ArgumentError(bad_list(str(at), self.tiles[at].tolist(), int(self.counts[at]), total))

@@ -86,7 +86,7 @@ def host_looks(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-class Work:
+class ChunkedCall:
     """A call cut into chunks."""
 
     def __init__(self, args: AttendArgs) -> None:
@@ -197,10 +197,10 @@ def _rows(tokens: Tensor, batch: Tensor, head: Tensor, count: int, heads: int, b
     return rows.where(tokens >= 0, batches * count * heads)
 
 
-def _by_row(x: Tensor, work: Work) -> Tensor:
+def _by_row(x: Tensor, chunked: ChunkedCall) -> Tensor:
     """(B, H, N, D) -> its rows (B * N * H, D), with a row of zeros behind them where that may be read."""
     rows = x.transpose(1, 2).reshape(-1, x.shape[-1])
-    return rows if work.host_looks else torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+    return rows if chunked.host_looks else torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
@@ -236,12 +236,12 @@ def _in_given_types(kernel: Callable) -> Callable:
 def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
     """Exact softmax attention over the listed tiles and all non-video keys: out (B, Nq, H, D), lse (B, H, Nq)
     in fp32 or wider, the witness of the grid."""
-    work, wide = Work(args), lse_dtype(args.q.dtype)
-    q, k, v = (_by_row(x, work) for x in (args.q, args.k, args.v))
+    chunked, wide = ChunkedCall(args), lse_dtype(args.q.dtype)
+    q, k, v = (_by_row(x, chunked) for x in (args.q, args.k, args.v))
     out, lse = torch.zeros_like(q), torch.full(q.shape[:1], -torch.inf, dtype=wide, device=q.device)
-    for chunk in work.chunks():
+    for chunk in chunked.chunks():
         inputs = _take(q, chunk.queries), _take(k, chunk.keys), _take(v, chunk.keys)
-        if work.host_looks:
+        if chunked.host_looks:
             some, some_lse = torch_compat.flash_on_cpu(*inputs, chunk.seen, args.scale)
         else:
             queries, keys, values = (x.to(wide) for x in inputs)
@@ -261,16 +261,16 @@ def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
 def attend_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v as (B, N, H, D), recomputing the weights from lse. Keys collect theirs in the
     order of the chunks, without atomics."""
-    call, work, wide = args.call, Work(args.call), lse_dtype(args.call.q.dtype)
-    q, k, v = (_by_row(x, work) for x in (call.q, call.k, call.v))
-    grad_out, out = (_by_row(x.transpose(1, 2), work) for x in (args.grad_out, args.out))
-    lse = _by_row(args.lse[..., None], work)[:, 0]
+    call, chunked, wide = args.call, ChunkedCall(args.call), lse_dtype(args.call.q.dtype)
+    q, k, v = (_by_row(x, chunked) for x in (call.q, call.k, call.v))
+    grad_out, out = (_by_row(x.transpose(1, 2), chunked) for x in (args.grad_out, args.out))
+    lse = _by_row(args.lse[..., None], chunked)[:, 0]
     grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
-    for chunk in work.chunks():
+    for chunk in chunked.chunks():
         queries, keys, values = _take(q, chunk.queries), _take(k, chunk.keys), _take(v, chunk.keys)
         rows = (_take(x, chunk.queries) for x in (grad_out, out, lse))
         inputs = tuple(x.to(wide) for x in (queries, keys, values, *rows))
-        gradients: Callable = torch_compat.flash_backward_on_cpu if work.host_looks else _gradients
+        gradients: Callable = torch_compat.flash_backward_on_cpu if chunked.host_looks else _gradients
         some_q, some_k, some_v = gradients(*inputs, chunk.seen, call.scale)
         grad_q.index_copy_(0, chunk.queries.flatten(), some_q.flatten(0, 1))
         _add_rows(grad_k, chunk.keys.flatten(), some_k.flatten(0, 1))

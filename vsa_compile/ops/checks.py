@@ -12,12 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .. import torch_compat
 from ..errors import ArgumentError, bad_value, differ
-
-
-def surely(comparison: Any) -> bool:
-    return torch_compat.surely_true(comparison)
+from ..torch_compat import surely_true
 
 
 def refuse(name: str, got: Any, allowed: str) -> NoReturn:
@@ -28,14 +24,14 @@ def check_shape(name: str, x: Tensor, wanted: Iterable[Any]) -> None:
     """None allows any size."""
     wanted = tuple(wanted)
     if x.dim() != len(wanted) or any(
-        b is not None and surely(a != b) for a, b in zip(x.shape, wanted, strict=True)
+        b is not None and surely_true(a != b) for a, b in zip(x.shape, wanted, strict=True)
     ):
         shown = ", ".join("any" if size is None else str(size) for size in wanted)
         refuse(f"{name}.shape", tuple(x.shape), f"({shown})")
 
 
 def check_box(name: str, box: Any) -> None:
-    if box is not None and (len(box) != 3 or any(surely(n < 1) for n in box)):
+    if box is not None and (len(box) != 3 or any(surely_true(n < 1) for n in box)):
         refuse(name, tuple(box), "three positive integers (frames, rows, cols)")
 
 

@@ -127,7 +127,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> None:
         allowed = errors.grouped_heads()
     if allowed is not None:
         came = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        raise ArgumentError(errors.misfit(came, allowed))
+        raise ArgumentError(errors.shapes_misfit(came, allowed))
     if gate is not None and gate.shape != q.shape:
         way_out = "Call .expand_as(q) on a gate that is shared."
         raise ArgumentError(

@@ -41,12 +41,12 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define("share(Tensor like, int schedule) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-LEAVES = {
+_SCHEMAS = {
     "select": f"({SelectArgs.schema()}) -> (Tensor tiles, Tensor counts)",
     "attend": f"({AttendArgs.schema()}) -> (Tensor out, Tensor lse, Tensor witness)",
     "attend_backward": f"({BackwardArgs.schema()}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
 }
-for _name, _schema in LEAVES.items():
+for _name, _schema in _SCHEMAS.items():
     _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 _LIBRARY.define("zero_padding(Tensor x, Tensor padding) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .. import methods
-from ..grid import Grid, TileGrid
+from ..grid import Grid, Tile, TileGrid
 from ..methods import Method
 from ..ops.flops import attended_pairs
 from ..options import Options
@@ -41,7 +41,7 @@ def cost_of(call: CallSizes, options: Options) -> Cost:
 
 
 @lru_cache(maxsize=256)  # the blocks of a model are alike
-def _cost(call: CallSizes, tile: tuple[int, int, int], sparsity: float, method: str) -> Cost:
+def _cost(call: CallSizes, tile: Tile, sparsity: float, method: str) -> Cost:
     tiles = TileGrid(call.grid, tuple(map(min, tile, call.grid)))  # pyright: ignore[reportArgumentType]
     q_tokens, kv_tokens = call.q[2], call.k[2]
     if sparsity == 0:

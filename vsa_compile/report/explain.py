@@ -19,10 +19,11 @@ from ..analysis import Analysis, analyse
 from ..convert.judge import judge
 from ..convert.refusals import not_captured
 from ..convert.rewrite import plan
+from ..grid import GridSizes
 from ..options import Options
 from ..runtime import state
 from ..torch_compat import compiled_by, compiled_with, depends_on_data, explaining_compile
-from .table import Report, SiteReport, amounts, site_report
+from .site_report import Report, SiteReport, amounts, site_report
 
 
 @runtime_checkable
@@ -45,7 +46,7 @@ class _Run:
     modules: list[torch.nn.Module]
     parameters: set[int]
     broken: bool
-    hint: tuple[int, int, int] | None
+    hint: GridSizes | None
     why: str
 
     @property

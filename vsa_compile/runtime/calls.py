@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Grid = tuple[int, int, int]
+from ..grid import GridSizes
 
 
 @dataclass(eq=False)
@@ -18,10 +18,10 @@ class ModelCall:
     """
 
     model: int
-    grid: Grid | None = None
+    grid: GridSizes | None = None
     start: int = 0
     length: int | None = None  # of the sequence; None if that is the video alone
-    images: Grid | None = None
+    images: GridSizes | None = None
     why: str = ""  # why there is no grid
     met: bool = True
 

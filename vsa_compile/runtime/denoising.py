@@ -45,7 +45,7 @@ def denoising(
     try:
         yield loop.on_step_end
     finally:
-        now.dense_tokens.leave(loop.token)
+        now.dense_requests.leave(loop.request)
     loop.warn()
 
 
@@ -54,10 +54,10 @@ class _Loop:
 
     def __init__(self, steps: int, window: tuple[float, float], is_sparse: Callable[[int], bool]) -> None:
         self.steps, self.window, self.is_sparse = steps, window, is_sparse
-        self.around = now.dense_tokens.of_this_thread()  # dense() around it makes every step dense
+        self.around = now.dense_requests.of_this_thread()  # dense() around it makes every step dense
         self.longest = 0  # steps of a loop
         self.were_sparse = False
-        self.token = now.dense_tokens.enter(self._dense(0))
+        self.request = now.dense_requests.enter(self._dense(0))
 
     def _dense(self, step: int) -> bool:
         return self.around or not self.is_sparse(step)
@@ -68,7 +68,7 @@ class _Loop:
         # A pipeline of diffusers knows its length; the next step may be the first one of another loop.
         known: Any = getattr(pipe, "num_timesteps", None)
         last = (known if is_int(known) else self.steps) - 1
-        now.dense_tokens.change(self.token, self._dense(0 if step == last else step + 1))
+        now.dense_requests.change(self.request, self._dense(0 if step == last else step + 1))
         return kwargs
 
     def warn(self) -> None:

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..grid import Grid
+from ..grid import Grid, GridSizes
 from ..options import Options, read_grid
 from ..plan.schedule import SparsitySchedule, bucket_name
 from ..torch_compat import guard_on_attribute
 from .calls import running
-from .tokens import Tokens
-
-_Three = tuple[int, int, int]
+from .requests import Requests
 
 
 class State:
@@ -27,20 +25,20 @@ class State:
     """
 
     def __init__(self) -> None:
-        self.dense_tokens: Tokens[bool] = Tokens("dense", any)
-        self.grid_tokens: Tokens[_Three | None] = Tokens("video_grid", lambda grids: [None, *grids][-1])
+        self.dense_requests: Requests[bool] = Requests("dense", any)
+        self.grid_requests: Requests[GridSizes | None] = Requests("video_grid", lambda grids: [None, *grids][-1])
         self.gates = 0  # how often gates were added: Dynamo guards no hooks
 
     @property
     def dense(self) -> bool:
         """Whether sparse calls run dense for now."""
-        return self.dense_tokens.in_force()
+        return self.dense_requests.in_force()
 
     @property
-    def grid(self) -> _Three | None:
+    def grid(self) -> GridSizes | None:
         """What a prepared model learned of its call, or what video_grid says. A tuple: Dynamo compares it."""
         learned = running.now.grid if running.now is not None else None
-        return learned or self.grid_tokens.in_force()
+        return learned or self.grid_requests.in_force()
 
     @property
     def why(self) -> str:
@@ -75,7 +73,7 @@ def wanted(options: Options) -> Wanted:
     return Wanted(with_grid(options, grid), grid is not None, literal, schedule, now.why)
 
 
-def with_grid(options: Options, grid: _Three | None) -> Options:
+def with_grid(options: Options, grid: GridSizes | None) -> Options:
     """The options with a grid in the place of their own, if there is one."""
     return options if grid is None else replace(options, grid=Grid(*grid))
 
@@ -116,7 +114,7 @@ def dense() -> Iterator[None]:
     A backward that computes activations again (checkpointing) sees what its forward saw.
     Raises StateError if another thread is within `denoising` at a step that is sparse.
     """
-    with _within(now.dense_tokens, True):
+    with _within(now.dense_requests, True):
         yield
 
 
@@ -130,14 +128,14 @@ def video_grid(frames: int, rows: int, cols: int) -> Iterator[None]:
     A backward that computes activations again (checkpointing) sees the grid of its forward.
     Raises OptionError unless all three are positive integers, StateError if another thread has another grid.
     """
-    with _within(now.grid_tokens, tuple(read_grid((frames, rows, cols)))):  # pyright: ignore[reportArgumentType]
+    with _within(now.grid_requests, tuple(read_grid((frames, rows, cols)))):  # pyright: ignore[reportArgumentType]
         yield
 
 
 @contextmanager
-def _within(tokens: Tokens, value: Any) -> Iterator[None]:
-    token = tokens.enter(value)
+def _within(requests: Requests, value: Any) -> Iterator[None]:
+    request = requests.enter(value)
     try:
         yield
     finally:
-        tokens.leave(token)
+        requests.leave(request)

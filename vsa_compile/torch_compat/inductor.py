@@ -153,10 +153,10 @@ def has_tensor_map(x: Any) -> bool:
     *outer, inner = layout.stride
     return (
         x.get_name() not in V.graph.unaligned_buffers
-        and surely(inner, 1)
+        and surely_equal(inner, 1)
         and sizevars.statically_known_multiple_of(layout.offset * size, 16)
         and all(sizevars.statically_known_multiple_of(stride * size, 16) for stride in outer)
-        and not any(surely(stride, 0) for stride in outer[1:])
+        and not any(surely_equal(stride, 0) for stride in outer[1:])
     )
 
 
@@ -218,7 +218,7 @@ def ceil_div(size: Any, by: int) -> Any:
     return CeilDiv(size, by)
 
 
-def surely(expression: Any, value: int) -> bool:
+def surely_equal(expression: Any, value: int) -> bool:
     """Whether a size expression is `value` whenever the graph runs. Adds no guard. Checked on torch 2.13."""
     from torch._inductor.virtualized import V
 

@@ -25,7 +25,7 @@ from ..errors import ArgumentError, bad_value, no_gate_site
 from ..options import Options
 from ..runtime import state
 from ..torch_compat import compiled_by, explaining_compile
-from .loading import NAME, Loading, Unclaimed, load_hooks
+from .loading import NAME, GateLoader, UnclaimedGates, load_hooks
 from .untrained import expect_training
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -59,14 +59,14 @@ def add_gates(
             owner = model.get_submodule(owners[id(projection.module)].rpartition(".")[0])
         setattr(owner, NAME, gate)
         inside = next(name for name, module in owner.named_modules() if module is projection.module)
-        owner.register_load_state_dict_pre_hook(Loading(inside))
-        projection.module.register_forward_hook(Marking(owner), with_kwargs=True)
+        owner.register_load_state_dict_pre_hook(GateLoader(inside))
+        projection.module.register_forward_hook(GateMarker(owner), with_kwargs=True)
         added += gate.parameters()
         expect_training([*gate.parameters()], projection.weight)
     if not found:
         raise ArgumentError(no_gate_site())
-    if not any(isinstance(hook, Unclaimed) for hook in load_hooks(model).values()):
-        model.register_load_state_dict_pre_hook(Unclaimed())
+    if not any(isinstance(hook, UnclaimedGates) for hook in load_hooks(model).values()):
+        model.register_load_state_dict_pre_hook(UnclaimedGates())
     state.now.gates += 1
     return added
 
@@ -81,18 +81,18 @@ def remove_gates(model: Model) -> Model:
         raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
     for module in [*model.modules()]:
         for key, hook in [*module._forward_hooks.items()]:
-            if isinstance(hook, Marking):
+            if isinstance(hook, GateMarker):
                 del module._forward_hooks[key], module._forward_hooks_with_kwargs[key]
                 if hasattr(hook.owner, NAME):
                     delattr(hook.owner, NAME)
         for key, hook in load_hooks(module).items():
-            if isinstance(hook, (Loading, Unclaimed)):
+            if isinstance(hook, (GateLoader, UnclaimedGates)):
                 del module._load_state_dict_pre_hooks[key]
     state.now.gates += 1
     return model
 
 
-class Marking:
+class GateMarker:
     """A forward hook of a query projection: marks its output with the gate of the same hidden states.
 
     An object that holds the gate's owner, not a closure: copy.deepcopy and pickle then give the copy's
@@ -114,7 +114,7 @@ def _gated(model: nn.Module) -> set[nn.Module]:
     return {
         module
         for module in model.modules()
-        if any(isinstance(hook, Marking) for hook in module._forward_hooks.values())
+        if any(isinstance(hook, GateMarker) for hook in module._forward_hooks.values())
     }
 
 
@@ -192,14 +192,14 @@ def _placeholders(module: GraphModule) -> list[Node]:
 
 
 def _projection(
-    analysis: Analysis, site: Conversion, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
+    analysis: Analysis, conversion: Conversion, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
 ) -> Projection | None:
     """The one linear layer behind a call's queries that runs over its video tokens."""
-    query = attention_arguments(site.call.node)["query"]
+    query = attention_arguments(conversion.call.node)["query"]
     fitting: dict[int, tuple[nn.Module, Tensor]] = {}
     for linear in nearest(analysis, query, "linear"):
         tokens = analysis.tokens(linear)
-        meant = (analysis.tokens(query), site.video.axis)
+        meant = (analysis.tokens(query), conversion.video.axis)
         if tokens is None or not any(axis is not None and includes(axis, tokens) for axis in meant):
             continue
         weight: Any = linear.args[1] if len(linear.args) > 1 else linear.kwargs["weight"]

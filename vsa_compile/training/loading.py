@@ -14,7 +14,7 @@ from ..errors import gates_dropped
 NAME = "to_gate_compress"
 
 
-class Loading:
+class GateLoader:
     """A hook before the state of a gate's owner is loaded: absent means zero.
 
     projection: the path of the query projection inside the owner. A checkpoint may keep the gate beside it,
@@ -49,7 +49,7 @@ class Loading:
         return torch.zeros(parameter.shape, dtype=weight.dtype, device=weight.device)
 
 
-class Unclaimed:
+class UnclaimedGates:
     """A hook before the state of a whole model is loaded: says which gates of the checkpoint no gate takes,
     as load_state_dict(strict=False) drops them in silence."""
 
@@ -58,7 +58,7 @@ class Unclaimed:
         for path, module in model.named_modules():
             at = f"{prefix}{path}." if path else prefix
             for hook in load_hooks(module).values():
-                if isinstance(hook, Loading):
+                if isinstance(hook, GateLoader):
                     taken |= {f"{at}{NAME}", f"{at}{hook.beside}"}
         gates = {key.rpartition(".")[0] for key in state_dict if f".{NAME}." in f".{key}"}
         if gates - taken:

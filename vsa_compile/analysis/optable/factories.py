@@ -14,7 +14,7 @@ from ..values import OpCall
 from .table import op
 
 
-def new(call: OpCall) -> list[Axis]:
+def fresh_axes(call: OpCall) -> list[Axis]:
     return [unit() if equal(size, 1) else Axis(size) for size in call.sizes]
 
 
@@ -31,17 +31,17 @@ def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]
 
 
 for _name, _value in (("ones", True), ("new_ones", True), ("zeros", False), ("new_zeros", False)):
-    op(_name, fact=_filled(_value), table=True)(new)
+    op(_name, fact=_filled(_value), table=True)(fresh_axes)
 op("empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye",
-   "linspace", "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True)(new)  # fmt: skip
-op("full", fact=_filled_by(1, "fill_value"), table=True)(new)
-op("new_full", fact=_filled_by(2, "fill_value"), table=True)(new)
-op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(new)
+   "linspace", "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True)(fresh_axes)  # fmt: skip
+op("full", fact=_filled_by(1, "fill_value"), table=True)(fresh_axes)
+op("new_full", fact=_filled_by(2, "fill_value"), table=True)(fresh_axes)
+op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(fresh_axes)
 
 
 @op("arange", fact=lambda call, _: _positions(call), table=True)
 def _arange(call: OpCall) -> Any:
-    return new(call)
+    return fresh_axes(call)
 
 
 def _positions(call: OpCall) -> Fact | None:

@@ -14,7 +14,7 @@ from ..graph_facts import example_of
 from ..values import Known, OpCall, broadcast
 from . import carry
 from .compute import pointwise, reduced
-from .factories import new
+from .factories import fresh_axes
 from .table import op
 
 Pair = tuple[Kind, Any] | None
@@ -84,7 +84,7 @@ def _multiplied(call: OpCall) -> Any:
 
 def _nobodys(call: OpCall, fact: Fact) -> Known:
     """A result of which nothing is left of its operands."""
-    return Known(pointwise(call) or new(call), fitting(fact, call.example.dtype), table=True)
+    return Known(pointwise(call) or fresh_axes(call), fitting(fact, call.example.dtype), table=True)
 
 
 op("add", fact=_entrywise(_sum))(_added)

@@ -117,11 +117,11 @@ class KernelCall:
 
     @property
     def has_other_queries(self) -> bool:
-        return not self.target.surely(self.other_queries, 0)
+        return not self.target.surely_equal(self.other_queries, 0)
 
     @property
     def has_other_keys(self) -> bool:
-        return not self.target.surely(self.other_keys, 0)
+        return not self.target.surely_equal(self.other_keys, 0)
 
     @property
     def _q_grid(self) -> Any:
@@ -141,7 +141,7 @@ class KernelCall:
 
     def _all_real(self, grid: Any, tile: tuple[int, ...]) -> bool:
         """Whether every slot of every tile is a token."""
-        whole = all(self.target.surely(n % t, 0) for n, t in zip(grid, tile, strict=True))
+        whole = all(self.target.surely_equal(n % t, 0) for n, t in zip(grid, tile, strict=True))
         return slots(tile) == math.prod(tile) and whole
 
     def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:

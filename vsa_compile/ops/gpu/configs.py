@@ -1,4 +1,4 @@
-"""Launch configurations of the kernels, by architecture family, element size and head width.
+"""ConfigTuple configurations of the kernels, by architecture family, element size and head width.
 
 The first of a row is what runs; it is chosen so that nothing spills (tests/gpu_offline/golden.py) and every
 GPU of the family has the shared memory. The others are timed against it where the user asks for autotuning.
@@ -28,11 +28,11 @@ class Config:
     tma: bool = True
 
 
-Launch = tuple[int, int, int, int]
+ConfigTuple = tuple[int, int, int, int]
 Row = tuple[int, tuple[Config, ...]]  # head width up to, configurations
 
 
-def _row(width: int, *configs: Launch, pointers: Sequence[Launch] = ()) -> Row:
+def _row(width: int, *configs: ConfigTuple, pointers: Sequence[ConfigTuple] = ()) -> Row:
     """Configurations as (block_q, block_k, num_warps, num_stages); `pointers`: those without tensor maps."""
     return width, (*(Config(*x) for x in configs), *(Config(*x, tma=False) for x in pointers))
 

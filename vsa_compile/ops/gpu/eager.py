@@ -62,7 +62,7 @@ def _kernels(leaf: Leaf) -> Callable:
     """The kernels of a leaf as a function with the leaf's arguments."""
 
     def launched(*arguments: Any, **more: Any) -> Any:
-        args = launch.values(leaf.kind.of(*arguments, **more))
+        args = launch.as_ir(leaf.kind.of(*arguments, **more))
         return tuple(x.tensor for x in leaf.lowering.lower(launch, args))
 
     Parameter = inspect.Parameter
@@ -140,7 +140,7 @@ def _unsupported(leaf: Leaf, args: Any) -> str | None:
     """Why the kernels cannot serve this call; None if they can."""
     if args.empty:
         return "there is nothing to compute"
-    return leaf.lowering.unsupported(launch, launch.values(args))
+    return leaf.lowering.unsupported(launch, launch.as_ir(args))
 
 
 @functools.cache

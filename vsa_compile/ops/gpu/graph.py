@@ -17,7 +17,7 @@ from ...torch_compat import (
     new_buffer,
     shape_carrier,
     static_size,
-    surely,
+    surely_equal,
 )
 from .templates import Template
 
@@ -42,6 +42,6 @@ __all__ = [
     "new_buffer",
     "shape_carrier",
     "static_size",
-    "surely",
+    "surely_equal",
     "template_buffer",
 ]

@@ -21,7 +21,7 @@ _OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest of it are
 _FARTHEST = 2**31 - 1  # what a 32-bit offset reaches
 
 
-class Value(NamedTuple):
+class TensorIR(NamedTuple):
     """A tensor that answers like Inductor IR."""
 
     tensor: Tensor
@@ -36,38 +36,38 @@ class Value(NamedTuple):
         return self.tensor.device
 
 
-def values(args: Any) -> Any:
+def as_ir(args: Any) -> Any:
     """The arguments of an operator (`args.AttendArgs` or the like) as a lowering takes them."""
-    return args.map(lambda x: Value(x) if isinstance(x, Tensor) else x)
+    return args.map(lambda x: TensorIR(x) if isinstance(x, Tensor) else x)
 
 
 # --- What `graph` offers too ----------------------------------------------------------------------
 
 
-def template_buffer(template: Template, inputs: list[Value], **facts: Any) -> Value:
+def template_buffer(template: Template, inputs: list[TensorIR], **facts: Any) -> TensorIR:
     """The contiguous output of a template. As with `torch_compat.template_buffer`, but nothing is timed.
 
     Raises ImportError without triton, and what triton raises where it cannot compile the kernel.
     """
     ready = prepared(template, inputs, **facts)
     wrap_triton(render.load(ready.source))[ready.grid](**ready.arguments)
-    return Value(ready.arguments[render.OUTPUT])
+    return TensorIR(ready.arguments[render.OUTPUT])
 
 
-def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Value:
-    return Value(torch.empty(size, dtype=dtype, device=device))
+def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> TensorIR:
+    return TensorIR(torch.empty(size, dtype=dtype, device=device))
 
 
-def shape_carrier(like: Value, sizes: tuple) -> Value:
-    return Value(like.tensor.as_strided(sizes, (0,) * len(sizes)))
+def shape_carrier(like: TensorIR, sizes: tuple) -> TensorIR:
+    return TensorIR(like.tensor.as_strided(sizes, (0,) * len(sizes)))
 
 
-def expanded(x: Value, size: tuple) -> Value:
-    return Value(x.tensor.expand(size))
+def expanded(x: TensorIR, size: tuple) -> TensorIR:
+    return TensorIR(x.tensor.expand(size))
 
 
-def contiguous(x: Value) -> Value:
-    return Value(x.tensor.contiguous())
+def contiguous(x: TensorIR) -> TensorIR:
+    return TensorIR(x.tensor.contiguous())
 
 
 def is_static(size: Any) -> bool:
@@ -82,13 +82,13 @@ def ceil_div(size: Any, by: int) -> Any:
     return (size + by - 1) // by
 
 
-def has_tensor_map(x: Value) -> bool:
+def has_tensor_map(x: TensorIR) -> bool:
     """Never: Triton lets kernels make tensor maps only where the process has given it an allocator, and that
     is not ours to set."""
     return False
 
 
-def surely(expression: Any, value: int) -> bool:
+def surely_equal(expression: Any, value: int) -> bool:
     return surely_true(expression == value)
 
 
@@ -105,9 +105,9 @@ class Launch(NamedTuple):
 
 def prepared(
     template: Template,
-    inputs: list[Value],
+    inputs: list[TensorIR],
     *,
-    mutated: list[Value],
+    mutated: list[TensorIR],
     size: tuple,
     dtype: torch.dtype,
     device: torch.device,

@@ -37,7 +37,7 @@ class Target(Protocol):
         """Whether a kernel may read x through a tensor map (TMA)."""
         ...
 
-    def surely(self, expression: Any, value: int, /) -> bool:
+    def surely_equal(self, expression: Any, value: int, /) -> bool:
         """Whether both are equal whenever the kernel runs."""
         ...
 

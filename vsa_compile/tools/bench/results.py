@@ -29,7 +29,7 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class Trial:
     """One contender in one part; without a density it is dense, without lists it chooses its own."""
 
     contender: str
@@ -73,20 +73,20 @@ class Results:
     def path(self) -> Path:
         return self.plan.out / f"bench_{self.plan.device.type}.json"
 
-    def leave_out(self, entry: Entry, work: Work, reason: str) -> None:
-        self.left_out.append({**entry.named(work), "reason": reason})
+    def leave_out(self, trial: Trial, work: Work, reason: str) -> None:
+        self.left_out.append({**trial.named(work), "reason": reason})
 
-    def add(self, work: Work, spreads: dict[Entry, Spread]) -> list[dict[str, Any]]:
+    def add(self, work: Work, spreads: dict[Trial, Spread]) -> list[dict[str, Any]]:
         """The rows of contenders that were measured in turn."""
         rows = [
             {
-                **entry.named(work),
+                **trial.named(work),
                 **asdict(spread),
-                "flops": (flops := work.flops(entry.part, entry.density, entry.lists)),
-                "least_bytes": work.least_bytes(entry.part),
+                "flops": (flops := work.flops(trial.part, trial.density, trial.lists)),
+                "least_bytes": work.least_bytes(trial.part),
                 "tflops": flops / spread.median_ms / 1e9,
             }
-            for entry, spread in spreads.items()
+            for trial, spread in spreads.items()
         ]
         dense = [row for row in rows if row["contender"] in DENSE]
         best = min(dense, key=lambda row: row["median_ms"]) if dense else None

@@ -10,7 +10,7 @@ from ..analysis import Segment
 from ..analysis.algebra import Size
 from ..analysis.graph_facts import example_of, sizes_of
 from ..convert.judge import Conversion, Decision, Refusal, attention_arguments, kernel_of
-from ..grid import Grid
+from ..grid import Grid, GridSizes
 from ..options import Options
 from ..torch_compat import shape_environment, size_hint
 from .cost import CallSizes, cost_of
@@ -31,7 +31,7 @@ class SiteReport:
     converted: bool
     reason: str
     slug: str
-    grid: tuple[int, int, int] | None
+    grid: GridSizes | None
     segments: tuple[str, ...]
     tokens: int
     kept_tiles: int

@@ -50,7 +50,7 @@ def _the_one(found: list[Node], times: Counter[Node]) -> Node | Reason:
     return gate
 
 
-def misfit(analysis: Analysis, query: Node, video: Segment, gate: Node) -> Reason | None:
+def gate_misfit(analysis: Analysis, query: Node, video: Segment, gate: Node) -> Reason | None:
     """Why a call whose video is the segment `video` of its queries cannot take the gate."""
     batch, heads, _, width = sizes_of(example_of(query)) or []
     sizes, tokens = sizes_of(example_of(gate)) or [], analysis.tokens(gate)

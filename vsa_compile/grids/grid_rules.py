@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, bad_value
+from ..grid import GridSizes
 from ..options import read_grid
 from . import diffusers
-from .positions import Grid, Reader, VideoTokens
+from .positions import Reader, VideoTokens
 
-Rule = Callable[[Any, Mapping[str, Any]], VideoTokens | Grid | None]
+Rule = Callable[[Any, Mapping[str, Any]], VideoTokens | GridSizes | None]
 
 _rules: dict[type, Rule] = {}
 
