@@ -1,4 +1,4 @@
-"""Every error and warning that a user can see; why an attention call stays dense is in convert/refusals.py.
+"""Every error and warning text that a user can see; reasons for staying dense are in convert/refusals.py.
 
 Each says what came, what is allowed, and the way out.
 """
@@ -18,19 +18,19 @@ class OptionError(VsaError):
 
 
 class ArgumentError(VsaError):
-    """An argument of `vsa_compile.attention` that cannot be honoured."""
+    """An argument that cannot be honoured, of `vsa_compile.attention` or another function."""
 
 
 class RefusedError(VsaError):
-    """An attention call was refused while `fallback="error"` was asked for."""
+    """An attention call was refused under `fallback="error"`, or its graph could not be converted."""
 
 
 class StateError(VsaError):
-    """Run-time state (`dense`, `video_grid`, `denoising`, a schedule) that cannot be as somebody wants it."""
+    """Conflicting or unknown run-time state (`dense`, `video_grid`, `denoising`, a schedule)."""
 
 
 class DoubleBackwardError(VsaError, RuntimeError):
-    """Someone differentiated the gradient of the sparse kernel."""
+    """A second derivative of the sparse kernel was asked for."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

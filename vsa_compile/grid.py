@@ -1,4 +1,4 @@
-"""Tile arithmetic of a video token grid: integers, torch.SymInt or sympy alike. No tensors here."""
+"""Tile arithmetic of a video token grid, on ints, torch.SymInt or sympy alike. No tensors here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ GridSizes = tuple[int, int, int]  # (frames, rows, cols) as a plain tuple, which
 
 
 def ceil_div(numerator: Any, denominator: Any) -> Any:
-    """Division rounded up, in integer arithmetic (true for symbolic integers as well)."""
+    """Division rounded up, in integer arithmetic, which is exact for symbolic integers too."""
     return -(-numerator // denominator)
 
 
 class Grid(NamedTuple):
-    """The (frames, rows, cols) of a run of video tokens in raster order, cols fastest."""
+    """(frames, rows, cols) of a run of video tokens in raster order, cols fastest."""
 
     frames: Any
     rows: Any
@@ -31,7 +31,7 @@ class Grid(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TileGrid:
+    """A grid cut into boxes of `tile` tokens, in row-major order; border tiles are smaller."""
     """A grid cut into boxes of `tile` tokens, row-major; border tiles hold only real tokens."""
 
     grid: Grid
@@ -55,7 +55,7 @@ class TileGrid:
         return frames * rows * cols
 
     def real_tokens(self, index: int) -> int:
-        """How many tokens tile `index` really holds, 1..E."""
+        """The number of tokens in tile `index`, from 1 to E."""
         _, rows, cols = self.shape
         coordinates = (index // (rows * cols), index // cols % rows, index % cols)
         count = 1
@@ -67,8 +67,8 @@ class TileGrid:
 def kept_tiles(tiles: Any, sparsity: float | Fraction) -> Any:
     """How many of `tiles` key tiles each query tile keeps: clamp(ceil((1 - sparsity) * tiles), 1, tiles).
 
-    `sparsity` is read as the fraction its decimal text spells (0.7 is 7/10, though no float is), so
-    that the result is exact and also holds for symbolic `tiles`.
+    `sparsity` is read as the fraction that its decimal text spells (0.7 as 7/10), so that the result is exact
+    and holds for symbolic `tiles` too.
     """
     share = 1 - Fraction(str(sparsity))
     if share <= 0:
@@ -79,7 +79,7 @@ def kept_tiles(tiles: Any, sparsity: float | Fraction) -> Any:
 def kept_queries(window_tokens: int, sparsity: float | Fraction, least: float) -> int:
     """How many queries of a full window a pruner keeps: ceil(max(least, 1 - sparsity) * window_tokens).
 
-    All of them at sparsity 0; more sparsity than `1 - least` is left to the keys.
+    At sparsity 0 it keeps all; sparsity beyond `1 - least` is left to the selection of keys.
     """
     share = max(Fraction(str(least)), 1 - Fraction(str(sparsity)))
     return max(1, ceil_div(share.numerator * window_tokens, share.denominator))

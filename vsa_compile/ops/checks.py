@@ -1,4 +1,4 @@
-"""Checks of an operator's arguments. Only what is surely wrong is refused, for a size may be a symbol.
+"""Checks of an operator's arguments. Sizes may be symbolic: only what is certainly wrong is refused.
 
 Each raises ArgumentError with the name, what came and what is allowed.
 """
@@ -21,7 +21,7 @@ def refuse(name: str, got: Any, allowed: str) -> NoReturn:
 
 
 def check_shape(name: str, x: Tensor, wanted: Iterable[Any]) -> None:
-    """None allows any size."""
+    """None in `wanted` allows any size."""
     wanted = tuple(wanted)
     if x.dim() != len(wanted) or any(
         b is not None and surely_true(a != b) for a, b in zip(x.shape, wanted, strict=True)
@@ -36,7 +36,7 @@ def check_box(name: str, box: Any) -> None:
 
 
 def check_devices(args: Any, **tensors: Tensor) -> None:
-    """All tensors are on one device."""
+    """All tensors must be on one device."""
     named = tensors | {x.name: getattr(args, x.name) for x in fields(args)}
     devices = {name: x.device for name, x in named.items() if isinstance(x, Tensor)}
     if len(set(devices.values())) > 1:

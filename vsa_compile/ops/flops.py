@@ -1,7 +1,7 @@
 """FLOP formulas of the leaf operators, for torch.utils.flop_counter.FlopCounterMode.
 
-torch's flop counter imports triton, and importing this package must not. So the formulas are
-registered when the flop counter itself is loaded, before or after us.
+torch's flop counter imports triton, which importing this package must not do. So the formulas are registered
+when the flop counter is loaded, be that before or after this module.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def attended_pairs(
     listed: Any,
     queries: Any = None,
 ) -> Any:
-    """Query-key pairs that one head computes when every query tile lists `listed` tiles.
+    """The query-key pairs that one head computes if every query tile lists `listed` tiles.
 
-    queries: how many of the video attend at all; None: all of them. A listed tile counts its mean number of
-    real tokens, so that all tiles listed is exactly dense.
+    queries: how many video queries attend; None: all. A listed tile counts with the mean number of tokens per
+    tile, so that listing all tiles gives exactly the dense number.
     """
     tiles = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
     video = tiles.grid.tokens
@@ -49,9 +49,9 @@ def _attend_backward(*arguments: Any, out_val: Any = None, **more: Any) -> int:
 
 
 def _flops(call: AttendArgs) -> int:
-    """Two products of 2 D FLOPs per query-key pair; a listed tile counts its mean number of real tokens.
+    """Two products of 2 D FLOPs per query-key pair; a listed tile counts with the mean tokens per tile.
 
-    The lists are counted where they hold numbers (which synchronises a GPU); otherwise all are full.
+    The lists are summed if they hold numbers (which synchronises a GPU); otherwise all rows count as full.
     """
     (batch, heads, q_tokens, width), kv_tokens = call.q.shape, call.k.shape[2]
     video, video_q = call.boxes.grid.tokens, call.query_boxes.grid.tokens
@@ -70,7 +70,8 @@ def _register() -> None:
 
 
 class _WhenLoaded:
-    """A finder that registers the formulas right after the flop counter's first import, then is gone."""
+    """An import finder that registers the formulas right after the flop counter's first import, then removes
+    itself."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != _COUNTER:

@@ -1,4 +1,4 @@
-"""What code wants for a while: counted requests, of which none is left behind, in whatever order they go."""
+"""Requests of threads for values of the process: counted, so that none stays behind, whatever the order."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Value = TypeVar("Value", bound=Hashable)
 
 @dataclass(eq=False)
 class Request(Generic[Value]):
-    """One wish of one thread."""
+    """A value that one thread wants for a while."""
 
     value: Value
     thread: int = field(default_factory=get_ident)
 
 
 class Requests(Generic[Value]):
-    """All wishes for one value of the process, which all threads share.
+    """All requests for one value of the process, which its threads share.
 
-    `of` makes one of the values of requests, in the order in which they came. Threads may want a value at the
-    same time if it is the same. What a recompute enters within a backward concerns its own thread alone.
+    `of` combines the requested values, in the order of the requests. Threads may request a value at the same
+    time if it is the same one. What a recompute requests within a backward holds for its own thread alone.
     """
 
     def __init__(self, what: str, of: Callable[[Sequence[Value]], Value]) -> None:
@@ -38,16 +38,16 @@ class Requests(Generic[Value]):
         self._inside = _Inside()
 
     def in_force(self) -> Value:
-        """The value that holds for what runs now; within a backward, what held in the forward.
+        """The value for what runs now; within a backward, the value of its forward.
 
-        Raises StateError where there is no telling.
+        Raises StateError if that is unknown.
         """
         if self._inside.requests:
             return self._of([request.value for request in self._inside.requests])
         return self._history.in_force()
 
     def enter(self, value: Value) -> Request[Value]:
-        """Raises StateError if another thread wants another value."""
+        """Request a value. Raises StateError if another thread requests another one."""
         request = Request(value)
         if position_of_forward() is not None:
             self._inside.requests.append(request)
@@ -60,7 +60,7 @@ class Requests(Generic[Value]):
         return request
 
     def change(self, request: Request[Value], value: Value) -> None:
-        """Raises StateError if another thread wants another value; then the request keeps what it had."""
+        """Change a request. Raises StateError, and changes nothing, if another thread requests another value."""
         with self._lock:
             self._check(value)
             request.value = value
@@ -76,7 +76,7 @@ class Requests(Generic[Value]):
             self._tell()
 
     def of_this_thread(self) -> Value:
-        """What the thread that asks wants itself."""
+        """The value by the requests of the calling thread alone."""
         with self._lock:
             return self._of([request.value for request in self._requests if request.thread == get_ident()])
 
@@ -90,7 +90,7 @@ class Requests(Generic[Value]):
 
 
 class _Inside(threading.local):
-    """The requests that a recompute of this thread entered."""
+    """The requests that a recompute of this thread made."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []

@@ -77,7 +77,7 @@ def _linear(call: OpCall) -> Any:
 
 
 def _embedding(call: OpCall, indices: Any, table: Any) -> Any:
-    """Looked-up ids are text, so one axis; rows of what is no table are tokens in another order."""
+    """Looked-up ids are text, so one axis. Rows of something that is no table are tokens in another order."""
     ids, looked_up = call.known(indices), call.known(table)
     if ids is None or looked_up is None or not looked_up.table or len(ids.axes) != len(call.sizes) - 1:
         return None
@@ -120,7 +120,7 @@ def _einsum(call: OpCall) -> Any:
         return None
     inputs, output = equation.replace(" ", "").split("->")
     known: dict[str, Axis] = {}
-    carriers: dict[str, bool] = {}  # whether the axis is that of a table
+    carriers: dict[str, bool] = {}  # whether the axis comes from a table
     for letters, operand in zip(inputs.split(","), operands, strict=False):
         value = call.known(operand)
         if value is None or len(value.axes) != len(letters) or len(set(letters)) != len(letters):
@@ -152,7 +152,7 @@ def _attention(call: OpCall) -> Any:
 
 @own("higher_order::flex_attention", layer=True)
 def _flex_attention(call: OpCall) -> Any:
-    """(output, lse, maximal scores), the queries' tokens."""
+    """(output, lse, maximal scores), all of the queries' tokens."""
     q, v = call.layout(call.arg(0, "query")), call.layout(call.arg(2, "value"))
     if q is None or v is None or not isinstance(call.example, (tuple, list)):
         return None
@@ -165,10 +165,10 @@ def _flex_attention(call: OpCall) -> Any:
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", layer=True,
 )  # fmt: skip
 def _spatial(call: OpCall) -> Any:
-    """Pixel axes at another resolution still run in the same order: derive them.
+    """Spatial axes at another resolution keep their order, so the result's axes are derived from them.
 
-    The three axes of a volume of several channels are axes of one value: a video's, where a single channel
-    may as well be a picture whose channels were put where frames are.
+    The three axes of a volume with several channels are axes of one value, a video. With one channel they may
+    as well be a picture whose channels stand where frames would be.
     """
     layout = call.input
     if layout is None or len(layout) != len(call.sizes) or len(layout) < 3:
@@ -183,7 +183,7 @@ def _spatial(call: OpCall) -> Any:
 
 @op("meshgrid")
 def _meshgrid(call: OpCall) -> Any:
-    """Every output runs over all operands; the operands are axes of one grid, in their order."""
+    """Every output runs over all operands, which are the axes of one grid, in order."""
     operands = call.node.args
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])

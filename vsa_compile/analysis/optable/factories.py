@@ -1,4 +1,4 @@
-"""Operators that make a value of nothing, or of another's size alone: what they give is nobody's tokens."""
+"""Operators that make values from nothing, or from another value's size alone: nobody's tokens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _arange(call: OpCall) -> Any:
 
 
 def _positions(call: OpCall) -> Fact | None:
-    """arange(stop), arange(start, stop), of step 1 and integers."""
+    """arange(stop) or arange(start, stop), with step 1 and integer dtype."""
     args, kwargs = call.node.args, call.node.kwargs
     start = call.literal(kwargs.get("start", args[0] if len(args) > 1 else 0))
     step = call.literal(kwargs.get("step", args[2] if len(args) > 2 else 1))
@@ -55,7 +55,7 @@ def _positions(call: OpCall) -> Fact | None:
 
 
 def _like(call: OpCall) -> Any:
-    """The size of another value and none of its content."""
+    """The size of another value, but nothing of its content."""
     return call.input
 
 

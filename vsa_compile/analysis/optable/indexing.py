@@ -1,4 +1,4 @@
-"""Operators that take or write part of a tensor, in order or out of it."""
+"""Operators that read or write a part of a tensor, in order or not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _getitem(call: OpCall) -> Value:
 
 
 def taken_by(call: OpCall, layout: Layout, items: Sequence[Any]) -> Taken:
-    """Which positions x[:, i] takes."""
+    """The positions that integer indices take, as in x[:, i]."""
     result, position = (), 0
     for item in items:
         if item is None:
@@ -45,7 +45,7 @@ def taken_by(call: OpCall, layout: Layout, items: Sequence[Any]) -> Taken:
 
 
 def items_of(index: Any, rank: int) -> list[Any]:
-    """One item for each dimension, and None for each new one; a boolean mask stands for several."""
+    """One item per dimension and None per new one; a boolean mask stands for several dimensions."""
     items = list(index) if isinstance(index, (tuple, list)) else [index]
     used = sum(_consumed(item) for item in items)
     at = next((i for i, item in enumerate(items) if item is Ellipsis), None)
@@ -69,9 +69,9 @@ def is_tensor(item: Any) -> bool:
 
 
 def indexed(call: OpCall, layout: Layout, index: Any, sizes: Sequence[Any] = ()) -> Layout | None:
-    """The axes of x[index]; `sizes` are those of the result, where they are known.
+    """The axes of x[index]; `sizes` are the result's, if known.
 
-    What an index tensor takes is in an order of its own.
+    What an index tensor takes has an order of its own.
     """
     items = items_of(index, len(layout))
     by_tensor = [position for position, item in enumerate(items) if is_tensor(item)]
@@ -105,17 +105,17 @@ def _neighbours(positions: Sequence[int]) -> list[int]:
 
 
 def order_of_taken(taken: Sequence[Axis], items: Sequence[Any]) -> str:
-    """How rigid the axis is that an index takes from `taken`.
+    """The rigidity of the axis that an index takes from `taken`.
 
-    An index of numbers puts them in another order. A mask leaves them in theirs, and of an order that is
-    unknown before, the index may be what puts it right.
+    Integers put the entries into another order. A mask keeps their order; but if that was unknown before, the
+    index may be what sorts them.
     """
     masks = all(getattr(example_of(item), "dtype", None) is torch.bool for item in items if is_tensor(item))
     return UNKNOWN if masks or UNKNOWN in map(rigid, taken) else REORDERED
 
 
 def _fact_at(call: OpCall, source: Known, index: Any) -> Fact | None:
-    """What x[index] is, where x is known: claims of the last dimension are cut, others kept or dropped."""
+    """The fact of x[index]: claims along the fact's dimension are cut, others kept or dropped."""
     fact = call.fact(call.node.args[0])
     if fact is None:
         return None
@@ -133,7 +133,7 @@ def _fact_at(call: OpCall, source: Known, index: Any) -> Fact | None:
 
 
 def _place(items: Sequence[Any], dim: int) -> tuple[Any, int]:
-    """The item that indexes a dimension, and how many dimensions of the result come behind its own."""
+    """The item that indexes a dimension, and how many of the result's dimensions follow that dimension."""
     position = 0
     for number, item in enumerate(items):
         if item is None:
@@ -145,7 +145,7 @@ def _place(items: Sequence[Any], dim: int) -> tuple[Any, int]:
 
 
 def run_of(call: OpCall, size: Any, item: slice) -> tuple[Any, Any] | None:
-    """(start, stop) of a slice of step 1; None where they are not known."""
+    """(start, stop) of a slice with step 1; None if they are not known."""
     if call.literal(item.step) not in (None, 1):
         return None
     start, stop = _position(call, item.start, 0, size), _position(call, item.stop, size, size)
@@ -157,10 +157,10 @@ def run_of(call: OpCall, size: Any, item: slice) -> tuple[Any, Any] | None:
 
 
 def sliced(call: OpCall, axis: Axis, item: slice, real: Any = None) -> Axis:
-    """axis[item], whose size in the graph is `real` where that is known.
+    """axis[item], with the size `real` in the graph, if that is known.
 
-    x[:-n] with n from data is empty at n = 0, so that its size is a symbol of its own. Where the graph
-    proves that size to be a positive number, n is not 0, and it is all but the last n after all.
+    x[:-n] with a data-dependent n is empty at n = 0, and so its size is a symbol of its own. If the graph
+    proves that size to be a positive number, n is not 0, and the slice is all but the last n entries.
     """
     run = run_of(call, axis.size, item)
     if run is None:
@@ -174,7 +174,7 @@ def sliced(call: OpCall, axis: Axis, item: slice, real: Any = None) -> Axis:
 
 
 def strided(axis: Axis, item: slice) -> Axis:
-    """Every so many of an axis, one object however often it is taken; the walk puts in the real size."""
+    """Every n-th position of an axis, always the same object; the walk fills in the real size."""
     key = ("strided", str(item))
     if key not in axis.joins:
         axis.joins[key] = Axis(sympy.Dummy("unknown"))
@@ -204,7 +204,7 @@ def _slice(call: OpCall) -> Any:
 
 
 def slice_of(call: OpCall, position: int) -> slice:
-    """The slice that aten spells as three arguments, from a position on."""
+    """The slice that aten spells as three arguments, from `position` on."""
     start, stop, step = (call.arg(position + i, name) for i, name in enumerate(("start", "end", "step")))
     return slice(start, None if isinstance(stop, int) and stop > 2**62 else stop, step)
 
@@ -221,7 +221,7 @@ def _slice_fact(call: OpCall, layout: Layout) -> Fact | None:
 
 
 def _only(call: OpCall, dims: Any) -> Any:
-    """The input's axes, but for those that were put into another order."""
+    """The input's axes, with those along `dims` put into another order."""
     layout = call.input
     if layout is None or len(layout) != len(call.sizes):
         return None
@@ -234,7 +234,7 @@ def _only(call: OpCall, dims: Any) -> Any:
 
 
 def _everywhere(call: OpCall, _: Any) -> Fact | None:
-    """Entries that were moved about: what holds of all of them still does."""
+    """Of reordered entries only claims about all of them remain."""
     fact = call.fact(call.self_)
     return fact and Fact(fact.everywhere)
 
@@ -273,7 +273,7 @@ def _argsort(call: OpCall) -> Any:
 
 @op("sort", "topk", "msort")
 def _sort(call: OpCall) -> Any:
-    """Values and where they were."""
+    """The values, and their former positions."""
     dim, known = call.arg(2 if call.name == "topk" else 1, "dim", -1), call.known(call.self_)
     if known is None or not isinstance(call.example, (tuple, list)):
         return None
@@ -284,13 +284,13 @@ def _sort(call: OpCall) -> Any:
 
 
 @op("index", fact=_everywhere)
-def _index(call: OpCall) -> Any:
+    """x[tensors] in aten's form: None for a dimension that is taken whole."""
     """x[tensors]: what aten makes of an index that holds tensors, None where a dimension is taken whole."""
     items = [slice(None) if index is None else index for index in call.arg(1, "indices")]
     return call.input and indexed(call, call.input, items, call.sizes)
 
 
 @op("masked_select", "take", "nonzero", "unique", "argwhere", fact=None)
-def _picked(call: OpCall) -> Any:
+    """Data decides which entries are picked: nothing is known of them."""
     """Which entries is data: nothing is known of their order."""
     return None

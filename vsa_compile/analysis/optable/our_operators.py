@@ -1,4 +1,4 @@
-"""Our own operators that mark a graph: a hinted grid, a gate."""
+"""Our own operators that mark a graph: `hint` (a grid) and `gate`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ from .table import own
 
 @own("vsa_compile::hint")
 def _hint(call: OpCall) -> Any:
-    """The tokens (last dimension but one), from `start` on, are raster video of a grid.
+    """The tokens (last dimension but one) from `start` on are the raster video of a grid.
 
-    Without a start they all are. That frames * rows * cols is their number is known to be so then, but not by
-    algebra: cols is spelled as the rest. A hint fills what is unknown: where the graph shows how the tokens
-    are arranged, that stands.
+    Without a start all are, so frames * rows * cols is their number; if algebra does not show that, cols is
+    spelled as the quotient. A hint fills what is unknown; an arrangement that the graph shows stands.
     """
     known, grid = call.known(call.self_), [call.literal(size) for size in call.arg(1, "grid")]
     if known is None:
@@ -49,7 +48,7 @@ def _hint(call: OpCall) -> Any:
 
 
 def _hinted(axis: Axis, video: Axis) -> Axis:
-    """The axis of hinted tokens: its own, which learns from the hint; a new one where nothing was known."""
+    """The axis of hinted tokens: their own, unified with the hint, or a new one if nothing was known."""
     if order(axis) == REORDERED or out_of_order(wholes(axis)):
         return axis
     if rigid(axis):
@@ -59,6 +58,6 @@ def _hinted(axis: Axis, video: Axis) -> Axis:
 
 
 @own("vsa_compile::gate")
-def _gate(call: OpCall) -> Any:
+    """The first argument, unchanged."""
     """The first argument as it is."""
     return call.input

@@ -1,8 +1,8 @@
-"""The table of operators: what is called -> what its result is, what a mask says, what it writes.
+"""The table of operators: what is called -> its result's layout, its mask fact, and what it writes.
 
-An entry is keyed by the object that is called: a torch function, a torch.Tensor method, an operator of
-Python, or an operator registered with torch under its full name (`aten::view`, `vsa_compile::gate`). A name
-is no key: a user's own function called `flatten` is not ours, and not in the table.
+An entry is keyed by the object that is called: a torch function, a torch.Tensor method, a Python operator, or
+an operator registered with torch under its full name (`aten::view`, `vsa_compile::gate`). A bare name is no
+key: a user's own function called `flatten` is not torch's, and not in the table.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WriteRule = Callable[[OpCall], "Known | None"]  # -> what the first argument bec
 
 
 @dataclass(frozen=True)
-class Entry:
     """One operator.
 
-    `layout`: the axes of its result. `fact`: what its entries are. `becomes`: for an operator that writes
-    into its first argument by nature, what that holds afterwards; None there makes it unknown. `layer`: its
-    result's features are not those of its input, a linear layer's say. `writes`: further arguments that it
-    writes to, by position and name. `in_place`: the spelling that writes its result into its first argument.
+    `layout`: the axes of its result. `fact`: what is known of the entries of its result. `becomes`: for an
+    operator that always writes into its first argument, the content afterwards (None: unknown). `layer`: it
+    computes new features, as a linear layer does. `table`: whether its result is nobody's tokens; None: if
+    all tensor arguments are tables. `writes`: further arguments that it writes to, by position and name.
+    `in_place`: this is the spelling that writes the result into the first argument.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Entry:
 
 _ENTRIES: dict[Any, Entry] = {}
 
-# Python's operators that reach graphs, and the augmented assignments that write what they give.
+# Python's operators that occur in graphs, with their augmented assignments, which write into the left side.
 _PYTHON = {
     "add": "iadd", "sub": "isub", "mul": "imul", "truediv": "itruediv", "floordiv": "ifloordiv",
     "mod": "imod", "pow": "ipow", "and_": "iand", "or_": "ior", "xor": "ixor", "matmul": "imatmul",
@@ -78,7 +78,7 @@ def op(*names: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
 
 
 def own(name: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
-    """Register the rule of the operator whose full name is `name`, and of nothing else."""
+    """Register a rule for the operator with this full name, and for nothing else."""
 
     def register(rule: LayoutRule) -> LayoutRule:
         _ENTRIES[name] = Entry(name, rule, **what)
@@ -88,7 +88,7 @@ def own(name: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
 
 
 def python(called: Any, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
-    """Register the rule of one Python function."""
+    """Register a rule for one Python function."""
 
     def register(rule: LayoutRule) -> LayoutRule:
         _ENTRIES[called] = Entry(getattr(called, "__name__", ""), rule, **what)
@@ -110,7 +110,7 @@ def _objects(name: str, augmented: str = "") -> Iterator[Any]:
 
 
 def entry_of(node: Node) -> Entry | None:
-    """The entry of what a node calls; None where that is nothing of torch's or ours."""
+    """The entry for what a node calls; None if that is neither torch's nor ours."""
     called = node.target
     if node.op == "call_method":
         owner = example_of(node.args[0]) if node.args else None
@@ -119,7 +119,7 @@ def entry_of(node: Node) -> Entry | None:
 
 
 def name_of(node: Node) -> str:
-    """The name of what a node calls in the table; "" for what is not in it."""
+    """The name of the entry for what a node calls; "" if there is none."""
     entry = entry_of(node) if node.op in ("call_function", "call_method") else None
     return entry.name if entry is not None else ""
 
@@ -140,7 +140,7 @@ def _entry(called: Any) -> Entry | None:
 
 
 def _plain(name: str) -> Entry:
-    """The entry of a torch operator that has none of its own: pointwise if aten says so, else any result."""
+    """The entry of a torch operator that has none: pointwise if aten says so, else of unknown result."""
     from .compute import pointwise
 
     base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
@@ -149,7 +149,7 @@ def _plain(name: str) -> Entry:
 
 
 @cache
-def is_pointwise(name: str) -> bool:
+    """Whether aten tags any overload of this operator as pointwise."""
     """Whether aten tags any overload of this op as pointwise."""
     packet = getattr(torch.ops.aten, name, None)
     if packet is None:
@@ -158,7 +158,7 @@ def is_pointwise(name: str) -> bool:
 
 
 def written_by(node: Node, entry: Entry | None) -> list[Any]:
-    """The arguments that a call may write to. A call of something unknown may write all that it is given."""
+    """The arguments that a call may write to; an unknown operator may write to all of its arguments."""
     by_schema = written_arguments(node)
     if by_schema is not None:
         return by_schema
@@ -219,7 +219,7 @@ def _known(entry: Entry, call: OpCall, layout: Any, index: int | None) -> Value:
 
 
 def _taken(call: OpCall, tensors: list[Known]) -> Taken:
-    """Of which positions alone the operands are. What is added to one in place leaves it what it was."""
+    """The single positions that the operands are slices of; an in-place addition keeps its target's."""
     carriers = [known for known in tensors if not known.table] or tensors
     if call.in_place and (first := call.known(call.self_)) is not None and not first.table:
         carriers = [first]
@@ -227,7 +227,7 @@ def _taken(call: OpCall, tensors: list[Known]) -> Taken:
     return alike.pop() if len(alike) == 1 else ()
 
 
-# Views and copies: their entries are those of their input. (A cast to so few bits may wrap.)
+# Views and copies, whose entries are those of their input. (A cast to few bits may wrap.)
 _THE_SAME = (carry.copied, carry.moved, carry.turned, carry.stretched)
 _NARROW = (torch.int8, torch.uint8, torch.int16)
 

@@ -1,4 +1,4 @@
-"""Operators that rearrange dimensions and move no data, or only copy it."""
+"""Operators that rearrange dimensions: views and copies."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from .table import op, python
     "_unsafe_view", "_reshape_alias", fact=carry.moved,
 )  # fmt: skip
 def _reshape(call: OpCall) -> Any:
-    """Any regrouping of the same elements in the same order: the output sizes say it all."""
+    """A regrouping of the same elements in the same order, which the output sizes describe fully."""
     if call.name == "view" and isinstance(call.arg(1, "dtype"), type(call.example.dtype)):
-        return None  # the same bits as another dtype
+        return None  # the same bits in another dtype
     return regroup(call.input, call.sizes) if call.input is not None else None
 
 
 def _show_video(layout: Layout) -> None:
-    """Bare tokens that were split into three dimensions are a video where channels were put in front of them.
+    """Mark tokens that were split into three dimensions as a video, if channels were moved in front of them.
 
     (B, N, c p q) -> (B, T, H, W, c, p, q) -> (B, c, T, H, p, W, q) is an unpatchify: it makes a picture of
-    channels over three axes. That a dimension is split into three alone says nothing: audio is pooled so.
+    channels over three axes. Splitting a dimension into three alone proves nothing: audio is pooled that way.
     """
     pieces = [(position, axis) for position, axis in enumerate(layout) if axis.whole and not origins(axis)]
     for three in combinations(pieces, 3):
@@ -90,7 +90,7 @@ def _matrix_transpose(call: OpCall) -> Any:
 
 @python(getattr, fact=carry.turned)
 def _attribute(call: OpCall) -> Any:
-    """x.mT and what else of a tensor's attributes is a tensor; sizes and dtypes are none."""
+    """x.mT and other attributes that are tensors; sizes and dtypes are not."""
     layout, name = call.input, call.node.args[1]
     if layout is None or name not in ("mT", "mH", "T", "H", "real", "data"):
         return None
@@ -117,7 +117,7 @@ def _movedim(call: OpCall) -> Any:
 
 @op("expand", "expand_as", "broadcast_to", fact=carry.stretched)
 def _expand(call: OpCall) -> Any:
-    """A stretched dimension is a new axis: its positions are copies, not the tokens of another value."""
+    """An expanded dimension is a new axis: its positions are copies, not the tokens of another value."""
     layout = call.input
     if layout is None:
         return None
@@ -187,8 +187,8 @@ def _stack(call: OpCall) -> Any:
 
 
 def _put_together(tensors: list[Known]) -> Axis | None:
-    """The axis that was taken apart into these, one for each of its positions, in their order; an axis in
-    another order where they are positions of one axis, and not in its order."""
+    """The axis whose positions these are, if they are all of them, in order; a reordered axis if they are
+    positions of one axis in another order."""
     parts = [one.taken[-1] for one in tensors if one.taken]
     if len(parts) < len(tensors) or any(one.taken[:-1] != tensors[0].taken[:-1] for one in tensors):
         return None
@@ -285,18 +285,18 @@ def _view_as_complex(call: OpCall) -> Any:
 
 
 def _may_be_negative(size: Any) -> bool:
-    """Whether a size could be below 0 for some values of its symbols."""
+    """Whether a size is below 0 for some values of its symbols."""
     return size < 0 if isinstance(size, int) else not size.is_nonnegative
 
 
 def _paddings(call: OpCall) -> list[tuple[Any, Any]]:
-    """(before, after) of each padded dimension, the last first."""
+    """(before, after) for each padded dimension, last dimension first."""
     amounts = [call.literal(amount) for amount in call.rest(1, "pad")]
     return list(zip(amounts[::2], amounts[1::2], strict=True))
 
 
 def _padded(call: OpCall, layout: Layout) -> Fact | None:
-    """The fact of constant padding: pieces of the filling around what was there."""
+    """The fact of constant padding: pieces of the filling around the input."""
     if call.arg(2, "mode", "constant") != "constant" or not layout:
         return None
     filling, fact = constant(call.literal(call.arg(3, "value")) or 0), call.fact(call.self_)
@@ -311,7 +311,7 @@ def _padded(call: OpCall, layout: Layout) -> Fact | None:
 
 @op("pad", fact=_padded)
 def _pad(call: OpCall) -> Any:
-    """Padding makes a concatenation; on pixel axes a convolution then derives its axis from it."""
+    """Padding is a concatenation; on pixel axes a convolution then derives its axis from it."""
     layout = call.input
     if layout is None:
         return None
