@@ -1,6 +1,6 @@
 """Judges every SDPA call of a graph: a Conversion, or a Refusal with its reason.
 
-Reads graphs and layouts; changes nothing, and knows none of our operators.
+Reads graphs and layouts, changes nothing, and knows none of our operators.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Conversion:
     q_start: Size
     kv_start: Size
     key_padding: Node | None
-    query_padding: bool  # whether queries that are padding, too, see nothing
+    query_padding: bool  # whether padding queries see nothing, too
     scale: float | None
-    gate: Node | None = None  # (B, N, H * D), of all queries or of the video alone
+    gate: Node | None = None  # (B, N, H * D), for all queries or for the video alone
 
     @property
     def video(self) -> Segment:
-        """The segment of the queries that is made sparse."""
+        """The segment of the queries that becomes sparse."""
         offsets = (offset(self.segments, i) for i in range(len(self.segments)))
         return next(s for s, at in zip(self.segments, offsets, strict=True) if equal(at, self.q_start))
 
@@ -69,7 +69,7 @@ Decision = Conversion | Refusal
 
 
 def wants_hint(decision: Decision) -> bool:
-    """Whether a hinted grid made this decision, or might have."""
+    """Whether the decision used a hinted grid, or would change with one."""
     hidden = not any(segment.grid for segment in decision.segments)
     return hidden and (
         isinstance(decision, Conversion) or decision.reason.slug == refusals.unknown_grid().slug
@@ -79,9 +79,9 @@ def wants_hint(decision: Decision) -> bool:
 def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str = "") -> list[Decision]:
     """One Conversion or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
 
-    Where the number of tokens is symbolic, min_tokens becomes a guard of the graph, so that Dynamo
-    compiles again when a call crosses it; `guard=False` only looks at the example inputs. `why` is what
-    the process knows of a hidden grid.
+    If the number of tokens is symbolic, the comparison with min_tokens becomes a guard of the graph, so that
+    Dynamo recompiles when a call crosses it; `guard=False` only looks at the example inputs. `why`: the
+    process's reason why a grid is unknown.
     """
     read = [_segments(analysis, call) for call in analysis.calls]
     shows_video = any(segment.grid for segments in read for segment in segments)
@@ -101,7 +101,7 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
 
 
 def _with_gate(analysis: Analysis, conversion: Conversion, gate: Node | Reason | None) -> Conversion:
-    """The conversion with the gate that reaches its queries."""
+    """The conversion with the gate that reaches its queries. Raises Refused if the gate does not fit."""
     if isinstance(gate, Node):
         query = attention_arguments(conversion.call.node)["query"]
         gate = gate_misfit(analysis, query, conversion.video, gate) or gate
@@ -111,7 +111,7 @@ def _with_gate(analysis: Analysis, conversion: Conversion, gate: Node | Reason |
 
 
 def attention_arguments(node: Node) -> dict[str, Any]:
-    """SDPA's arguments by name, however they were spelled."""
+    """SDPA's arguments by name, however they were passed."""
     return {**_DEFAULTS, **dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
 
 
@@ -127,7 +127,7 @@ def _segments(analysis: Analysis, call: AttentionCall) -> tuple[Segment, ...]:
 
 
 def _read(call: AttentionCall, name: str) -> tuple[Segment, ...]:
-    """The runs of the queries or of the keys, as they were when the call ran."""
+    """The segments of the queries or the keys, as known when the call ran."""
     tokens = call.tokens(name)
     return tuple(read_segments(tokens, call.known[name].axes[:-3])) if tokens is not None else ()
 
@@ -177,7 +177,7 @@ def _video(
     shows_video: bool,
     guard: bool,
 ) -> tuple[Grid, Size, Size]:
-    """The grid of the video tokens, and where they start among the queries and the keys."""
+    """The grid of the video tokens, and where they start among queries and keys."""
     keys = _read(call, "key")
     shared = [
         (q.grid, offset(segments, i), offset(keys, j))
@@ -202,11 +202,11 @@ def _hinted(
     keys: tuple[Segment, ...],
     guard: bool,
 ) -> tuple[Grid, Size, Size] | None:
-    """The one segment that a hinted grid fits: as long, and not shown to be arranged otherwise.
+    """The single segment that a hinted grid fits: of the same length, and not shown to be arranged otherwise.
 
-    Its keys are the same tokens. Of queries and keys that are inputs of the graph nothing is known, and each
-    may be the video as a whole; otherwise equal length does not make them one.
-    A symbolic length that happens to fit becomes a guard of the graph: the grid is a constant.
+    Its keys must be the same tokens; equal length alone proves nothing. The exception are queries and keys
+    that are both inputs of the graph, of which nothing is known: each may be the video as a whole. If a
+    symbolic length fits in the example inputs, it becomes a guard, since the grid is a constant.
     """
     fit = [(i, q) for i, q in enumerate(segments) if fills(analysis, q, grid)]
     places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
@@ -219,7 +219,7 @@ def _hinted(
     i, j, at, others = places[0]
     values = call.tokens("value")
     pinned = [(segments[i].size, grid.tokens), (others, grid.tokens)]
-    if values is not None:  # which in a graph of q, k and v alone are tokens of their own
+    if values is not None:  # in a graph of q, k and v alone they are separate tokens
         pinned.append((values.size, analysis.hint(values.size)))
     for size, tokens in pinned if guard else ():
         if not isinstance(size, int):
@@ -233,7 +233,7 @@ def _check_call(arguments: dict[str, Any]) -> None:
     if _constant(arguments, "is_causal"):
         raise Refused(refusals.causal())
     q, k, v = (example_of(arguments[name]) for name in ("query", "key", "value"))
-    for x in (q, k, v):  # a subclass (DTensor, ...) may lack what the operator is made of
+    for x in (q, k, v):  # subclasses (DTensor, ...) may not support what the operator consists of
         if type(x).__name__ not in ("FakeTensor", "Tensor", "Parameter"):
             raise Refused(refusals.subclass(type(x).__name__))
     shapes = [sizes_of(x) or [] for x in (q, k, v)]
@@ -255,12 +255,12 @@ def _check_call(arguments: dict[str, Any]) -> None:
 
 
 def _as_many(keys: Size, values: Size) -> bool:
-    """Whether there are as many values as keys; where that is data, the operator checks it when it runs."""
+    """Whether there are as many values as keys; if that depends on data, the operator checks at run time."""
     return equal(keys, values) or depends_on_data(keys) or depends_on_data(values)
 
 
 def _constant(arguments: dict[str, Any], name: str) -> Any:
-    """A scalar argument. dynamic=True makes a graph value of every float; its value becomes a guard."""
+    """A scalar argument. Under dynamic=True a float is a value of the graph; it is guarded then."""
     value = example_of(arguments[name])
     if isinstance(value, torch.SymFloat):
         return float(value)
@@ -272,7 +272,7 @@ def _constant(arguments: dict[str, Any], name: str) -> Any:
 def _key_padding(
     analysis: Analysis, known: Known | None, arguments: dict[str, Any], start: Size, stop: Size
 ) -> Node | None:
-    """The mask node (B or 1, 1, 1, Nkv) if it masks non-video keys alone; refused otherwise."""
+    """The mask node (B or 1, 1, 1, Nkv) if it masks non-video keys alone. Raises Refused otherwise."""
     mask = arguments["attn_mask"]
     if mask is None:
         return None
@@ -293,7 +293,7 @@ def _key_padding(
 
 
 def _check_tokens(analysis: Analysis, conversion: Conversion, options: Options, guard: bool) -> None:
-    """Enough of them for the kernel at hand to beat dense attention, or as many as the options ask for."""
+    """Check for enough tokens: as many as the options ask for, or for the kernel to beat dense attention."""
     tokens, least, kernel = conversion.grid.tokens, options.min_tokens, None
     hint = analysis.hint(tokens)
     if hint == 0:
@@ -314,13 +314,13 @@ def _check_tokens(analysis: Analysis, conversion: Conversion, options: Options, 
 
 
 def kernel_of(conversion: Conversion, options: Options) -> KernelAtHand:
-    """What the conversion would run through. Under autocast the output has the type that is computed in."""
+    """The kernel that would serve the call. Its dtype is the output's, which autocast may have changed."""
     out, query = example_of(conversion.call.node), example_of(attention_arguments(conversion.call.node)["query"])
     return kernel_at_hand(out.device, out.dtype, options.tile, query.shape[-1])
 
 
 def _check_layer(name: str, options: Options) -> None:
-    """A number in dense_layers is a block's index in every list of blocks; a path, a module and all in it."""
+    """An index in dense_layers means that block in every list of blocks; a path, a module and all in it."""
     if not options.dense_layers:
         return
     if not name:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Why an attention call stays dense. `slug` names the counter, `text` is for people.
+    """Why an attention call stays dense. `slug` names the counter; `text` is for people.
 
-    `asked` tells whether the call looked like one that the user wanted converted: `fallback="error"`
-    raises on those, and lets cross-attention or a text encoder pass.
+    `asked`: whether the call looks like one that the user wants converted. `fallback="error"` raises for
+    those; cross-attention or a text encoder passes.
     """
 
     slug: str
@@ -19,7 +18,7 @@ class Reason:
 
 
 class Refused(Exception):
-    """Raised on the way to a decision: it is a refusal, for this reason."""
+    """Raised while a call is judged, when it is refused."""
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -133,7 +132,7 @@ def shared_body() -> Reason:
 
 
 def unknown_grid(why: str = "") -> Reason:
-    """`why`: what a prepared model that runs says of it."""
+    """`why`: the reason that a running prepared model gives."""
     way_out = (
         "call vsa_compile.prepare(model), again if its forward was replaced since, "
         'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number'
@@ -143,7 +142,7 @@ def unknown_grid(why: str = "") -> Reason:
 
 
 def not_learned(why: str) -> str:
-    """What a prepared model says of calls that it did not mark."""
+    """The reason that a prepared model gives for calls that it did not mark."""
     return (
         f"vsa_compile.prepare did not learn them either: {why or 'no argument of the model shows them'}. If "
         "they are video, call the model within `with vsa_compile.video_grid(frames, rows, cols):`, in "
@@ -183,13 +182,13 @@ def before_break_even(tokens: int, least: int, kernel: str, measured: bool) -> R
 
 
 def slower(kernel: str, faster: str) -> Reason:
-    """`faster`: what gives a faster kernel, or ""."""
+    """`faster`: how to get a faster kernel, or ""."""
     ways_out = "; ".join(filter(None, (faster, _ALL_THE_SAME)))
     text = f"{kernel} is at no size known to beat dense attention; {ways_out}"
     return Reason("slower", text, asked=True)
 
 
-# Reasons of a call that could be sparse, and would be slower.
+# Reasons of calls that could be sparse but would be slower.
 OF_SPEED = frozenset(["few-tokens", "slower"])
 
 
@@ -248,7 +247,7 @@ def no_layer_path() -> Reason:
 
 
 def enclosed(name: str) -> Reason:
-    """A call that is part of node `name` of the graph."""
+    """A call inside of the operator `name`."""
     if name.startswith("autograd_function"):
         text = "the call is inside a torch.autograd.Function, whose hand-written backward would not match"
         return Reason("autograd-function", text, asked=True)

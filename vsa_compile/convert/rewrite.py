@@ -1,7 +1,7 @@
-"""Plans `vsa_compile::attention` in the place of every Conversion: one node for one node, meta copied.
+"""Plans a `vsa_compile::attention` node in the place of every Conversion's SDPA node, with its metadata.
 
-Changes no graph: the plan is values, which `edits.apply` puts in. Symbolic sizes become nodes computed from
-the graph's own inputs, never sympy in arguments.
+Changes no graph: the plan consists of values, which `edits.apply` inserts. Symbolic sizes become nodes that
+are computed from the graph's inputs; arguments never contain sympy.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _OPERATORS = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
 
 def plan(module: GraphModule, decisions: list[Decision], wanted: Wanted) -> tuple[list[Decision], list[Edit]]:
-    """An edit for every Conversion; and the decisions: what cannot be written became a Refusal."""
+    """An edit for every Conversion, and the decisions, where what cannot be written has become a Refusal."""
     times = Counter(decision.call.node for decision in decisions)
     mode, owners = fake_mode_of(module), {}
     result: list[Decision] = []
@@ -62,7 +62,7 @@ def plan(module: GraphModule, decisions: list[Decision], wanted: Wanted) -> tupl
 
 
 class _Owner:
-    """A graph and what the plans of its Sites share."""
+    """A graph, and what the plans of its conversions share."""
 
     def __init__(self, module: GraphModule, mode: Any) -> None:
         self.module, self.mode = module, mode
@@ -78,7 +78,7 @@ class _Owner:
         return new_node(self.mode, like, target, *args)
 
     def attention(self, like: Node, *args: Any) -> NewNode:
-        """The sparse call. To compute its example runs the whole method; the calls of a model are alike."""
+        """The sparse call. Computing its example runs the whole method, so calls that are alike share one."""
         key = tuple(map(_described, args))
         before = self.attentions.get(key)
         if before is None:
@@ -90,7 +90,7 @@ class _Owner:
 
 
 def _described(argument: Any) -> Any:
-    """What the example of a result depends on: a literal, a size, or all of a tensor but its values."""
+    """What the example of a result depends on: a literal, a size, or a tensor's metadata."""
     example = example_of_argument(argument)
     if isinstance(example, (list, tuple)):
         return tuple(map(_described, example))
@@ -101,7 +101,7 @@ def _described(argument: Any) -> Any:
 
 
 def _edit(conversion: Conversion, wanted: Wanted, owner: _Owner) -> Edit:
-    """Raises Refused."""
+    """The edit for a conversion. Raises Refused."""
     node, sizes, options = conversion.call.node, owner.sizes, wanted.options
     grid = [sizes.size(size) for size in conversion.grid]
     starts = [sizes.size(size) for size in (conversion.q_start, conversion.kv_start)]
@@ -123,7 +123,7 @@ def _edit(conversion: Conversion, wanted: Wanted, owner: _Owner) -> Edit:
 
 
 def _laid_out(node: Node, out: NewNode, owner: _Owner) -> Edit:
-    """The edit, with a copy to the strides that SDPA has, if the output is used so that they matter."""
+    """The edit; with a copy to SDPA's strides if some user of the output depends on them."""
     if same_strides(example_of(node), out.example):
         return Edit(owner.module, node, out)
     changed = changed_by(out, node, owner.mode, owner.places)
@@ -131,7 +131,7 @@ def _laid_out(node: Node, out: NewNode, owner: _Owner) -> Edit:
         return Edit(owner.module, node, out, changed)
     copied = in_order_of(node, out, owner.mode, owner.hint)
     changed = {} if same_strides(example_of(node), copied.example) else None
-    if changed is None:  # SDPA's own has gaps: the copy allows the same views, and more
+    if changed is None:  # SDPA's layout has gaps: the copy allows the same views, and more
         changed = changed_by(copied, node, owner.mode, owner.places) or {}
     return Edit(owner.module, node, copied, changed)
 
@@ -143,7 +143,7 @@ def _zero_padding(node: Node, out: NewNode, padding: Any, owner: _Owner) -> NewN
 
 
 def _gate(conversion: Conversion, gate: Node, query: Node, owner: _Owner) -> NewNode:
-    """(B, N, H * D) -> (B, H, Nq, D), with zeros for the queries that it says nothing of."""
+    """The gate (B, N, H * D) as (B, H, Nq, D), with zeros for queries that it does not cover."""
     if gate.graph is not conversion.call.node.graph:
         raise Refused(refusals.gate_outside())
     _, heads, _, width = example_of(query).shape
@@ -158,7 +158,7 @@ def _gate(conversion: Conversion, gate: Node, query: Node, owner: _Owner) -> New
 
 
 class _Sizes:
-    """Sizes as arguments of nodes of one graph: ints, inputs, or what is computed from inputs."""
+    """Sizes as arguments of nodes of one graph: ints, inputs, or nodes computed from inputs."""
 
     def __init__(self, module: GraphModule, mode: Any) -> None:
         self.mode = mode
@@ -190,7 +190,8 @@ class _Sizes:
         return result
 
     def _symbol(self, symbol: sympy.Symbol) -> Any:
-        """The input that is this symbol (Dynamo), or from an input's size that is linear in it (export)."""
+        """The input that is this symbol (Dynamo), or a node computed from an input's size that is linear in
+        it (export)."""
         for node in self.inputs:
             if symbol_of(example_of(node)) == symbol:
                 return node

@@ -63,7 +63,7 @@ class _Arguments:
 
 
 def takes(kind: type[_Arguments], kernel: Callable) -> Callable:
-    """The function that an operator calls: it checks the arguments and passes them, as `kind`, to `kernel`."""
+    """The function that an operator calls: checks the arguments and passes them, as `kind`, to `kernel`."""
 
     def run(*arguments: Any, **more: Any) -> Any:
         call = kind.of(*arguments, **more)

@@ -60,7 +60,7 @@ class Requests(Generic[Value]):
         return request
 
     def change(self, request: Request[Value], value: Value) -> None:
-        """Change a request. Raises StateError, and changes nothing, if another thread requests another value."""
+        """Change a request. Raises StateError, changing nothing, if another thread requests another value."""
         with self._lock:
             self._check(value)
             request.value = value

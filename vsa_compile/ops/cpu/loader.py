@@ -128,7 +128,7 @@ def _build(variant: str) -> Any:
 
 @functools.cache
 def kernel(variant: str) -> Any:
-    """The operators attend, attend_backward and select of a variant; None, with the reason logged, on failure."""
+    """The operators attend, attend_backward and select of a variant; None, and a log line, on failure."""
     try:
         return _build(variant)
     except Exception as error:  # any failure of a compiler or linker: ATen can compute instead

@@ -1,4 +1,4 @@
-"""Lowers vsa_compile::attend to its template, attend_fwd: one kernel, gate and coarse fused in its store."""
+"""Lowers vsa_compile::attend to its template, attend_fwd; gate and coarse output are fused into its store."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def lower(target: Target, args: AttendArgs) -> tuple[Any, Any, Any]:
         # 6, SITE, is 5 under another shape
         examples={4: autotune_inputs.lists_among(call.kv_tiles), 5: full, 6: full},
     )  # fmt: skip
-    # A recompute under another grid is noticed by the shape of this; it has no elements.
+    # A recomputation under another grid is noticed by the shape of this; it has no elements.
     return out, lse, target.new_buffer((*args.grid, 0), dtype, device)

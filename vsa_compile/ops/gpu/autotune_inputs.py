@@ -1,6 +1,6 @@
-"""Inputs for Inductor to time configurations with: lists of tiles must be valid.
+"""Inputs with which Inductor times configurations: valid lists of tiles.
 
-Inductor fills integer inputs with random numbers, which as tile numbers are addresses outside of memory.
+Inductor fills integer inputs with random numbers; as tile ids these would be addresses outside of memory.
 Each maker takes an input as Inductor IR and returns a tensor on its device.
 """
 
@@ -18,10 +18,9 @@ Maker = Callable[[Any], Tensor]
 
 
 def lists_among(kv_tiles: Any) -> Maker:
-    """Makes (B, H, Mq, Kcap) int32 lists, ascending: the same random set of tiles, moved along with the query
-    tile.
+    """Makes (B, H, Mq, Kcap) int32 lists, ascending: one random set of tiles, shifted with the query tile.
 
-    Every tile is listed about equally often, so that the transposed lists are known too: `columns_like`.
+    Every tile is listed about equally often, which also determines the transposed lists: `columns_like`.
     """
 
     def lists(tiles: Any) -> Tensor:
@@ -46,7 +45,7 @@ def counts_like(tiles: Any) -> Maker:
 
 
 def columns_like(tiles: Any, kv_tiles: Any) -> tuple[Maker, Maker, Maker]:
-    """Make the STARTS, COLUMNS and ORDER of `lists_among`, up to which query tiles a column names."""
+    """Make STARTS, COLUMNS and ORDER for `lists_among`, except that columns name arbitrary query tiles."""
 
     def starts(x: Any) -> Tensor:
         batch, heads, rows, listed, total = compat.likely_sizes((*tiles.get_size(), kv_tiles))

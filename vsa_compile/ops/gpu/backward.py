@@ -1,8 +1,8 @@
-"""Lowers vsa_compile::attend_backward to four templates, none of which adds in an order that could change:
+"""Lowers vsa_compile::attend_backward to four templates, all of which add in a fixed order:
 
-attend_dq        the gradient of q, by the lists; delta on the way
-transpose_lists  the query tiles that list each key tile
-rank_columns     the key tiles, the most listed first
+attend_dq        the gradient of q, by the lists; also delta
+transpose_lists  which query tiles list each key tile
+rank_columns     the key tiles, the most often listed first
 attend_dkdv      the gradients of k and v, by the transposed lists, in that order
 """
 
@@ -19,7 +19,7 @@ from .configs import choices
 from .target import Target
 from .templates import Template
 
-_COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 searches a thread
+_COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 searches per thread
 _RANKS = {"COLS": 32, "num_warps": 4, "num_stages": 1}
 
 

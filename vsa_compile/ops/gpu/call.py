@@ -18,9 +18,10 @@ WIDEST_HEAD = 256
 
 @dataclass(frozen=True)
 class KernelCall:
-    """The arguments that forward and backward share, with what templates derive from them.
+    """The arguments shared by forward and backward, with what templates derive from them.
 
-    target: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`); sizes may be symbolic.
+    target: where the kernels go, which also decides what the values are: Inductor IR (`graph`) or tensors
+    (`launch`). Sizes may be symbolic.
     """
 
     target: Target
@@ -77,7 +78,7 @@ class KernelCall:
 
     @property
     def other_queries(self) -> Any:
-        """How many queries are not video."""
+        """The number of non-video queries."""
         return self.q_tokens - math.prod(self._q_grid)
 
     @property
@@ -85,10 +86,10 @@ class KernelCall:
         return self.kv_tokens - math.prod(self.args.grid)
 
     def trailing_inputs(self) -> list[Any]:
-        """SITE and, where there is one, PADDING: the last inputs of every template.
+        """SITE and, if there is one, PADDING: the last inputs of every template.
 
-        A template can name the sizes of its inputs and no other symbols, so the grid travels as a shape.
-        A start may be 0, a size may not: hence + 1.
+        A template can refer to the sizes of its inputs but to no other symbols, so the grid is passed as a
+        shape. A start may be 0, but a size may not: hence + 1.
         """
         args = self.args
         sizes = (*args.grid, *self._q_grid, args.q_start + 1, args.kv_start + 1)
@@ -98,7 +99,7 @@ class KernelCall:
         return [site, self.target.expanded(args.key_padding, (self.heads[0], self.kv_tokens))]
 
     def constants(self) -> dict[str, Any]:
-        """What is the same for all templates and configurations. HAS_*: there may be some."""
+        """The constants of all templates and configurations. HAS_*: there may be such."""
         tile, q_tile = self._tile, self._q_tile
         return {
             **dict(zip(("TILE_F", "TILE_R", "TILE_C"), tile, strict=True)),
@@ -140,12 +141,12 @@ class KernelCall:
         )
 
     def _all_real(self, grid: Any, tile: tuple[int, ...]) -> bool:
-        """Whether every slot of every tile is a token."""
+        """Whether every slot of every tile holds a token."""
         whole = all(self.target.surely_equal(n % t, 0) for n, t in zip(grid, tile, strict=True))
         return slots(tile) == math.prod(tile) and whole
 
     def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:
-        """The constants that configurations stand for, each once; blocks are never larger than a tile.
+        """The constants of each configuration, without repetition; blocks are never larger than a tile.
 
         read: the tensors whose tiles the kernel reads in its loop.
         """
@@ -165,21 +166,21 @@ class KernelCall:
 
 
 def slots(tile: tuple[int, ...]) -> int:
-    """Places of a tile in a kernel: its tokens, rounded up to a power of two."""
+    """Places of a tile in a kernel: its number of tokens, rounded up to a power of two."""
     return power_of_two(math.prod(tile))
 
 
 def _is_box(tile: tuple[int, ...], block: int) -> bool:
-    """Whether a tensor map can read the tile in blocks: sides are powers of two, blocks are whole frames."""
+    """Whether a tensor map can read a tile in blocks: sides are powers of two, blocks are whole frames."""
     no_padding = slots(tile) == math.prod(tile) and all(n & (n - 1) == 0 for n in tile)
     return no_padding and block % (tile[1] * tile[2]) == 0
 
 
 def too_old(device: torch.device) -> str | None:
-    """Why this GPU runs no template."""
+    """Why no template runs on this GPU; None if they do."""
     return "the GPU is older than compute capability 8.0" if family(device) is None else None
 
 
 def power_of_two(n: int, least: int = 16) -> int:
-    """The least power of two >= n; a matrix instruction takes no less than 16."""
+    """The least power of two >= n, and at least 16, which matrix instructions need."""
     return max(least, 1 << (n - 1).bit_length())

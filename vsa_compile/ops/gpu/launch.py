@@ -1,4 +1,4 @@
-"""Where a lowering's kernels run: at once, on tensors, as plain Triton kernels.
+"""The target of a lowering without Inductor: plain Triton kernels run at once, on tensors.
 
 `graph` offers the same functions on Inductor IR. A kernel runs in the first configuration of its row.
 """
@@ -17,12 +17,12 @@ from ...torch_compat import surely_true
 from . import render
 from .templates import Template
 
-_OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest of it are constants
-_FARTHEST = 2**31 - 1  # what a 32-bit offset reaches
+_OPTIONS = ("num_warps", "num_stages")  # of a configuration; its other entries are constants
+_FARTHEST = 2**31 - 1  # the largest 32-bit offset
 
 
 class TensorIR(NamedTuple):
-    """A tensor that answers like Inductor IR."""
+    """A tensor with the methods of Inductor IR that lowerings use."""
 
     tensor: Tensor
 
@@ -37,17 +37,17 @@ class TensorIR(NamedTuple):
 
 
 def as_ir(args: Any) -> Any:
-    """The arguments of an operator (`args.AttendArgs` or the like) as a lowering takes them."""
+    """The arguments of an operator (`args.AttendArgs` or the like), with tensors wrapped for a lowering."""
     return args.map(lambda x: TensorIR(x) if isinstance(x, Tensor) else x)
 
 
-# --- What `graph` offers too ----------------------------------------------------------------------
+# --- The functions of a target --------------------------------------------------------------------
 
 
 def template_buffer(template: Template, inputs: list[TensorIR], **facts: Any) -> TensorIR:
-    """The contiguous output of a template. As with `torch_compat.template_buffer`, but nothing is timed.
+    """The contiguous output of a template, as in `torch_compat.template_buffer`, but without any timing.
 
-    Raises ImportError without triton, and what triton raises where it cannot compile the kernel.
+    Raises ImportError without triton, and triton's own errors if it cannot compile the kernel.
     """
     ready = prepared(template, inputs, **facts)
     wrap_triton(render.load(ready.source))[ready.grid](**ready.arguments)
@@ -83,8 +83,8 @@ def ceil_div(size: Any, by: int) -> Any:
 
 
 def has_tensor_map(x: TensorIR) -> bool:
-    """Never: Triton lets kernels make tensor maps only where the process has given it an allocator, and that
-    is not ours to set."""
+    """Never: kernels may make tensor maps only if the process has set an allocator for Triton, and that is
+    not ours to set."""
     return False
 
 
@@ -96,7 +96,7 @@ def surely_equal(expression: Any, value: int) -> bool:
 
 
 class Launch(NamedTuple):
-    """What a kernel is launched with: kernel[grid](**arguments). Its output is one of the arguments."""
+    """The launch of a kernel: kernel[grid](**arguments). Its output is one of the arguments."""
 
     source: render.Source
     grid: tuple
@@ -116,7 +116,7 @@ def prepared(
     configs: list[dict[str, Any]],
     examples: object = None,
 ) -> Launch:
-    """The launch of `template_buffer`; the output is allocated."""
+    """The launch for `template_buffer`, with the output allocated."""
     options = {name: configs[0][name] for name in _OPTIONS}
     blocks = {name: value for name, value in configs[0].items() if name not in options}
     constants = {name: _constant(x) for name, x in (constants | blocks).items()}
@@ -134,12 +134,12 @@ def prepared(
 
 @functools.cache
 def _rendered(template: Template, constants: tuple, ranks: tuple[int, ...], wide: bool) -> render.Source:
-    """Once for every call alike: rendering costs more than a launch."""
+    """Rendered once for all calls of one kind: rendering takes longer than a launch."""
     return render.render(template, dict(constants), ranks, wide)
 
 
 def _constant(constant: Any) -> Any:
-    """A constant as a kernel takes it; templates are given strings as Python spells them."""
+    """A constant as a kernel takes it; templates are given strings in quotes."""
     return ast.literal_eval(constant) if isinstance(constant, str) else constant
 
 

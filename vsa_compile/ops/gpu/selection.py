@@ -11,8 +11,8 @@ from .call import power_of_two, too_old
 from .target import Target
 from .templates import Template
 
-_LONGEST = 8192  # scores of a row that stay in registers: 32 of each thread of 8 warps
-_STEP = 2048  # scores per step of a longer row, or of one whose length is symbolic
+_LONGEST = 8192  # scores of a row that fit into registers: 32 per thread of 8 warps
+_STEP = 2048  # scores per step of a longer row, or of a row of symbolic length
 
 
 def _programs(rows: Any, meta: Any, *, cdiv: Any) -> tuple:

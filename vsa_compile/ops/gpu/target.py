@@ -1,4 +1,4 @@
-"""What the parts of this folder ask of each other: where kernels go, and how a leaf is lowered to them."""
+"""The interfaces in this folder: where kernels go (`Target`), and how a leaf is lowered to them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .templates import Template
 
 
 class Target(Protocol):
-    """Where a lowering's kernels go: `graph`, where they become nodes, or `launch`, where they run.
+    """Where the kernels of a lowering go: `graph` makes nodes of them, `launch` runs them.
 
-    Its values are Inductor IR, or tensors in that guise; sizes may be symbolic.
+    Its values are Inductor IR, or tensors with the same methods; sizes may be symbolic.
     """
 
     def template_buffer(self, template: Template, inputs: list[Any], /, **facts: Any) -> Any:
-        """The output of a template; facts: those of `launch.prepared`."""
+        """The output of a template; facts: the keyword arguments of `launch.prepared`."""
         ...
 
     def new_buffer(self, size: Any, dtype: torch.dtype, device: torch.device, /) -> Any:
-        """Memory that holds anything."""
+        """Uninitialised memory."""
         ...
 
     def shape_carrier(self, like: Any, sizes: Any, /) -> Any:
-        """A view of these sizes, whose entries nobody reads."""
+        """A view with these sizes, whose entries are never read."""
         ...
 
     def expanded(self, x: Any, size: Any, /) -> Any: ...
@@ -38,12 +38,12 @@ class Target(Protocol):
         ...
 
     def surely_equal(self, expression: Any, value: int, /) -> bool:
-        """Whether both are equal whenever the kernel runs."""
+        """Whether both are equal at every run."""
         ...
 
 
 class Lowering(Protocol):
-    """How one leaf becomes kernels: `attend`, `backward`, `selection`."""
+    """How one leaf becomes kernels: the modules `attend`, `backward` and `selection`."""
 
     TEMPLATES: tuple[Template, ...]
 
