@@ -315,7 +315,8 @@ def _check_tokens(analysis: Analysis, conversion: Conversion, options: Options, 
 
 def kernel_of(conversion: Conversion, options: Options) -> KernelAtHand:
     """The kernel that would serve the call. Its dtype is the output's, which autocast may have changed."""
-    out, query = example_of(conversion.call.node), example_of(attention_arguments(conversion.call.node)["query"])
+    node = conversion.call.node
+    out, query = example_of(node), example_of(attention_arguments(node)["query"])
     return kernel_at_hand(out.device, out.dtype, options.tile, query.shape[-1])
 
 

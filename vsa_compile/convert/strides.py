@@ -61,7 +61,8 @@ def in_order_of(node: Node, value: NewNode, mode: Any, hint: Callable[[Any], int
     if order == sorted(order):
         return new_node(mode, node, aten.contiguous.default, value)
     back = [order.index(dim) for dim in range(len(order))]
-    packed = new_node(mode, node, aten.contiguous.default, new_node(mode, node, aten.permute.default, value, order))
+    permuted = new_node(mode, node, aten.permute.default, value, order)
+    packed = new_node(mode, node, aten.contiguous.default, permuted)
     return new_node(mode, node, aten.permute.default, packed, back)
 
 

@@ -179,7 +179,7 @@ def _whole(handed: Callable, prepared: Prepared) -> Callable:
 
 
 class _PatchWatcher:
-    """A hook of the first convolution whose kernel is its stride: learns from what it makes."""
+    """A forward hook of the first convolution whose kernel is its stride: learns the grid from its output."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
@@ -207,9 +207,9 @@ def _watch_patches(model: nn.Module, prepared: Prepared) -> None:
 
 
 def _marking(forward: Callable, prepared: Prepared, cls: type) -> Callable:
-    """Marks the first tensor that enters a block and is as long as the video of the call that runs, unless
-    another one of its shape enters too."""
-    calls, number = running, prepared.number  # of a closure: the ints of a global are constants to Dynamo
+    """Marks the first tensor that enters a block and is as long as the video of the running call, unless
+    another tensor of its shape enters too."""
+    calls, number = running, prepared.number  # in a closure: Dynamo takes ints of globals for constants
 
     def marking_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -227,7 +227,7 @@ def _mark_first(args: tuple, kwargs: dict[str, Any], call: ModelCall) -> tuple[t
     if not fit:
         return args, kwargs
     first, *others = fit
-    # Text of the video's length and width: nothing tells which of the two is the video.
+    # Text of the same shape as the video: nothing tells which of the two is the video.
     if any(named[name].shape == named[first].shape and named[name] is not named[first] for name in others):
         return args, kwargs
     start = None if call.length is None else call.start
@@ -236,7 +236,7 @@ def _mark_first(args: tuple, kwargs: dict[str, Any], call: ModelCall) -> tuple[t
 
 
 def _grid_of(value: Any, call: ModelCall) -> GridSizes | None:
-    """The grid that was learned, if (B, N, C) or (N, C) is as long as the sequence that holds the video."""
+    """The learned grid, if `value`, (B, N, C) or (N, C), is as long as the sequence that holds the video."""
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         return None
     grid = call.grid

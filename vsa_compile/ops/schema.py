@@ -146,8 +146,8 @@ def _attention(
 def _hint(x: Tensor, grid: Sequence[Any], start: Any = None) -> Tensor:
     """x (..., N, C) as a view; tokens start.. of N are raster (frames, rows, cols) = grid.
 
-    start None: all N are. Then N is spelled as the product of the grid: with another spelling, the analysis of
-    a graph with symbolic sizes could not tell that the two are equal.
+    start None: all N are. N is then spelled as the product of the grid: with another spelling, the analysis
+    of a graph with symbolic sizes could not tell that the two are equal.
     """
     tokens = x.shape[-2] if start is not None else grid[0] * grid[1] * grid[2]
     return x.view(*x.shape[:-2], tokens, x.shape[-1])

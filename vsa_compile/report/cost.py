@@ -1,4 +1,4 @@
-"""What a sparse call costs: its method is asked, or watched on shapes alone if it is a function."""
+"""The cost of a sparse call: the method computes it; a plain function is run on meta tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..runtime import state
 
 
 class CallSizes(NamedTuple):
-    """One attention call in numbers: q (B, H, Nq, D), k (B, Hkv, Nkv, D), and where its video lies."""
+    """The sizes of one attention call: q (B, H, Nq, D), k (B, Hkv, Nkv, D), and where its video lies."""
 
     q: tuple[int, ...]
     k: tuple[int, ...]
@@ -26,8 +26,8 @@ class CallSizes(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """kept of total key tiles for each query tile, on average. pairs: of query and key, that one head
-    computes, or what takes as many FLOPs."""
+    """kept of total key tiles per query tile, on average. pairs: the query-key pairs that one head computes,
+    or as many as correspond to its FLOPs."""
 
     kept: int
     total: int
@@ -35,8 +35,8 @@ class Cost(NamedTuple):
 
 
 def cost_of(call: CallSizes, options: Options) -> Cost:
-    """That of a call under the options, at the step where a schedule is now. Selections by data cost what
-    they expect to keep, or else what they may keep at most."""
+    """The cost of a call under the options, at the present step of a schedule. Data-dependent selections cost
+    what they keep on average, or, if that is unknown, at most."""
     return _cost(call, options.tile, state.sparsity_now(options), methods.literal(options.method))
 
 
@@ -58,7 +58,7 @@ def _cost(call: CallSizes, tile: Tile, sparsity: float, method: str) -> Cost:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run(q, k, k, None, site)
     counts = counter.get_flop_counts()["Global"]
-    # As for a Method the attention itself, without the scores; all there is if it does without our operator.
+    # As for a Method, the attention alone without the scores; everything if it does not use our operator.
     flops = counts.get(torch.ops.vsa_compile.attend, 0) or counter.get_total_flops()
     pairs = flops // (4 * q.shape[0] * q.shape[1] * q.shape[3])
     fixed = attended_pairs(q_tokens, kv_tokens, tiles.grid, tiles.tile, 0)

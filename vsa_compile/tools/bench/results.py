@@ -1,4 +1,4 @@
-"""What was measured, as a table that grows while it is measured, and as JSON."""
+"""The measurements: a table that grows meanwhile, and JSON."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Trial:
 
 
 @dataclass
-class Results:
+    """Rows, and what was left out and why. Written after every group of rows."""
     """Rows and what was left out, with the reasons. Written after every group of rows."""
 
     plan: Plan
@@ -77,7 +77,7 @@ class Results:
         self.left_out.append({**trial.named(work), "reason": reason})
 
     def add(self, work: Work, spreads: dict[Trial, Spread]) -> list[dict[str, Any]]:
-        """The rows of contenders that were measured in turn."""
+        """Add and return the rows of contenders that were measured in turn."""
         rows = [
             {
                 **trial.named(work),
@@ -98,7 +98,7 @@ class Results:
         return rows
 
     def write(self) -> Path:
-        """JSON. Raises OSError."""
+        """Write the JSON file. Raises OSError."""
         self.plan.out.mkdir(parents=True, exist_ok=True)
         data = {
             **self.setting,
@@ -117,7 +117,7 @@ class Results:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table under HEADER."""
+    """One row of the table under HEADER."""
 
     def number(value: float | None, unit: str = "") -> str:
         return "" if value is None else f"{value:.3g}{unit}"
@@ -132,7 +132,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def left_out_lines(left_out: list[dict[str, Any]]) -> str:
-    """Who is missing in which parts, and why: each reason once."""
+    """Which contenders are missing in which parts, and why; each reason once."""
     parts: dict[tuple[str, str], list[str]] = {}
     for item in left_out:
         parts.setdefault((item["contender"], item["reason"]), []).append(item["part"])

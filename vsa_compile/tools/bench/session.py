@@ -1,4 +1,4 @@
-"""A run of the benchmark: every part of every shape, contenders in turn, results written as they come."""
+"""A run of the benchmark: all parts of all shapes, contenders in turn, results written as they come."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Print = Callable[[str], None]
 
 
 def run(plan: Plan, show: Print) -> str:
-    """Measure, print the table with `show`, write JSON and plot; what was written and left out, as text.
+    """Measure, print the table with `show`, write JSON and plot; returns a summary as text.
 
-    Raises ArgumentError where the folder cannot be written, before anything is measured.
+    Raises ArgumentError if the folder cannot be written to, before anything is measured.
     """
     clock = Clock(plan.device)
     results = Results(plan, setting(plan.device), clock.flushed_bytes)
@@ -64,7 +64,7 @@ class _Session:
                     self._measure_part(part, work, lists)
 
     def _measure_part(self, part: str, work: Work, lists: list[Lists]) -> None:
-        """All contenders of a part in turn. Dense ones take part once, and all lists beside them."""
+        """All contenders of a part in turn: dense ones once, the others with all lists."""
         tasks: dict[Trial, Task] = {}
         for trial in self._trials(part, lists):
             print(f"... {work.grid} D={work.width} {part}: {trial.contender}", file=sys.stderr, flush=True)
@@ -99,7 +99,7 @@ class _Session:
                     yield Trial(name, part, density)
 
     def _task(self, trial: Trial, work: Work) -> Task | str:
-        """The task, compiled and warm; or why the contender cannot take part. Ours must."""
+        """The task, compiled and warm; or why the contender cannot take part. Ours must be able to."""
         if trial.contender == "vsa":
             assert trial.density is not None
             task = ours.task(trial.part, work, trial.density, trial.lists)
@@ -116,7 +116,7 @@ class _Session:
         try:
             task = self._others_task(trial, work)
             self.clock.warm_up(task)
-        except Exception as error:  # somebody else's kernel: whatever it says is the reason
+        except Exception as error:  # in somebody else's kernel: its message is the reason
             return reason_of(error)
         return task
 
@@ -131,7 +131,7 @@ class _Session:
         return self.flex.task(trial.part, work, trial.lists)
 
     def _compare(self, tasks: dict[Trial, Task], work: Work) -> None:
-        """How far FlexAttention and we are apart on the same lists: two that differ cannot be compared."""
+        """The difference between FlexAttention and ours on the same lists, which must be small."""
         for trial, task in tasks.items():
             ours_alike = Trial("vsa", trial.part, trial.density, trial.lists)
             if trial.contender != "flex" or ours_alike not in tasks:
