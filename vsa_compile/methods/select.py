@@ -137,9 +137,9 @@ class GaussQuantile(Selector):
     """Tiles that score at least mean + std * PHI^-1(1 - kept / M): about `kept` per row, without a sort.
 
     BSA's "statistical dynamic threshold" (arXiv 2509.01085). The sentence "until the accumulated score
-    reaches p", which is quoted beside the formula, cannot hold as well: together they would keep a single tile.
-    As a threshold on the logits the formula keeps what the paper's ablation reports (sparsity 0.89 where a
-    fixed number gives 0.86): rows of Gaussian scores keep `kept` tiles, rows with a few high scores fewer.
+    reaches p", which is quoted beside it, cannot hold as well: together they would keep a single tile. As a
+    threshold on the logits the formula keeps what the paper's ablation reports (sparsity 0.89 where a fixed
+    number gives 0.86): rows of Gaussian scores keep `kept` tiles, rows with a few high scores keep fewer.
 
     overflow: the lists have room for this many times `kept` tiles; of more above the threshold the best are
         kept. Rows of Gaussian scores do not reach 1.5. By Cantelli's inequality a width of

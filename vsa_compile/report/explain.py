@@ -130,7 +130,7 @@ def _is_whole(run: _Run, model: Any) -> bool:
 
 
 def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteReport]:
-    """The rows of one graph with full module paths. `names`: module id -> path; a graph knows its end only."""
+    """The rows of one graph with full module paths. `names`: module id -> path."""
     owner = next((names[id(m)] for m in run.modules if id(m) in names), "")
     settings = state.with_grid(settings, run.hint)
     decisions = judge(run.analysis, settings, guard=False, why=run.why)

@@ -42,7 +42,7 @@ class SiteReport:
 
 
 @dataclass(frozen=True)
-    """The result of `explain` and `convert_exported`: `print(report)` is a table, `.to_json()` for programs."""
+    """The result of `explain` and `convert_exported`: `print(report)` is a table, `.to_json()` is JSON."""
     """What `explain` found. `print(report)` is a table; `.to_json()` the same for programs."""
 
     sites: tuple[SiteReport, ...]
