@@ -65,9 +65,9 @@ class Backend:
         module: GraphModule,
         example_inputs: list[Any],
         *,
-        options: Mapping[str, Any] | Options | None = None,
+        options: Mapping[str, object] | Options | None = None,
         mode: str | None = None,
-        **_: Any,
+        **_: object,
     ) -> Callable:
         """`options` are the fields of `vsa_compile.Options`. Raises OptionError, or RefusedError under
         fallback="error"."""
@@ -85,7 +85,7 @@ class Backend:
         return Backend(read_options(options))
 
     def read_options(
-        self, *, options: Mapping[str, Any] | Options | None = None, mode: str | None = None
+        self, *, options: Mapping[str, object] | Options | None = None, mode: str | None = None
     ) -> Options:
         """The checked options. Raises OptionError for bad ones, and if both sides give some."""
         if self.options is None:
@@ -130,7 +130,7 @@ def _compiled(module: GraphModule, example_inputs: list[Any], settings: Options)
         raise
 
 
-def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | None = None) -> Options:
+def read_options(options: Mapping[str, object] | Options | None, *, mode: str | None = None) -> Options:
     """Read options and check every name in them, of Inductor settings, modes and methods, before any work."""
     settings = Options.read(options, mode=mode)
     methods.get(settings.method)
@@ -147,7 +147,7 @@ def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | Non
 
 
 def convert(
-    module: GraphModule, settings: Options, look: Callable[[list[Decision]], Any] = lambda _: None
+    module: GraphModule, settings: Options, look: Callable[[list[Decision]], object] = lambda _: None
 ) -> list[Decision]:
     """Analyse a captured graph and rewrite it in place; count and log the decisions.
 
@@ -223,7 +223,7 @@ def _unguarded(decision: Decision, wanted: state.Wanted) -> Decision:
     return Refusal(decision.call, decision.name, decision.segments, no_guards(needs))
 
 
-_grids: dict[Any, set[GridSizes]] = {}  # frame -> the hinted grids that it was compiled for
+_grids: dict[object, set[GridSizes]] = {}  # frame -> the hinted grids that it was compiled for
 
 
 def _warn_of_the_limit() -> None:
@@ -242,7 +242,7 @@ def _warn_of_the_limit() -> None:
         warnings.warn(grid_versions(limit, len(grids)), stacklevel=2)
 
 
-def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Report:
+def convert_exported(program: ExportedProgram, options: Mapping[str, object] | None = None) -> Report:
     """Make an exported program's video self-attention sparse, in place; returns a report of what was done.
 
         program = torch.export.export(model, (), inputs)

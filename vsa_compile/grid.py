@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+Size: TypeAlias = Any  # an int, a torch.SymInt or a sympy expression; graphs have symbolic sizes
 Tile = tuple[int, int, int]  # tokens of a tile: frames, rows, cols
 GridSizes = tuple[int, int, int]  # (frames, rows, cols) as a plain tuple, which Dynamo can compare in a guard
 
 
-def ceil_div(numerator: Any, denominator: Any) -> Any:
+def ceil_div(numerator: Size, denominator: Size) -> Size:
     """Division rounded up, in integer arithmetic, which is exact for symbolic integers too."""
     return -(-numerator // denominator)
 
@@ -18,12 +19,12 @@ def ceil_div(numerator: Any, denominator: Any) -> Any:
 class Grid(NamedTuple):
     """(frames, rows, cols) of a run of video tokens in raster order, cols fastest."""
 
-    frames: Any
-    rows: Any
-    cols: Any
+    frames: Size
+    rows: Size
+    cols: Size
 
     @property
-    def tokens(self) -> Any:
+    def tokens(self) -> Size:
         return self.frames * self.rows * self.cols
 
     def __str__(self) -> str:
@@ -38,12 +39,12 @@ class Grid(NamedTuple):
     tile: Tile
 
     @property
-    def shape(self) -> tuple[Any, Any, Any]:
+    def shape(self) -> tuple[Size, Size, Size]:
         """Number of tiles along frames, rows and cols."""
         return tuple(ceil_div(n, t) for n, t in zip(self.grid, self.tile, strict=True))  # pyright: ignore[reportReturnType]
 
     @property
-    def tiles(self) -> Any:
+    def tiles(self) -> Size:
         """M, the number of tiles, partial ones included."""
         frames, rows, cols = self.shape
         return frames * rows * cols
@@ -64,7 +65,7 @@ class Grid(NamedTuple):
         return count
 
 
-def kept_tiles(tiles: Any, sparsity: float | Fraction) -> Any:
+def kept_tiles(tiles: Size, sparsity: float | Fraction) -> Size:
     """How many of `tiles` key tiles each query tile keeps: clamp(ceil((1 - sparsity) * tiles), 1, tiles).
 
     `sparsity` is read as the fraction that its decimal text spells (0.7 as 7/10), so that the result is exact

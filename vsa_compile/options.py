@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeGuard
 
 import torch
 
@@ -68,14 +68,14 @@ class Options:
             object.__setattr__(self, name, read(getattr(self, name)))
 
     @classmethod
-    def read(cls, options: Mapping[str, Any] | Options | None = None, *, mode: str | None = None) -> Options:
+    def read(cls, options: Mapping[str, object] | Options | None = None, *, mode: str | None = None) -> Options:
         """Check user options and freeze them. Raises OptionError, for an unknown key with the nearest one."""
         if isinstance(options, Options):
             options = {field.name: getattr(options, field.name) for field in fields(options)}
             options = {name: value for name, value in options.items() if name != "mode" or value is not None}
         if options is not None and not isinstance(options, Mapping):
             raise OptionError(bad_value("options", options, "a dict", 'For example {"sparsity": 0.875}.'))
-        given = dict(options or {})
+        given: dict[str, Any] = dict(options or {})
         known = {field.name for field in fields(cls)}
         for key in given:
             if key not in known:
@@ -86,7 +86,7 @@ class Options:
         return cls(**given)
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is an integer (Python's, numpy's, or a symbolic one while torch traces) and no bool."""
     return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
 
@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else value
 
 
-def read_sparsity(value: Any) -> float:
+def read_sparsity(value: object) -> float:
     """A number in [0, 1). Raises OptionError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         allowed = "a number from 0 (dense) to below 1: the share of query-key work that is NOT computed"
@@ -114,19 +114,19 @@ def _three_positive_ints(name: str, value: Any, example: str) -> tuple[int, int,
     return tuple(map(_plain, items))  # pyright: ignore[reportReturnType]
 
 
-def read_method(value: Any) -> str:
+def read_method(value: object) -> str:
     """A string. Raises OptionError. Whether a method of that name exists, `methods.get` checks."""
     if not isinstance(value, str):
         raise OptionError(bad_value("method", value, "the name of a sparse attention method", "Try 'vsa'."))
     return value
 
 
-def read_tile(value: Any) -> Tile:
+def read_tile(value: object) -> Tile:
     """Three positive integers. Raises OptionError."""
     return _three_positive_ints("tile", value, "The papers use (4, 4, 4).")
 
 
-def read_grid(value: Any) -> Grid:
+def read_grid(value: object) -> Grid:
     """Three positive integers. Raises OptionError."""
     example = "It counts tokens, e.g. (21, 30, 52) for 81 frames of 480x832 in Wan."
     return Grid(*_three_positive_ints("grid", value, example))
@@ -150,13 +150,13 @@ def _read_dense_layers(value: Any) -> tuple[int | str, ...]:
     return tuple(sorted({_plain(item) for item in items}, key=lambda item: (isinstance(item, str), item)))
 
 
-def _read_fallback(value: Any) -> str:
+def _read_fallback(value: object) -> str:
     if value not in FALLBACKS:
         raise OptionError(bad_value("fallback", value, " or ".join(map(repr, FALLBACKS))))
     return value
 
 
-def _read_mode(value: Any) -> str | None:
+def _read_mode(value: object) -> str | None:
     """A string or None. Raises OptionError. Whether torch has such a mode, the backend checks."""
     if value is not None and not isinstance(value, str):
         raise OptionError(
@@ -165,7 +165,7 @@ def _read_mode(value: Any) -> str | None:
     return value
 
 
-def _read_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
+def _read_inductor(value: object) -> tuple[tuple[str, Any], ...]:
     if isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
         value = dict(value)  # the form in which Options keeps them
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):

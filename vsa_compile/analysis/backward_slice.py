@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.fx import Node
 
 from .graph_facts import is_call
@@ -11,7 +9,7 @@ from .optable import entry_of
 from .walk import Analysis
 
 
-def nearest(analysis: Analysis, node: Any, name: str) -> list[Node]:
+def nearest(analysis: Analysis, node: object, name: str) -> list[Node]:
     """The calls of the operator `name` (of its table entry) that `node` is computed from, with no other layer
     in between.
 
@@ -20,7 +18,7 @@ def nearest(analysis: Analysis, node: Any, name: str) -> list[Node]:
     """
     found: list[Node] = []
     seen: set[Node] = set()
-    left = [node]
+    left: list[object] = [node]
     while left:
         node = left.pop()
         if not isinstance(node, Node) or node in seen:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch.fx import Node
 
@@ -38,7 +37,7 @@ class Memory:
         for key in self.keys(node):
             self.sharing[key].append(node)
 
-    def keys(self, node: Any) -> set[Hashable]:
+    def keys(self, node: object) -> set[Hashable]:
         """Keys of the memories that hold a node's tensors."""
         keys = (
             {storage_of(tensor) for tensor in tensors_in(example_of(node))}
@@ -47,7 +46,7 @@ class Memory:
         )
         return keys - {None}
 
-    def stamp(self, node: Any) -> int:
+    def stamp(self, node: object) -> int:
         """How often the memory of a value has been written to."""
         return sum(len(self.writers[key]) for key in self.keys(node))
 
@@ -84,7 +83,7 @@ class Memory:
     def _seen_through(
         self,
         known: Value,
-        example: Any,
+        example: object,
         before: Known,
         now: Known,
         placed: Mapping[Axis, Axis],

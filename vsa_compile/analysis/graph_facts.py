@@ -13,14 +13,14 @@ from ..torch_compat import size_expression
 from .sizes import Size
 
 
-def sizes_of(example: Any) -> list[Size] | None:
+def sizes_of(example: object) -> list[Size] | None:
     """The sizes of a tensor as ints or sympy expressions; None for anything else."""
     if not isinstance(example, torch.Tensor):
         return None
     return [size_expression(size) for size in example.shape]
 
 
-def example_of(node: Any) -> Any:
+def example_of(node: object) -> Any:
     """The example value of a node, under Dynamo's or export's name for it; a literal itself."""
     if not isinstance(node, Node):
         return node
@@ -32,7 +32,7 @@ def is_call(node: Node) -> bool:
     return node.op in ("call_function", "call_method")
 
 
-def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+def argument(node: Node, position: int, name: str, default: object = None) -> Any:
     """A raw argument, passed by name or by position: a Node, a literal, or `default`."""
     if name in node.kwargs:
         return node.kwargs[name]
@@ -48,7 +48,7 @@ def bodies_of(module: GraphModule, node: Node) -> Iterator[GraphModule]:
                 yield body
 
 
-def tensors_in(value: Any) -> Iterator[Any]:
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
     """The tensors in an example value, also inside lists and dictionaries."""
     if isinstance(value, torch.Tensor):
         yield value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .algebra import (
     REORDERED,
     UNKNOWN,
@@ -22,11 +20,11 @@ from .algebra import (
 from .sizes import Size, at_most, equal
 
 
-def cut(axis: Axis, start: Any, stop: Any) -> Axis:
+def cut(axis: Axis, start: Size, stop: Size) -> Axis:
     """axis[start:stop]: the axis itself, some of its segments and runs of them, or a run of it."""
     if equal(start, 0) and equal(stop, axis.size):
         return axis
-    begin: Any = 0
+    begin: Size = 0
     taken: list[Axis] = []
     for segment in segments(axis):
         end = begin + segment.size
@@ -40,7 +38,7 @@ def cut(axis: Axis, start: Any, stop: Any) -> Axis:
     return concatenate(taken) if taken else run(axis, start, stop)
 
 
-def _between(position: Any, begin: Any, end: Any) -> Any:
+def _between(position: Size, begin: Size, end: Size) -> Size | None:
     """`position` clamped to [begin, end]; None if their order is not known."""
     if at_most(position, begin):
         return begin

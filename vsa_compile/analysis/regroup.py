@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 from ..torch_compat import is_floor_division
 from .algebra import REORDERED, UNKNOWN, Axis, factors, is_atom, multiply, rigid, split, unit
@@ -75,7 +75,10 @@ class _Real:
         pass
 
 
-def _filled(factors: Sequence[Any], sizes: Sequence[Size]) -> list[list[Any]]:
+Factor = TypeVar("Factor", _Rehearsed, _Real)
+
+
+def _filled(factors: Sequence[Factor], sizes: Sequence[Size]) -> list[list[Factor]]:
     """The factors of each dimension, as far as the reshape can be followed."""
     pending, result, left = [*factors][::-1], [], list(sizes)
     while left:
@@ -89,7 +92,7 @@ def _filled(factors: Sequence[Any], sizes: Sequence[Size]) -> list[list[Any]]:
     return result
 
 
-def _pieces(factor: Any, sizes: Sequence[Size]) -> list[Any]:
+def _pieces(factor: Factor, sizes: Sequence[Size]) -> list[Factor]:
     """An atom cut into the first few of `sizes`, if the last of them is spelled as a quotient by the others.
 
     That is how Dynamo spells tokens that become (frames, rows, cols) of symbolic sizes: cols is
@@ -103,9 +106,9 @@ def _pieces(factor: Any, sizes: Sequence[Size]) -> list[Any]:
     return []
 
 
-def _take(pending: list[Any], size: Size) -> list[Any] | None:
+def _take(pending: list[Factor], size: Size) -> list[Factor] | None:
     """Pop factors whose product is `size`, cutting the last one if necessary."""
-    taken: list[Any] = []
+    taken: list[Factor] = []
     while not equal(size, 1):
         if not pending:
             return None
@@ -126,7 +129,7 @@ def _take(pending: list[Any], size: Size) -> list[Any] | None:
     return taken
 
 
-def _rest(factor: Any, size: Size) -> Size | None:
+def _rest(factor: Factor, size: Size) -> Size | None:
     """What is left of an atom after `size` is taken."""
     rest = divided(factor.size, size)
     if rest is None and (rest := quotient_of_floor(factor.size, size)) is not None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
 
 import sympy
 
+from ..grid import Size
 from ..torch_compat import is_floor_division
-
-Size = Any  # int | sympy.Expr
 
 
 def equal(a: Size, b: Size) -> bool:
@@ -28,20 +26,20 @@ def at_most(a: Size, b: Size) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _is_nonnegative(difference: Any) -> bool:
+def _is_nonnegative(difference: Size) -> bool:
     return bool(difference.is_nonnegative or sympy.factor(difference).is_nonnegative)
 
 
 @lru_cache(maxsize=4096)
-def _is_zero(difference: Any) -> bool:
+def _is_zero(difference: Size) -> bool:
     return bool(sympy.expand(_exact(difference)) == 0)
 
 
 @lru_cache(maxsize=4096)
-def _exact(size: Any) -> Any:
+def _exact(size: Size) -> Size:
     """a // b as a plain quotient where b divides a. (n // (n // d) is not always d: 10 // (10 // 4) is 5.)"""
 
-    def quotient(x: Any) -> Any:
+    def quotient(x: Size) -> Size:
         numerator, denominator = sympy.fraction(sympy.cancel(x.args[0] / x.args[1]))
         return numerator if denominator == 1 else x
 
@@ -62,12 +60,12 @@ def quotient_of_floor(a: Size, b: Size) -> Size | None:
 
 
 @lru_cache(maxsize=4096)
-def _quotient(a: Any, b: Any) -> Size | None:
+def _quotient(a: Size, b: Size) -> Size | None:
     numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (0, 0)
     return _plain(numerator) if denominator == 1 else None
 
 
-def _plain(size: Any) -> Size:
+def _plain(size: Size) -> Size:
     return int(size) if size.is_Integer else size
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
@@ -41,10 +41,11 @@ class Known:
         return f"{self.axes} {marks}".rstrip()
 
 
-Value = Any  # Known for a tensor, a tuple of Values for a tuple or list, else None
+Value: TypeAlias = "Known | tuple[Value, ...] | None"  # of a tensor; of a tuple or list; of anything else
+Result: TypeAlias = "Layout | Value | tuple[Layout | Value, ...]"  # of a layout rule; None: unknown
 
 
-def unknown(example: Any, rigid: str = UNKNOWN) -> Value:
+def unknown(example: object, rigid: str = UNKNOWN) -> Value:
     """A value of which only the sizes are known."""
     sizes = sizes_of(example)
     if sizes is not None:
@@ -65,8 +66,8 @@ class OpCall:
 
     node: Node
     name: str
-    read: Callable[[Any], Value]
-    stamp: Callable[[Any], int]
+    read: Callable[[object], Value]
+    stamp: Callable[[object], int]
     proofs: Proofs
     in_place: bool = False
     example: Any = field(init=False)
@@ -74,7 +75,7 @@ class OpCall:
     def __post_init__(self) -> None:
         self.example = example_of(self.node)
 
-    def arg(self, position: int, name: str, default: Any = None) -> Any:
+    def arg(self, position: int, name: str, default: object = None) -> Any:
         """The raw argument: a Node, a literal, or `default`."""
         return argument(self.node, position, name, default)
 
@@ -83,17 +84,17 @@ class OpCall:
         value = self.arg(position, name, ())
         return value if isinstance(value, (tuple, list)) else self.node.args[position:]
 
-    def known(self, argument: Any) -> Known | None:
+    def known(self, argument: object) -> Known | None:
         """What is known of a tensor argument."""
         value = self.read(argument)
         return value if isinstance(value, Known) else None
 
-    def layout(self, argument: Any) -> Layout | None:
+    def layout(self, argument: object) -> Layout | None:
         known = self.known(argument)
         return known.axes if known else None
 
     @property
-    def self_(self) -> Any:
+    def self_(self) -> object:
         """The first argument, under any of its names."""
         for name in ("self", "input", "x", "tensor"):
             if name in self.node.kwargs:
@@ -101,7 +102,7 @@ class OpCall:
         return self.node.args[0] if self.node.args else None
 
     @property
-    def other(self) -> Any:
+    def other(self) -> object:
         """The second argument of a binary operation, under any of its names."""
         for name in ("other", "exponent", "value", "mat2", "vec2"):
             if name in self.node.kwargs:
@@ -116,12 +117,12 @@ class OpCall:
     def sizes(self) -> list[Size]:
         return sizes_of(self.example) or []
 
-    def literal(self, argument: Any) -> Any:
+    def literal(self, argument: object) -> Any:
         """The size that a literal, a SymInt or a node that holds one stands for; other values as they are."""
         value = example_of(argument)
         return size_expression(value) if isinstance(value, (int, torch.SymInt)) else value
 
-    def fact(self, argument: Any) -> Fact | None:
+    def fact(self, argument: object) -> Fact | None:
         """What is known of the entries of a tensor or a number."""
         known = self.known(argument)
         if known is not None:
@@ -202,7 +203,7 @@ def align(a: Axis, b: Axis) -> Axis:
     return join([a, b])
 
 
-def taken_at(axis: Axis, index: Any) -> Taken:
+def taken_at(axis: Axis, index: object) -> Taken:
     """Position `index` of an axis, counted from its start if both are numbers."""
     if equal(axis.size, 1):
         return ()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
-
 import sympy
 from torch.fx import GraphModule, Node
 
@@ -18,7 +16,7 @@ from ..torch_compat import (
     shape_environment,
     size_hint,
 )
-from .algebra import REORDERED, Axis, form_of, mark_origins
+from .algebra import REORDERED, Axis, Form, form_of, mark_origins
 from .effects import Memory
 from .facts import Proofs
 from .graph_facts import argument, bodies_of, example_of, is_call, sizes_of
@@ -68,9 +66,9 @@ class Analysis:
         self.module = module
         self.environment = shape_environment(module)
         self.calls: list[AttentionCall] = []
-        self.outer: dict[Node, Any] = {}  # placeholder of a body -> argument of the call
+        self.outer: dict[Node, object] = {}  # placeholder of a body -> argument of the call
         self.transforms = False  # whether the graph is under torch.func
-        self.equal_counts: dict[Any, Size] = {}  # data-dependent size -> the size that it equals
+        self.equal_counts: dict[sympy.Symbol, Size] = {}  # data-dependent size -> the size that it equals
         self.failures: list[str] = []  # names of operators whose entry failed
         self.proofs = Proofs(self._known_at_least, self._respelled)
         self.memory = Memory(self.proofs)
@@ -84,12 +82,12 @@ class Analysis:
         """A size in the example inputs; adds no guard."""
         return size_hint(size, self.environment)
 
-    def tokens(self, argument: Any) -> Axis | None:
+    def tokens(self, argument: object) -> Axis | None:
         """The token axis of a (..., N, D) value."""
         value = self.values.get(argument) if isinstance(argument, Node) else None
         return value.axes[-2] if isinstance(value, Known) and len(value.axes) >= 2 else None
 
-    def read(self, argument: Any) -> Value:
+    def read(self, argument: object) -> Value:
         if isinstance(argument, (tuple, list)):
             return tuple(self.read(item) for item in argument)
         return self.values.get(argument) if isinstance(argument, Node) else None
@@ -120,10 +118,10 @@ def described(analysis: Analysis) -> Iterator[str]:
 class _Walk:
     def __init__(self, analysis: Analysis) -> None:
         self.analysis, self.memory = analysis, analysis.memory
-        self.counted: dict[Any, Size] = {}
+        self.counted: dict[object, Size] = {}
         self.walked: set[GraphModule] = set()
 
-    def graph(self, module: GraphModule, arguments: tuple[Any, ...] | None) -> Value:
+    def graph(self, module: GraphModule, arguments: tuple[object, ...] | None) -> Value:
         inputs = iter(arguments or ())
         for node in module.graph.nodes:
             if node.op == "placeholder" and arguments is not None:
@@ -155,8 +153,8 @@ class _Walk:
             entry.in_place if entry else False,
         )  # fmt: skip
         value, becomes = self.applied(entry, call)
-        for axis in _reordered((value, becomes)):
-            axis.form.by = axis.form.by or call.name
+        for form in _reordered((value, becomes)):
+            form.by = form.by or call.name
         self.write(node, entry, value, becomes)
         if entry is not None and (entry.becomes is not None or entry.in_place):
             value = self.analysis.read(first_argument(node))
@@ -226,7 +224,7 @@ class _Walk:
         if not isinstance(size, int) and isinstance(size, sympy.Symbol) and size != known:
             self.analysis.equal_counts[size] = known
 
-    def _content(self, mask: Node) -> Any:
+    def _content(self, mask: Node) -> object:
         """A key that is the same for masks with the same content: a node and its state, or a complement."""
         entry = entry_of(mask) if is_call(mask) else None
         unwritten = not self.memory.writers_of(mask)
@@ -252,10 +250,11 @@ class _Walk:
                     self.enclosed(inner, name)
 
 
-def _reordered(value: Value) -> Iterator[Any]:
-    """The axes of a value that are reordered."""
+def _reordered(value: Value) -> Iterator[Form]:
+    """The forms of a value's axes that are reordered."""
     if isinstance(value, Known):
-        yield from (axis for axis in value.axes if axis.form is not None and axis.form.rigid == REORDERED)
+        forms = (axis.form for axis in value.axes)
+        yield from (form for form in forms if form is not None and form.rigid == REORDERED)
     elif isinstance(value, tuple):
         for item in value:
             yield from _reordered(item)
@@ -285,7 +284,7 @@ def _checked(value: Value, node: Node) -> Value:
     return _fitted(value, example_of(node))
 
 
-def _fitted(value: Value, example: Any) -> Value:
+def _fitted(value: Value, example: object) -> Value:
     sizes = sizes_of(example)
     if sizes is not None:
         if not isinstance(value, Known) or len(value.axes) != len(sizes):

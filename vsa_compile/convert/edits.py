@@ -13,7 +13,7 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 
 from ..analysis.graph_facts import example_of
-from ..torch_compat import on_examples
+from ..torch_compat import FakeMode, on_examples
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +25,9 @@ class NewNode:
     """
 
     target: Callable[..., Any]
-    args: tuple[Any, ...]
+    args: tuple[object, ...]
     example: Any
-    meta: Mapping[str, Any]
+    meta: Mapping[str, object]
     of_inputs: bool = False
 
 
@@ -41,12 +41,12 @@ class Edit:
     strides: Mapping[Node, Any] = field(default_factory=dict)
 
 
-def new_node(mode: Any, like: Node, target: Callable[..., Any], *args: Any) -> NewNode:
+def new_node(mode: FakeMode | None, like: Node, target: Callable[..., Any], *args: object) -> NewNode:
     """A new call, with its example computed under the fake mode `mode`, and the metadata of `like`."""
     return NewNode(target, args, on_examples(mode, target, *_mapped(args, example_of_argument)), like.meta)
 
 
-def example_of_argument(argument: Any) -> Any:
+def example_of_argument(argument: object) -> Any:
     """The example value of a node or a NewNode; any other argument itself."""
     return argument.example if isinstance(argument, NewNode) else example_of(argument)
 
@@ -57,7 +57,7 @@ def apply(edits: list[Edit]) -> None:
     The last steps, erasing unused nodes and generating code, cannot fail on graphs that passed `lint`.
     """
     owners = list(dict.fromkeys(edit.owner for edit in edits))
-    done: list[Callable[[], Any]] = []  # undoes each step
+    done: list[Callable[[], object]] = []  # undoes each step
     try:
         replacements = _insert(edits, done)
         for edit, replacement in zip(edits, replacements, strict=True):
@@ -78,7 +78,7 @@ def apply(edits: list[Edit]) -> None:
         owner.recompile()
 
 
-def _insert(edits: list[Edit], done: list[Callable[[], Any]]) -> list[Node]:
+def _insert(edits: list[Edit], done: list[Callable[[], object]]) -> list[Node]:
     """Insert all NewNodes, each once and after its arguments; returns the replacement of each edit."""
     made: dict[NewNode, Node] = {}
     first = {edit.owner: _first_call(edit.owner.graph) for edit in edits}
@@ -106,7 +106,7 @@ def _in_order(value: NewNode, made: Mapping[NewNode, Node]) -> list[NewNode]:
     """A NewNode and those that it needs and that are not inserted yet, in an order to insert them in."""
     found: dict[NewNode, None] = {}
 
-    def visit(one: Any) -> None:
+    def visit(one: object) -> None:
         if isinstance(one, NewNode) and one not in made and one not in found:
             _mapped(one.args, visit)
             found[one] = None
@@ -115,7 +115,7 @@ def _in_order(value: NewNode, made: Mapping[NewNode, Node]) -> list[NewNode]:
     return list(found)
 
 
-def _mapped(argument: Any, function: Callable[[Any], Any]) -> Any:
+def _mapped(argument: object, function: Callable[[Any], Any]) -> Any:
     """`function` of every argument, also inside lists; torch.fx.map_arg handles nodes alone."""
     if isinstance(argument, (list, tuple)):
         mapped = (_mapped(item, function) for item in argument)

@@ -22,7 +22,7 @@ from .refusals import Reason
 MARKER = "vsa_compile::gate"
 
 
-def gates_of(analysis: Analysis, queries: list[Any]) -> list[Node | Reason | None]:
+def gates_of(analysis: Analysis, queries: list[object]) -> list[Node | Reason | None]:
     """For the queries of each attention call of a graph: its gate, or why none can be assigned, or None."""
     markers = [node for node in _calls(analysis.module) if _is_marker(node)]
     if not markers:

@@ -51,9 +51,9 @@ def cross() -> Reason:
 def lengths_are_data() -> Reason:
     return Reason(
         "data-dependent",
-        "the graph has symbolic sizes and cuts the sequence at a length that is data, so that queries and "
-        "keys cannot be told to be the same tokens; torch.compile(..., dynamic=False) compiles each size "
-        "with numbers, which tell it",
+        "the graph has symbolic sizes and cuts the sequence at a data-dependent length, so that queries and "
+        "keys cannot be proved to be the same tokens; torch.compile(..., dynamic=False) compiles each size "
+        "with numbers, for which they can",
         asked=True,
     )
 
@@ -121,7 +121,7 @@ def gate_shape(came: str, wanted: str) -> Reason:
 
 def gate_tokens() -> Reason:
     return Reason(
-        "gate-tokens", "its gate is not of the tokens of its queries, nor of their video", asked=True
+        "gate-tokens", "its gate belongs to other tokens than its queries or their video", asked=True
     )
 
 
@@ -172,19 +172,19 @@ def too_few_tokens(tokens: int, least: int) -> Reason:
     return Reason("few-tokens", f"{tokens} video tokens are below min_tokens={least}; dense is faster there")
 
 
-_ALL_THE_SAME = 'options={"min_tokens": 0} makes it sparse all the same'
+_ANYWAY = 'options={"min_tokens": 0} makes it sparse anyway'
 
 
 def before_break_even(tokens: int, least: int, kernel: str, measured: bool) -> Reason:
-    beats = "beats" if measured else "is taken to beat, unmeasured,"
-    text = f"{kernel} {beats} dense attention from {least} on; {_ALL_THE_SAME}"
+    beats = "beats" if measured else "is assumed, not measured, to beat"
+    text = f"{kernel} {beats} dense attention from {least} on; {_ANYWAY}"
     return Reason("few-tokens", f"{tokens} video tokens are too few: {text}")
 
 
 def slower(kernel: str, faster: str) -> Reason:
     """`faster`: how to get a faster kernel, or ""."""
-    ways_out = "; ".join(filter(None, (faster, _ALL_THE_SAME)))
-    text = f"{kernel} is at no size known to beat dense attention; {ways_out}"
+    ways_out = "; ".join(filter(None, (faster, _ANYWAY)))
+    text = f"{kernel} is not known to beat dense attention at any size; {ways_out}"
     return Reason("slower", text, asked=True)
 
 
@@ -241,7 +241,7 @@ def several_indices(path: str) -> Reason:
 def no_layer_path() -> Reason:
     return Reason(
         "no-layer-path",
-        "dense_layers is set, but this call has no module path, or no number in it, to tell its block by",
+        "dense_layers is set, but this call has no module path, or no number in it, that names its block",
         asked=True,
     )
 
@@ -267,9 +267,9 @@ def func_transform() -> Reason:
 def not_captured() -> Reason:
     return Reason(
         "not-captured",
-        "Dynamo has this call in no graph and runs it eagerly: the graph breaks, often where a size is data "
-        '(TORCH_LOGS="graph_breaks" shows where). Call vsa_compile.prepare(model), or compile with '
-        "fullgraph=True: both capture sizes that are data",
+        "Dynamo has this call in no graph and runs it eagerly: the graph breaks, often at a data-dependent "
+        'size (TORCH_LOGS="graph_breaks" shows where). Call vsa_compile.prepare(model), or compile with '
+        "fullgraph=True: both capture data-dependent sizes",
     )
 
 

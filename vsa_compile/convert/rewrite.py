@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import sympy
@@ -20,6 +20,7 @@ from ..analysis.algebra import Size, equal
 from ..analysis.graph_facts import example_of, sizes_of
 from ..runtime.state import Wanted
 from ..torch_compat import (
+    FakeMode,
     fake_mode_of,
     is_floor_division,
     is_remainder,
@@ -37,6 +38,7 @@ from .strides import changed_by, in_order_of, places_of, same_strides
 
 aten = torch.ops.aten
 
+SizeArgument = int | Node | NewNode
 _OPERATORS = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
 
@@ -64,7 +66,7 @@ def plan(module: GraphModule, decisions: list[Decision], wanted: Wanted) -> tupl
 class _Owner:
     """A graph, and what the plans of its conversions share."""
 
-    def __init__(self, module: GraphModule, mode: Any) -> None:
+    def __init__(self, module: GraphModule, mode: FakeMode | None) -> None:
         self.module, self.mode = module, mode
         self.environment = shape_environment(module)
         self.places = places_of(module.graph)
@@ -74,10 +76,10 @@ class _Owner:
     def hint(self, size: Size) -> int:
         return size_hint(size, self.environment)
 
-    def new_node(self, like: Node, target: Callable[..., Any], *args: Any) -> NewNode:
+    def new_node(self, like: Node, target: Callable[..., Any], *args: object) -> NewNode:
         return new_node(self.mode, like, target, *args)
 
-    def attention(self, like: Node, *args: Any) -> NewNode:
+    def attention(self, like: Node, *args: object) -> NewNode:
         """The sparse call. Computing its example runs the whole method, so calls that are alike share one."""
         key = tuple(map(_described, args))
         before = self.attentions.get(key)
@@ -89,7 +91,7 @@ class _Owner:
         return NewNode(before.target, args, example, like.meta)
 
 
-def _described(argument: Any) -> Any:
+def _described(argument: object) -> Hashable:
     """What the example of a result depends on: a literal, a size, or a tensor's metadata."""
     example = example_of_argument(argument)
     if isinstance(example, (list, tuple)):
@@ -136,7 +138,7 @@ def _laid_out(node: Node, out: NewNode, owner: _Owner) -> Edit:
     return Edit(owner.module, node, copied, changed)
 
 
-def _zero_padding(node: Node, out: NewNode, padding: Any, owner: _Owner) -> NewNode:
+def _zero_padding(node: Node, out: NewNode, padding: Node | None, owner: _Owner) -> NewNode:
     """The output (B, H, N, D) with zeros in the rows of queries that see no key, as SDPA gives."""
     rows = owner.new_node(node, torch.ops.vsa_compile.zero_padding.default, out, padding)
     return owner.new_node(node, aten.transpose.int, rows, 1, 2)
@@ -160,12 +162,12 @@ def _gate(conversion: Conversion, gate: Node, query: Node, owner: _Owner) -> New
 class _Sizes:
     """Sizes as arguments of nodes of one graph: ints, inputs, or nodes computed from inputs."""
 
-    def __init__(self, module: GraphModule, mode: Any) -> None:
+    def __init__(self, module: GraphModule, mode: FakeMode | None) -> None:
         self.mode = mode
-        self.known: dict[sympy.Expr, Any] = {}
+        self.known: dict[sympy.Expr, SizeArgument] = {}
         self.inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
 
-    def size(self, size: Size) -> Any:
+    def size(self, size: Size) -> SizeArgument:
         """An int, or the node that holds the size. Raises Refused."""
         if isinstance(size, int) or size.is_Integer:
             return int(size)
@@ -173,7 +175,7 @@ class _Sizes:
             self.known[size] = self._make(size)
         return self.known[size]
 
-    def _make(self, size: sympy.Expr) -> Any:
+    def _make(self, size: sympy.Expr) -> SizeArgument:
         if isinstance(size, sympy.Symbol):
             return self._symbol(size)
         parts = [self.size(part) for part in size.args]
@@ -189,7 +191,7 @@ class _Sizes:
             result = self._call(function, result, part)
         return result
 
-    def _symbol(self, symbol: sympy.Symbol) -> Any:
+    def _symbol(self, symbol: sympy.Symbol) -> SizeArgument:
         """The input that is this symbol (Dynamo), or a node computed from an input's size that is linear in
         it (export)."""
         for node in self.inputs:
@@ -205,6 +207,6 @@ class _Sizes:
                         return self._call(operator.floordiv, length, int(slope)) if slope != 1 else length
         raise Refused(refusals.grid_symbol(str(symbol)))
 
-    def _call(self, function: Any, *arguments: Any) -> NewNode:
+    def _call(self, function: Callable[..., Any], *arguments: object) -> NewNode:
         value = function(*map(example_of_argument, arguments))
         return NewNode(function, arguments, value, {}, of_inputs=True)

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.fx import Graph, Node, map_arg
 from torch.utils._pytree import tree_leaves
 
-from ..analysis.algebra import equal
+from ..analysis.algebra import Size, equal
 from ..analysis.graph_facts import example_of, sizes_of
 from ..analysis.optable import name_of
-from ..torch_compat import on_examples, size_expression, surely_true
+from ..torch_compat import FakeMode, on_examples, size_expression, surely_true
 from .edits import NewNode, new_node
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ def same_strides(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def in_order_of(node: Node, value: NewNode, mode: Any, hint: Callable[[Any], int]) -> NewNode:
+def in_order_of(node: Node, value: NewNode, mode: FakeMode | None, hint: Callable[[Size], int]) -> NewNode:
     """`value`, copied so that its dimensions lie in memory in the order of those of `node`, without gaps.
 
     It then allows every view that `node` allows. `hint` returns a size in the example inputs.
@@ -67,7 +67,7 @@ def in_order_of(node: Node, value: NewNode, mode: Any, hint: Callable[[Any], int
 
 
 def changed_by(
-    value: NewNode, node: Node, mode: Any, places: Mapping[Node, int]
+    value: NewNode, node: Node, mode: FakeMode | None, places: Mapping[Node, int]
 ) -> dict[Node, Any] | None:
     """The effect of `value` in the place of `node`: the new examples of later nodes whose strides change.
 
@@ -129,7 +129,7 @@ def _is_torchs(node: Node) -> bool:
     return node.op == "call_function" and not bodies and module in ("torch", "_operator", "builtins")
 
 
-def _written(node: Node) -> Any:
+def _written(node: Node) -> object:
     """The argument that a node writes into; None if it writes none. Operators that write several arguments
     are rare, and `_is_torchs` does not count them."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -144,7 +144,7 @@ def _written(node: Node) -> Any:
     return None
 
 
-def _same(before: Any, after: Any) -> bool:
+def _same(before: object, after: object) -> bool:
     """Whether two example values of one node have the same strides, or are the same numbers."""
     olds, news = tree_leaves(before), tree_leaves(after)
     if len(olds) != len(news):
@@ -158,7 +158,7 @@ def _same(before: Any, after: Any) -> bool:
     return True
 
 
-def _shares(result: Any, argument: Any) -> bool:
+def _shares(result: object, argument: object) -> bool:
     """Whether a result shares memory with an argument."""
     storages = {x.untyped_storage()._cdata for x in tree_leaves(argument) if isinstance(x, Tensor)}
     return any(isinstance(x, Tensor) and x.untyped_storage()._cdata in storages for x in tree_leaves(result))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ _AXES = {
 _PACKED = ("num_frames", "height", "width")  # arguments of classes whose hidden_states are (B, N, C)
 
 
-def by_shapes(model: nn.Module, given: Mapping[str, Any]) -> VideoTokens | None:
+def by_shapes(model: nn.Module, given: Mapping[str, object]) -> VideoTokens | None:
     """From what is also known in a traced call: the model's configuration, shapes and integers."""
     hidden = given.get("hidden_states")
     if not isinstance(hidden, Tensor):
@@ -45,7 +44,7 @@ def by_shapes(model: nn.Module, given: Mapping[str, Any]) -> VideoTokens | None:
     return VideoTokens((-(-frames // patch[0]), rows // patch[1], cols // patch[2]))
 
 
-def _patch_size(config: Any) -> GridSizes | None:
+def _patch_size(config: object) -> GridSizes | None:
     """(frames, rows, cols) of a patch in a diffusers configuration."""
     patch = getattr(config, "patch_size", None)
     if isinstance(patch, (tuple, list)) and len(patch) == 3:

@@ -42,7 +42,7 @@ def register_grid_rule(cls: type[nn.Module], rule: Rule | None) -> None:
         _rules[cls] = rule
 
 
-def learn(model: nn.Module, given: Mapping[str, Any], reader: Reader | None) -> VideoTokens:
+def learn(model: nn.Module, given: Mapping[str, object], reader: Reader | None) -> VideoTokens:
     """Where the video is: by a user's rule, by positions or by shapes, in this order.
 
     `reader` reads values; None: values may not be read, as in a traced call.

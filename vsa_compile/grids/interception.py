@@ -14,7 +14,7 @@ import inspect
 import itertools
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -33,9 +33,9 @@ class Prepared:
         self.reader = Reader()
         self.undone = False
         self.captures = True  # whether Dynamo should capture data-dependent sizes
-        self._classes: dict[tuple[type, Any], type] = {}
+        self._classes: dict[tuple[type, Role], type] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+    def __deepcopy__(self, memo: dict[int, object]) -> Prepared:
         copy = memo[id(self)] = Prepared()
         return copy
 
@@ -64,7 +64,7 @@ class Prepared:
             self._classes[base, role] = made
         return self._classes[base, role]
 
-    def forward(self, inner: Callable, base: type, role: Role, taken: Any = None) -> Callable:
+    def forward(self, inner: Callable, base: type, role: Role, taken: object = None) -> Callable:
         """A function (module, ...) in that role around `inner`. `taken`: the forward on the module itself."""
         wrapped: Any = functools.wraps(base.forward)(role(inner, self, base))
         wrapped.__signature__ = inspect.signature(base.forward)
@@ -82,7 +82,7 @@ Role = Callable[[Callable, Prepared, type], Callable]
 """(forward, prepared model, class) -> the function that replaces the forward."""
 
 
-def _reduce(module: nn.Module, protocol: Any) -> tuple:
+def _reduce(module: nn.Module, protocol: SupportsIndex) -> tuple:
     """For copy and pickle: the class is made anew, and shared by the modules of one copy."""
     prepared, role, base = getattr(type(module), _MARK)
     make, arguments, *rest = super(type(module), module).__reduce_ex__(protocol)
@@ -91,7 +91,7 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple:
     return _again, (prepared, role, make, base, *arguments[1:]), *rest
 
 
-def _again(prepared: Prepared, role: Role, make: Callable, base: type, *arguments: Any) -> Any:
+def _again(prepared: Prepared, role: Role, make: Callable, base: type, *arguments: object) -> nn.Module:
     module = make(base, *arguments)
     module.__class__ = prepared.subclass(base, role)
     return module
@@ -146,12 +146,12 @@ def _replace_own(module: nn.Module, forward: Callable) -> bool:
     return found
 
 
-def _of_class(function: Any) -> bool:
+def _of_class(function: object) -> bool:
     """Whether a function is the forward of a class that `Prepared.subclass` made."""
     return hasattr(function, _MARK) and getattr(function, _MARK)[2] is None
 
 
-def _places(module: nn.Module) -> Iterator[tuple[Any, str]]:
+def _places(module: nn.Module) -> Iterator[tuple[object, str]]:
     """Where a module's own forward may be kept: on itself, or by accelerate's or diffusers' hooks."""
     if "forward" in module.__dict__:
         yield module, "forward"

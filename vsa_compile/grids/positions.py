@@ -9,7 +9,6 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +41,10 @@ class Reader:
     """Reads position values, and remembers the result for as long as the same tensors come again."""
 
     def __init__(self) -> None:
-        self._last: tuple[list[weakref.ref], list[Any], VideoTokens] | None = None
+        self._last: tuple[list[weakref.ref], list[object], VideoTokens] | None = None
 
     def video(
-        self, rules: Mapping[Callable[..., VideoTokens], tuple[str, ...]], given: Mapping[str, Any]
+        self, rules: Mapping[Callable[..., VideoTokens], tuple[str, ...]], given: Mapping[str, object]
     ) -> VideoTokens | None:
         """The result of the first rule whose arguments are all present; None if there is none."""
         for rule, names in rules.items():
@@ -54,7 +53,7 @@ class Reader:
                 return self._remembered(rule, values)
         return None
 
-    def _remembered(self, rule: Any, values: list[Any]) -> VideoTokens:
+    def _remembered(self, rule: Callable[..., VideoTokens], values: list[object]) -> VideoTokens:
         tensors = [value for value in _flat(values) if isinstance(value, Tensor)]
         rest = [value for value in _flat(values) if not isinstance(value, Tensor)]
         state = [rule, rest, [version_of(tensor) for tensor in tensors]]
@@ -68,7 +67,7 @@ class Reader:
         return video
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def _flat(value: object) -> Iterator[object]:
     if isinstance(value, (tuple, list)):
         for item in value:
             yield from _flat(item)

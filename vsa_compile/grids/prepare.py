@@ -130,14 +130,14 @@ def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
 
 
 def _begin(
-    model: nn.Module, prepared: Prepared, given: dict[str, Any]
+    model: nn.Module, prepared: Prepared, given: dict[str, object]
 ) -> tuple[ModelCall, Callable[[], None]]:
     call = ModelCall(prepared.number)
     _tell(call, learn(model, given, prepared.reader))
     return call, running.enter(call)
 
 
-def _end(call: ModelCall, leave: Callable[[], None], out: Any) -> None:
+def _end(call: ModelCall, leave: Callable[[], None], out: object) -> None:
     leave()
     resume_in_backward(call, out)
 
@@ -235,7 +235,7 @@ def _mark_first(args: tuple, kwargs: dict[str, Any], call: ModelCall) -> tuple[t
     return tuple(named[index] for index in range(len(args))), {name: named[name] for name in kwargs}
 
 
-def _grid_of(value: Any, call: ModelCall) -> GridSizes | None:
+def _grid_of(value: object, call: ModelCall) -> GridSizes | None:
     """The learned grid, if `value`, (B, N, C) or (N, C), is as long as the sequence that holds the video."""
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         return None

@@ -8,7 +8,6 @@ nodes that were made last first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..runtime.calls import ModelCall, running
 from ..torch_compat import after_backward, backward_running
 
 
-def resume_in_backward(call: ModelCall, out: Any) -> None:
+def resume_in_backward(call: ModelCall, out: object) -> None:
     """Let `call` run again from when a backward reaches its outputs until this backward ends."""
     known = call.grid is not None or call.images is not None
     if known and torch.is_grad_enabled():
@@ -55,7 +54,7 @@ class _Resumed:
     __del__ = __call__
 
 
-def _tensors(out: Any) -> Iterator[Tensor]:
+def _tensors(out: object) -> Iterator[Tensor]:
     """The tensors that a model returned, also in tuples, dicts and objects with attributes."""
     if isinstance(out, Tensor):
         yield out

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError, no_coarse_output
+from ..grid import Grid, Size, Tile
 from .prune import Queries, WindowPruner, all_queries
 from .select import Selector
 from .site import Site, per_query_head
@@ -89,7 +89,7 @@ class Method:
             fine = self.residual(fine, coarse_scores, v, gate, site)
         return fine.transpose(1, 2)
 
-    def attended(self, q: Tensor, site: Site) -> tuple[Any, Any]:
+    def attended(self, q: Tensor, site: Site) -> tuple[Size, Size]:
         """How many video queries attend, and to how many key tiles each on average; `q` may be on meta."""
         queries = all_queries(q, site) if self.pruner is None else self.pruner(q, site)
         rows = site.tiles if queries.raster is None else queries.raster
@@ -101,7 +101,7 @@ class Method:
         ranked = None if scores is None or self.scorer is None else scores.detach()
         tiles, counts = self.selector.lists(ranked, queries)
         lists = (*q.shape[:2], *counts.shape[2:])
-        packed: tuple[Any, ...] = () if queries.packed is None else queries.packed
+        packed: tuple[Grid, Tile] | tuple[()] = () if queries.packed is None else queries.packed
         out, *_ = torch.ops.vsa_compile.attend(
             q, k, v, tiles.expand(*lists, -1), counts.expand(lists), site.tiles.grid, site.tiles.tile,
             site.q_start, site.kv_start, site.key_padding, site.scale, *packed,

@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..grid import ceil_div
+from ..grid import Size, ceil_div
 from .prune import Queries
 from .select import Selector, as_mask
 
@@ -28,7 +27,7 @@ from .select import Selector, as_mask
 
     extents: tuple[int, int, int] | None = None
 
-    def _extents(self, queries: Queries) -> tuple[Any, ...]:
+    def _extents(self, queries: Queries) -> tuple[Size, ...]:
         shape = queries.site.tiles.shape
         if self.extents is not None:
             return tuple(torch.sym_min(extent, n) for extent, n in zip(self.extents, shape, strict=True))
@@ -37,7 +36,7 @@ from .select import Selector, as_mask
         thousandths = math.ceil(round(1000 * side, 6))
         return tuple(torch.sym_max(1, ceil_div(n * thousandths, 1000)) for n in shape)
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         frames, rows, cols = self._extents(queries)
         return frames * rows * cols
 
@@ -79,7 +78,7 @@ class OwnTiles(Selector):
             seen = seen & ((key < start + box) & (key + tile > start)).reshape(shape)
         return seen.flatten(3).flatten(0, 2)
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         keys, boxes = queries.site.tiles, queries.boxes
         result = 1
         for n, tile, box in zip(keys.shape, keys.tile, boxes.tile, strict=True):
@@ -97,6 +96,6 @@ class OwnTiles(Selector):
         keys = queries.site.tiles
         return torch.arange(keys.tiles, device=queries.q.device)[None] < self.width(queries)
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         frames, rows, cols = queries.site.tiles.shape
         return torch.sym_min(self.tiles, frames) * rows * cols

@@ -71,7 +71,7 @@ class Windows(NamedTuple):
     unpacked: Tensor | None = None  # (B, H, N, D): all video queries
 
     @property
-    def packed(self) -> tuple[Any, Any] | None:
+    def packed(self) -> tuple[Grid, Tile] | None:
         """The arguments q_grid and q_tile of vsa_compile::attend."""
         return None if self.raster is None else (self.raster.grid, self.raster.tile)
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError, bad_value, needs_scores
-from ..grid import ceil_div
+from ..grid import Size, ceil_div
 from .prune import Queries
 
 
@@ -33,10 +32,10 @@ from .prune import Queries
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
         raise NotImplementedError
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         return queries.site.tiles.tiles
 
-    def expected(self, queries: Queries) -> Any:
+    def expected(self, queries: Queries) -> Size:
         """How many tiles a row keeps on average, as far as known beforehand: what reports show."""
         return self.width(queries)
 
@@ -57,7 +56,7 @@ def _scores(scores: Tensor | None, rule: Selector) -> Tensor:
     return scores
 
 
-def _best_of(wanted: Tensor, scores: Tensor | None, width: Any, queries: Queries) -> tuple[Tensor, Tensor]:
+def _best_of(wanted: Tensor, scores: Tensor | None, width: Size, queries: Queries) -> tuple[Tensor, Tensor]:
     """Lists of the wanted tiles, or the best `width` of them; a row that wants none lists its first tile."""
     every = wanted.new_ones((1, 1, queries.boxes.tiles, queries.site.tiles.tiles))
     scores = (every & wanted).to(torch.float32) if scores is None else scores
@@ -66,7 +65,7 @@ def _best_of(wanted: Tensor, scores: Tensor | None, width: Any, queries: Queries
     return torch.ops.vsa_compile.select(ranked, width, torch.full_like(ranked[..., 0], lowest))
 
 
-def as_mask(tiles: Tensor, counts: Tensor, total: Any) -> Tensor:
+def as_mask(tiles: Tensor, counts: Tensor, total: Size) -> Tensor:
     """Lists (..., Kcap) and counts (...) -> (..., M) bool."""
     listed = torch.arange(tiles.shape[-1], device=tiles.device) < counts[..., None]
     ids = tiles.long().where(listed, total)  # entries past the count go into an extra column
@@ -90,7 +89,7 @@ class TopK(Selector):
         if self.share is not None:
             _check_share("share", self.share)
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         site = queries.site
         return site.kept if self.share is None else _share_of(site.tiles.tiles, self.share)
 
@@ -152,13 +151,13 @@ class GaussQuantile(Selector):
         if not self.overflow >= 1:
             raise ArgumentError(bad_value("overflow", self.overflow, "1 or more"))
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         return torch.sym_min(self._room(queries.site.kept), queries.site.tiles.tiles)
 
-    def expected(self, queries: Queries) -> Any:
+    def expected(self, queries: Queries) -> Size:
         return queries.site.kept
 
-    def _room(self, kept: Any) -> Any:
+    def _room(self, kept: Size) -> Size:
         factor = Fraction(str(self.overflow))
         return ceil_div(kept * factor.numerator, factor.denominator)
 
@@ -177,7 +176,7 @@ class GaussQuantile(Selector):
     def _threshold(self, scores: Tensor, queries: Queries) -> Tensor:
         """(B, H, Mq). Lowered by four roundings: rows of equal scores (black frames) keep their tiles."""
         site, total = queries.site, queries.site.tiles.tiles
-        kept: Any = site.count
+        kept = site.count
         if kept is None:
             kept = torch.full((), site.kept, dtype=torch.float64, device=scores.device)
         # With kept = M the quantile is -inf, and -inf * 0 is NaN; no score is std * sqrt(M) from the mean.
@@ -202,7 +201,7 @@ class Union(Selector):
             first = first | other
         return first
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         return torch.sym_min(sum(rule.width(queries) for rule in self.rules), queries.site.tiles.tiles)
 
 
@@ -218,7 +217,7 @@ class Intersection(Selector):
             first = first & other
         return first
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         first, *others = (rule.width(queries) for rule in self.rules)
         for other in others:
             first = torch.sym_min(first, other)
@@ -232,17 +231,17 @@ class AtLeast(Selector):
     rule: Selector
     tiles: int
 
-    def _floor(self, queries: Queries) -> Any:
+    def _floor(self, queries: Queries) -> Size:
         return torch.sym_min(self.tiles, queries.site.tiles.tiles)
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
         tiles, counts = torch.ops.vsa_compile.select(_scores(scores, self), self._floor(queries))
         return self.rule.mask(scores, queries) | as_mask(tiles, counts, queries.site.tiles.tiles)
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         return torch.sym_min(self.rule.width(queries) + self._floor(queries), queries.site.tiles.tiles)
 
-    def expected(self, queries: Queries) -> Any:
+    def expected(self, queries: Queries) -> Size:
         return torch.sym_max(self.rule.expected(queries), self._floor(queries))
 
 
@@ -262,19 +261,19 @@ class AtMost(Selector):
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         return _best_of(self.rule.mask(scores, queries), scores, self.width(queries), queries)
 
-    def width(self, queries: Queries) -> Any:
+    def width(self, queries: Queries) -> Size:
         return torch.sym_min(_share_of(queries.site.tiles.tiles, self.share), self.rule.width(queries))
 
-    def expected(self, queries: Queries) -> Any:
+    def expected(self, queries: Queries) -> Size:
         return torch.sym_min(_share_of(queries.site.tiles.tiles, self.share), self.rule.expected(queries))
 
 
-def _check_share(name: str, share: Any) -> None:
+def _check_share(name: str, share: object) -> None:
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise ArgumentError(bad_value(name, share, "a share above 0, at most 1"))
 
 
-def _share_of(total: Any, share: float) -> Any:
+def _share_of(total: Size, share: float) -> Size:
     """`share` of `total`, rounded up and at least 1, in integer arithmetic."""
     part = Fraction(str(share))
     return torch.sym_max(1, ceil_div(part.numerator * total, part.denominator))

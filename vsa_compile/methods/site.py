@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..grid import TileGrid, kept_tiles
+from ..grid import Size, TileGrid, kept_tiles
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,15 @@ class Site:
     """
 
     tiles: TileGrid
-    q_start: Any
-    kv_start: Any
+    q_start: Size
+    kv_start: Size
     key_padding: Tensor | None
     scale: float
     sparsity: float | Fraction
     share: Tensor | None = None
 
     @property
-    def kept(self) -> Any:
+    def kept(self) -> Size:
         """How many of the M key tiles a row keeps; with `share`, the most that it may keep."""
         return kept_tiles(self.tiles.tiles, self.sparsity)
 

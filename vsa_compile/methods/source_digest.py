@@ -15,9 +15,8 @@ import site
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
-from typing import Any
 
 import torch
 
@@ -34,7 +33,7 @@ class _UnreadableError(Exception):
     """A value whose meaning no source text gives: code without a file, a tensor, an open file."""
 
 
-def digest(method: Any) -> str | None:
+def digest(method: object) -> str | None:
     """16 hexadecimal digits; None if a part cannot be read."""
     parts: list[str] = []
     try:
@@ -44,7 +43,7 @@ def digest(method: Any) -> str | None:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _collect(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
+def _collect(thing: object, parts: list[str], seen: dict[object, object]) -> None:
     """Append what describes `thing`."""
     if isinstance(thing, _PLAIN):
         parts.append(f"{type(thing).__name__} {thing!r}")
@@ -68,7 +67,7 @@ def _collect(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
             _collect_object(thing, parts, seen)
 
 
-def _collect_items(items: Any, parts: list[str], seen: dict[Any, Any]) -> None:
+def _collect_items(items: Collection[object], parts: list[str], seen: dict[object, object]) -> None:
     parts.append(f"{type(items).__name__} {len(items)}")
     if isinstance(items, dict):
         items = [part for pair in items.items() for part in pair]
@@ -78,7 +77,7 @@ def _collect_items(items: Any, parts: list[str], seen: dict[Any, Any]) -> None:
         _collect(item, parts, seen)
 
 
-def _is_known(thing: Any, parts: list[str]) -> bool:
+def _is_known(thing: type | types.FunctionType, parts: list[str]) -> bool:
     """Append the name of a function or class; return whether the name is all there is to say."""
     parts.append(f"{thing.__module__}.{thing.__qualname__}")
     return _is_known_module(thing.__module__ or "", parts)
@@ -97,14 +96,14 @@ def _is_known_module(name: str, parts: list[str]) -> bool:
     return True
 
 
-def _source(thing: Any) -> str:
+def _source(thing: type | types.FunctionType) -> str:
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError) as error:
         raise _UnreadableError from error
 
 
-def _collect_function(function: types.FunctionType, parts: list[str], seen: dict[Any, Any]) -> None:
+def _collect_function(function: types.FunctionType, parts: list[str], seen: dict[object, object]) -> None:
     """Append a function's source, defaults, closure values, and the globals that it names."""
     if _is_known(function, parts):
         return
@@ -120,7 +119,7 @@ def _collect_function(function: types.FunctionType, parts: list[str], seen: dict
         _collect_named(module, names, parts, seen)
 
 
-def _collect_named(thing: Any, names: set[str], parts: list[str], seen: dict[Any, Any]) -> None:
+def _collect_named(thing: object, names: set[str], parts: list[str], seen: dict[object, object]) -> None:
     """Append what a function refers to by name; for a module of the user's, its members of those names."""
     _collect(thing, parts, seen)
     if not isinstance(thing, types.ModuleType) or _is_known_module(thing.__name__, parts):
@@ -170,7 +169,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _collect_class(kind: type, parts: list[str], seen: dict[Any, Any]) -> None:
+def _collect_class(kind: type, parts: list[str], seen: dict[object, object]) -> None:
     """Append the source of a class and its bases, and what their functions name."""
     for base in kind.__mro__:
         if _is_known(base, parts):
@@ -183,7 +182,7 @@ def _collect_class(kind: type, parts: list[str], seen: dict[Any, Any]) -> None:
                 _collect(function, parts, seen)
 
 
-def _collect_object(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
+def _collect_object(thing: object, parts: list[str], seen: dict[object, object]) -> None:
     """Append an object's class and its fields: those of a dataclass, or everything that it holds."""
     if dataclasses.is_dataclass(thing):
         held = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}

@@ -9,17 +9,19 @@ Notation: B batch, H heads, Hkv key heads, N tokens, D head width, M tiles, Kcap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, bad_list, differ
-from ..grid import Grid, TileGrid
+from ..grid import Grid, Size, TileGrid
 from ..torch_compat import assert_on_device, surely_true
 from .checks import check_box, check_devices, check_shape, check_type, refuse
+
+TensorOrIR: TypeAlias = Any  # a tensor, or a value of Inductor's IR in a lowering
 
 # The type of a field in the operator's schema.
 _TENSOR, _TENSOR_OR_NONE, _SIZE, _SIZES, _SIZES_OR_NONE, _NUMBER = (
@@ -31,7 +33,7 @@ class _Arguments:
     """Shared by all descriptions: the schema's text, parsing, and a map over all values."""
 
     @classmethod
-    def arguments(cls) -> list[tuple[str, str, Any]]:
+    def arguments(cls) -> list[tuple[str, str, object]]:
         """(schema type, name, default or MISSING) of each argument."""
         return [(x.metadata["kind"], x.name, x.default) for x in fields(cls)]  # pyright: ignore[reportArgumentType]
 
@@ -44,12 +46,12 @@ class _Arguments:
         )
 
     @classmethod
-    def of(cls, *arguments: Any, **more: Any) -> Any:
+    def of(cls, *arguments: Any, **more: Any) -> Self:
         """Parse arguments as the dispatcher or Inductor passes them: arguments with a default may be missing
         or passed by name."""
         return cls(*arguments, **more)
 
-    def map(self, function: Callable[[Any], Any]) -> Any:
+    def map(self, function: Callable[[Any], Any]) -> Self:
         """A copy with function(value) for every value."""
         names = [argument.name for argument in fields(self)]  # pyright: ignore[reportArgumentType]
         return replace(self, **{name: function(getattr(self, name)) for name in names})  # pyright: ignore
@@ -82,10 +84,10 @@ class SelectArgs(_Arguments):
     """Which tiles to keep of every row of scores: at most `at_most`, none below the row's threshold, and at
     most `count` (0-dim integer tensor), for a number that is known only at run time."""
 
-    scores: Any = field(metadata=_TENSOR)  # (..., M)
-    at_most: Any = field(metadata=_SIZE)
-    threshold: Any = field(metadata=_TENSOR_OR_NONE, default=None)  # (...)
-    count: Any = field(metadata=_TENSOR_OR_NONE, default=None)  # ()
+    scores: TensorOrIR = field(metadata=_TENSOR)  # (..., M)
+    at_most: Size = field(metadata=_SIZE)
+    threshold: TensorOrIR | None = field(metadata=_TENSOR_OR_NONE, default=None)  # (...)
+    count: TensorOrIR | None = field(metadata=_TENSOR_OR_NONE, default=None)  # ()
 
     @property
     def device(self) -> torch.device:
@@ -133,19 +135,19 @@ class AttendArgs(_Arguments):
     key_padding: True where a non-video key takes part. A query that sees no key has output 0.
     """
 
-    q: Any = field(metadata=_TENSOR)  # (B, H, Nq, D)
-    k: Any = field(metadata=_TENSOR)  # (B, Hkv, Nkv, D)
-    v: Any = field(metadata=_TENSOR)  # (B, Hkv, Nkv, D)
-    tiles: Any = field(metadata=_TENSOR)  # (B, H, Mq, Kcap) int32
-    counts: Any = field(metadata=_TENSOR)  # (B, H, Mq) int32
-    grid: Any = field(metadata=_SIZES)
-    tile: Any = field(metadata=_SIZES)
-    q_start: Any = field(metadata=_SIZE)
-    kv_start: Any = field(metadata=_SIZE)
-    key_padding: Any = field(metadata=_TENSOR_OR_NONE)  # (B or 1, Nkv) bool
-    scale: Any = field(metadata=_NUMBER)
-    q_grid: Any = field(metadata=_SIZES_OR_NONE, default=None)
-    q_tile: Any = field(metadata=_SIZES_OR_NONE, default=None)
+    q: TensorOrIR = field(metadata=_TENSOR)  # (B, H, Nq, D)
+    k: TensorOrIR = field(metadata=_TENSOR)  # (B, Hkv, Nkv, D)
+    v: TensorOrIR = field(metadata=_TENSOR)  # (B, Hkv, Nkv, D)
+    tiles: TensorOrIR = field(metadata=_TENSOR)  # (B, H, Mq, Kcap) int32
+    counts: TensorOrIR = field(metadata=_TENSOR)  # (B, H, Mq) int32
+    grid: Sequence[Size] = field(metadata=_SIZES)
+    tile: Sequence[Size] = field(metadata=_SIZES)
+    q_start: Size = field(metadata=_SIZE)
+    kv_start: Size = field(metadata=_SIZE)
+    key_padding: TensorOrIR | None = field(metadata=_TENSOR_OR_NONE)  # (B or 1, Nkv) bool
+    scale: float = field(metadata=_NUMBER)
+    q_grid: Sequence[Size] | None = field(metadata=_SIZES_OR_NONE, default=None)
+    q_tile: Sequence[Size] | None = field(metadata=_SIZES_OR_NONE, default=None)
 
     @property
     def device(self) -> torch.device:
@@ -216,7 +218,7 @@ class AttendArgs(_Arguments):
             if surely_true(padding.shape[0] != 1) and surely_true(padding.shape[0] != k.shape[0]):
                 refuse("key_padding.shape[0]", padding.shape[0], f"1 or the batch {k.shape[0]}")
 
-    def _check_start(self, name: str, start: Any, video: Any, tokens: Any) -> None:
+    def _check_start(self, name: str, start: Size, video: Size, tokens: Size) -> None:
         if surely_true(start < 0) or surely_true(start + video > tokens):
             refuse(name, start, f"at least 0, with {video} video tokens from there on of {tokens} in all")
 
@@ -250,26 +252,26 @@ class AttendArgs(_Arguments):
     """The gradient of the output, the results of the forward, and its call."""
     """The gradient of the output, what the forward gave, and the call that gave it."""
 
-    grad_out: Any = field(metadata=_TENSOR)  # (B, Nq, H, D)
-    out: Any = field(metadata=_TENSOR)  # (B, Nq, H, D)
-    lse: Any = field(metadata=_TENSOR)  # (B, H, Nq), fp32, or fp64 for fp64 inputs
-    witness: Any = field(metadata=_TENSOR)  # (frames, rows, cols, 0)
+    grad_out: TensorOrIR = field(metadata=_TENSOR)  # (B, Nq, H, D)
+    out: TensorOrIR = field(metadata=_TENSOR)  # (B, Nq, H, D)
+    lse: TensorOrIR = field(metadata=_TENSOR)  # (B, H, Nq), fp32, or fp64 for fp64 inputs
+    witness: TensorOrIR = field(metadata=_TENSOR)  # (frames, rows, cols, 0)
     call: AttendArgs
 
     @classmethod
-    def arguments(cls) -> list[tuple[str, str, Any]]:
+    def arguments(cls) -> list[tuple[str, str, object]]:
         own = [(x.metadata["kind"], x.name, x.default) for x in fields(cls) if x.name != "call"]
         return own + AttendArgs.arguments()
 
     @classmethod
-    def of(cls, *arguments: Any, **more: Any) -> BackwardArgs:
+    def of(cls, *arguments: Any, **more: Any) -> Self:
         own = len(fields(cls)) - 1
         grad_out, out, lse, witness = arguments[:own]
         return cls(grad_out, out, lse, witness, AttendArgs(*arguments[own:], **more))
 
-    def map(self, function: Callable[[Any], Any]) -> BackwardArgs:
+    def map(self, function: Callable[[Any], Any]) -> Self:
         own = {x.name: function(getattr(self, x.name)) for x in fields(self) if x.name != "call"}
-        return BackwardArgs(**own, call=self.call.map(function))
+        return replace(self, **own, call=self.call.map(function))
 
     @property
     def device(self) -> torch.device:

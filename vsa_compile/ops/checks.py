@@ -5,7 +5,7 @@ Each raises ArgumentError with the name, what came and what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, bad_value, differ
+from ..grid import Size
 from ..torch_compat import surely_true
 
 
-def refuse(name: str, got: Any, allowed: str) -> NoReturn:
+def refuse(name: str, got: object, allowed: str) -> NoReturn:
     raise ArgumentError(bad_value(name, got, allowed))
 
 
-def check_shape(name: str, x: Tensor, wanted: Iterable[Any]) -> None:
+def check_shape(name: str, x: Tensor, wanted: Iterable[Size | None]) -> None:
     """None in `wanted` allows any size."""
     wanted = tuple(wanted)
     if x.dim() != len(wanted) or any(
@@ -30,7 +31,7 @@ def check_shape(name: str, x: Tensor, wanted: Iterable[Any]) -> None:
         refuse(f"{name}.shape", tuple(x.shape), f"({shown})")
 
 
-def check_box(name: str, box: Any) -> None:
+def check_box(name: str, box: Sequence[Size] | None) -> None:
     if box is not None and (len(box) != 3 or any(surely_true(n < 1) for n in box)):
         refuse(name, tuple(box), "three positive integers (frames, rows, cols)")
 

@@ -9,24 +9,26 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from ..grid import Grid, TileGrid
+from ..grid import Grid, Size, TileGrid
 from .args import AttendArgs, BackwardArgs
 
 _COUNTER = "torch.utils.flop_counter"
 
 
 def attended_pairs(
-    q_tokens: Any,
-    kv_tokens: Any,
-    grid: Sequence[Any],
-    tile: Sequence[Any],
-    listed: Any,
-    queries: Any = None,
-) -> Any:
+    q_tokens: Size,
+    kv_tokens: Size,
+    grid: Sequence[Size],
+    tile: Sequence[Size],
+    listed: Size,
+    queries: Size | None = None,
+) -> Size:
     """The query-key pairs that one head computes if every query tile lists `listed` tiles.
 
     queries: how many video queries attend; None: all. A listed tile counts with the mean number of tokens per
@@ -39,11 +41,11 @@ def attended_pairs(
     return sparse + queries * (kv_tokens - video) + (q_tokens - video) * kv_tokens
 
 
-def _attend(*arguments: Any, out_val: Any = None, **more: Any) -> int:
+def _attend(*arguments: Any, out_val: object = None, **more: Any) -> int:
     return _flops(AttendArgs(*arguments, **more))
 
 
-def _attend_backward(*arguments: Any, out_val: Any = None, **more: Any) -> int:
+def _attend_backward(*arguments: Any, out_val: object = None, **more: Any) -> int:
     """Five products: the scores again, dP, dV, dQ and dK."""
     return _flops(BackwardArgs.of(*arguments, **more).call) * 5 // 2
 
@@ -73,7 +75,7 @@ class _WhenLoaded:
     """An import finder that registers the formulas right after the flop counter's first import, then removes
     itself."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != _COUNTER:
             return None
         sys.meta_path.remove(self)  # pyright: ignore[reportArgumentType]
@@ -82,7 +84,7 @@ class _WhenLoaded:
         if loader is not None:
             load = loader.exec_module
 
-            def load_and_register(module: Any) -> None:
+            def load_and_register(module: ModuleType) -> None:
                 load(module)
                 _register()
 

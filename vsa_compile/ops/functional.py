@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ def _computed_in(named: dict[str, Tensor]) -> list[torch.dtype]:
     return dtypes
 
 
-def _check_same(what: str, came: dict[str, Any], effective: list[Any]) -> None:
+def _check_same(what: str, came: Mapping[str, object], effective: Sequence[object]) -> None:
     if any(value != effective[0] for value in effective):
         raise ArgumentError(errors.differ(what, ", ".join(f"{name} {value}" for name, value in came.items())))
 

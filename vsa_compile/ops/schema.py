@@ -28,7 +28,7 @@ from torch.library import Library, register_autograd, register_fake
 
 from .. import methods
 from ..errors import ArgumentError, DoubleBackwardError, double_backward, kv_alike, no_func_transform
-from ..grid import Grid, TileGrid
+from ..grid import Grid, Size, TileGrid
 from ..plan.schedule import schedules
 from .args import AttendArgs, BackwardArgs, SelectArgs
 
@@ -68,7 +68,7 @@ def _autocast(device_type: str, *tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def _within(tile: Sequence[Any], grid: Sequence[Any]) -> Any:
+def _within(tile: Sequence[Size], grid: Sequence[Size]) -> Any:
     """The tile cut to the grid where that is known: the same boxes, without slots that stay empty."""
     return tuple(min(t, n) if isinstance(n, int) else t for t, n in zip(tile, grid, strict=True))
 
@@ -93,10 +93,10 @@ def _attention(
     k: Tensor,
     v: Tensor,
     gate: Tensor | None,
-    grid: Sequence[Any],
-    tile: Sequence[Any],
-    q_start: Any,
-    kv_start: Any,
+    grid: Sequence[Size],
+    tile: Sequence[Size],
+    q_start: Size,
+    kv_start: Size,
     key_padding: Tensor | None,
     scale: float | None,
     sparsity: float,
@@ -143,7 +143,7 @@ def _attention(
 
 
 @torch.library.impl(_LIBRARY, "hint", "CompositeImplicitAutograd")
-def _hint(x: Tensor, grid: Sequence[Any], start: Any = None) -> Tensor:
+def _hint(x: Tensor, grid: Sequence[Size], start: Size | None = None) -> Tensor:
     """x (..., N, C) as a view; tokens start.. of N are raster (frames, rows, cols) = grid.
 
     start None: all N are. N is then spelled as the product of the grid: with another spelling, the analysis

@@ -6,11 +6,10 @@ the bucket is a constant of the graph; how many tiles a row really lists is read
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +85,7 @@ class SparsitySchedule:
     def state_dict(self) -> dict[str, int]:
         return {"step": self._step}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._step = int(state["step"])
         self._apply()
 
@@ -117,7 +116,7 @@ class SparsitySchedule:
     def __reduce__(self) -> tuple:
         return _at_step, (self._function, self._step)
 
-    def __deepcopy__(self, _: Any) -> SparsitySchedule:
+    def __deepcopy__(self, _: object) -> SparsitySchedule:
         return self  # copied options still refer to this schedule
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ from .site_report import Report, SiteReport, amounts, site_report
 class _Optioned(Protocol):
     """A backend that knows the options it will run with, as ours does."""
 
-    def read_options(self, *, options: Any = None, mode: str | None = None) -> Options: ...
+    def read_options(self, *, options: Mapping[str, object] | Options | None = None, mode: str | None = None) -> Options: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ _found: list[_Run] = []
 _explaining = Lock()
 
 
-def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
+def _collect(module: GraphModule, example_inputs: list[object]) -> Callable:
     """A backend that runs the graph as it is, dense and eager, and records its analysis at every run.
 
     A function at module level, because Dynamo keys compiled code by it: repeated explains share code.
@@ -80,7 +80,7 @@ def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
 
 
 def explain(
-    model: torch.nn.Module | Callable, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
+    model: torch.nn.Module | Callable, *args: Any, options: Mapping[str, object] | None = None, **kwargs: Any
 ) -> Report:
     """What `torch.compile(model, backend="vsa", options=options)` does to every attention call, and why.
 
@@ -115,7 +115,7 @@ def explain(
     return Report(tuple(sites), settings)
 
 
-def _options(model: Any, options: Mapping[str, Any] | None) -> Options:
+def _options(model: object, options: Mapping[str, object] | None) -> Options:
     """The given options, else those that the model was compiled with."""
     compiled = compiled_with(model) if options is None else None
     if compiled is not None and isinstance(compiled[0], _Optioned):
@@ -124,7 +124,7 @@ def _options(model: Any, options: Mapping[str, Any] | None) -> Options:
     return Options.read(options)
 
 
-def _is_whole(run: _Run, model: Any) -> bool:
+def _is_whole(run: _Run, model: object) -> bool:
     """Whether the graph is the whole model: not broken, and called directly by the model."""
     return not run.broken and all(getattr(m, "_orig_mod", m) is model for m in run.modules)
 
@@ -153,7 +153,7 @@ def _modules_on_stack() -> list[torch.nn.Module]:
 class _Census(TorchFunctionMode):
     """While entered, records every attention call that runs, as a row "not captured by Dynamo"."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: object) -> None:
         super().__init__()
         self.modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
         self.names = {id(module): name for name, module in self.modules.items()}

@@ -62,11 +62,11 @@ class _Loop:
     def _dense(self, step: int) -> bool:
         return self.around or not self.is_sparse(step)
 
-    def on_step_end(self, pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def on_step_end(self, pipe: object, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
         self.longest = max(self.longest, step + 1)
         self.were_sparse |= self.is_sparse(step)
         # A diffusers pipeline knows its number of steps; after the last one another loop may begin.
-        known: Any = getattr(pipe, "num_timesteps", None)
+        known = getattr(pipe, "num_timesteps", None)
         last = (known if is_int(known) else self.steps) - 1
         now.dense_requests.change(self.request, self._dense(0 if step == last else step + 1))
         return kwargs

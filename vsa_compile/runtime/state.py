@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+
+import torch
 
 from ..grid import Grid, GridSizes
 from ..options import Options, read_grid
@@ -80,7 +81,7 @@ def with_grid(options: Options, grid: GridSizes | None) -> Options:
     return options if grid is None else replace(options, grid=Grid(*grid))
 
 
-def place_share(options: Options, device: Any) -> None:
+def place_share(options: Options, device: torch.device) -> None:
     """Let a schedule allocate its memory on `device` before anything runs: a CUDA graph must not be warmed up
     by a run that allocates memory which stays."""
     if isinstance(options.sparsity, SparsitySchedule):
@@ -141,7 +142,7 @@ def video_grid(frames: int, rows: int, cols: int) -> Iterator[None]:
 
 
 @contextmanager
-def _within(requests: Requests, value: Any) -> Iterator[None]:
+def _within(requests: Requests, value: Hashable) -> Iterator[None]:
     request = requests.enter(value)
     try:
         yield

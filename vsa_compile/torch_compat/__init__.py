@@ -5,6 +5,7 @@
 
 from .autograd import after_backward, backward_running, position, position_of_forward
 from .dynamo import (
+    FakeMode,
     capture_failures,
     capturing,
     check_in_compile,
@@ -55,6 +56,7 @@ from .operators import (
     written_arguments,
 )
 from .symbols import (
+    ShapeEnvironment,
     depends_on_data,
     guard_at_least,
     guard_equal,
@@ -71,6 +73,8 @@ from .symbols import (
 from .tensors import assert_on_device, flash_backward_on_cpu, flash_on_cpu
 
 __all__ = [
+    "FakeMode",
+    "ShapeEnvironment",
     "after_backward",
     "assert_on_device",
     "backward_running",

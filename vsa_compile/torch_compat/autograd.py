@@ -7,7 +7,6 @@ was made is at most that node's, so the numbers date whatever happened in betwee
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -32,6 +31,6 @@ def backward_running() -> int:
     return torch._C._current_graph_task_id()
 
 
-def after_backward(callback: Callable[[], Any]) -> None:
+def after_backward(callback: Callable[[], object]) -> None:
     """Call `callback` when the running backward has ended. Checked on torch 2.13."""
     torch.autograd.Variable._execution_engine.queue_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]

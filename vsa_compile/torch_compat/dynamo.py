@@ -7,10 +7,15 @@ import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.fx import GraphModule
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+FakeMode: TypeAlias = "FakeTensorMode"
 
 
 def compiling() -> object:
@@ -52,7 +57,7 @@ def capturing(*, sizes_that_are_data: bool) -> Iterator[None]:
     DistributedDataParallel, and, if `sizes_that_are_data`, `.item()` and `nonzero` are captured as with
     fullgraph=True. Checked on torch 2.13.
     """
-    changes: dict[str, Any] = {"optimize_ddp": False}
+    changes: dict[str, bool] = {"optimize_ddp": False}
     if sizes_that_are_data:
         changes |= {"capture_scalar_outputs": True, "capture_dynamic_output_shape_ops": True}
     with torch._dynamo.config.patch(changes):
@@ -94,7 +99,7 @@ def version_of(tensor: torch.Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def frame_version() -> tuple[Any, int, int] | None:
+def frame_version() -> tuple[object, int, int] | None:
     """Of the frame that Dynamo is compiling: its id, its number of compiled versions including this one, and
     the limit, beyond which Dynamo runs it uncompiled. None outside. Checked on torch 2.13."""
     from torch._guards import CompileContext
@@ -162,7 +167,7 @@ def check_in_compile(backend: type, check: Callable[..., Any]) -> None:
     wrapper.__init__ = make_and_check
 
 
-def compiled_with(model: Any) -> tuple[Any, dict[str, Any]] | None:
+def compiled_with(model: object) -> tuple[object, dict[str, Any]] | None:
     """The backend of a compiled model or function, and the keywords it is called with (options, mode).
 
     None if it is not compiled. For a model whose blocks were compiled, those of the first block. Checked on
@@ -195,7 +200,7 @@ def counters() -> Any:
     return table
 
 
-def fake_mode_of(module: GraphModule) -> Any | None:
+def fake_mode_of(module: GraphModule) -> FakeMode | None:
     """The FakeTensorMode of a captured graph's example values; None if they are not fake."""
     from torch._subclasses.fake_tensor import FakeTensor
 
@@ -206,7 +211,7 @@ def fake_mode_of(module: GraphModule) -> Any | None:
     return None
 
 
-def on_examples(mode: Any, target: Callable | str, *args: Any, **kwargs: Any) -> Any:
+def on_examples(mode: FakeMode | None, target: Callable | str, *args: Any, **kwargs: Any) -> Any:
     """The result of a call (a function, or a method by name) on example values, computed as Dynamo computes
     it. Adds no guard. Checked on torch 2.13."""
     from torch._dispatch.python import enable_python_dispatcher
@@ -242,7 +247,7 @@ def explaining_compile(model: Callable, backend: Callable) -> Callable:
     """torch.compile for inspecting graphs: static sizes, and without counting towards the recompile limit of
     code that the model has compiled, where torch can keep the two apart (2.13)."""
     isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-    extra: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
+    extra: dict[str, bool] = {"isolate_recompiles": True} if isolated else {}
     compiled = torch.compile(model, backend=backend, dynamic=False, **extra)
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import GraphModule
 
+IR: TypeAlias = Any  # a value of Inductor's IR: TensorBox and its kin
+Size: TypeAlias = Any  # an int or the sympy expression of a symbolic size
 
-def compile_with_inductor(module: GraphModule, example_inputs: Any, patches: dict[str, Any]) -> Callable:
+
+def compile_with_inductor(module: GraphModule, example_inputs: Sequence[Any], patches: dict[str, Any]) -> Callable:
     """Compile with Inductor under `patches`, which also hold for the backward, compiled later."""
     from torch._inductor.compile_fx import compile_fx
 
@@ -53,7 +56,7 @@ def reset_inductor() -> None:
         trees.reset_cudagraph_trees()
 
 
-def keyed_pass(key: bytes | None, following: Any | None) -> Any:
+def keyed_pass(key: bytes | None, following: Callable[[torch.fx.Graph], object] | None) -> Callable[[torch.fx.Graph], None]:
     """A post-grad pass that changes nothing but adds `key` to the cache keys of Inductor and AOTAutograd.
 
     `following` is the user's own pass, which still runs. With a key of None, or a `following` without uuid(),
@@ -66,7 +69,7 @@ def keyed_pass(key: bytes | None, following: Any | None) -> Any:
             if following is not None:
                 following(graph)
 
-        def uuid(self) -> Any:
+        def uuid(self) -> object:
             if following is None:
                 return key
             inner = following.uuid() if hasattr(following, "uuid") else None
@@ -75,14 +78,14 @@ def keyed_pass(key: bytes | None, following: Any | None) -> Any:
     return KeyedPass()
 
 
-def register_lowering(operator: Any, lower: Callable) -> None:
+def register_lowering(operator: torch._ops.OpOverload, lower: Callable) -> None:
     """Make Inductor call `lower` with the lowered arguments of `operator`. Checked on torch 2.13."""
     from torch._inductor.lowering import register_lowering as register
 
     register(operator, type_promotion_kind=None)(lower)
 
 
-def eager_lowering(operator: Any) -> Callable:
+def eager_lowering(operator: torch._ops.OpOverload) -> Callable:
     """The lowering that calls `operator`'s eager kernel, as Inductor's own does. Checked on torch 2.13."""
     from torch._inductor.lowering import fallback_handler
 
@@ -98,23 +101,23 @@ def triton_template(name: str, launch_grid: Callable, source: str) -> Any:
         return known
         # Without this option (before 2.12) an input's strides could still change after rendering.
     freeze = "always_freeze_layout" in inspect.signature(TritonTemplate.__init__).parameters
-    extra: dict[str, Any] = {"always_freeze_layout": True} if freeze else {}
+    extra: dict[str, bool] = {"always_freeze_layout": True} if freeze else {}
     return TritonTemplate(name=name, grid=SymbolicGridFn(launch_grid), source=source, **extra)
 
 
 def template_buffer(
     template: Any,
-    inputs: list[Any],
+    inputs: list[IR],
     *,
-    mutated: list[Any],
+    mutated: list[IR],
     size: tuple,
     dtype: torch.dtype,
     device: torch.device,
     launch: tuple,
     constants: dict[str, Any],
     configs: list[dict[str, Any]],
-    examples: dict[int, Callable[[Any], torch.Tensor]] | None = None,
-) -> Any:
+    examples: dict[int, Callable[[IR], torch.Tensor]] | None = None,
+) -> IR:
     """The contiguous output of a template, launched in its first configuration without any timing.
 
     Only if the user asked for autotuning (mode="max-autotune") all configurations are timed. `examples` then
@@ -139,7 +142,7 @@ def template_buffer(
     return chosen[0] if isinstance(chosen, tuple) else chosen  # a tuple since 2.12 or 2.13
 
 
-def has_tensor_map(x: Any) -> bool:
+def has_tensor_map(x: IR) -> bool:
     """Whether TMA can read (B, H, N, D) memory: D contiguous, all other strides multiples of 16 bytes.
 
     Fixes the layout of `x`, which Inductor could otherwise still change. Checked on torch 2.13.
@@ -159,7 +162,7 @@ def has_tensor_map(x: Any) -> bool:
     )
 
 
-def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Any:
+def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> IR:
     """An uninitialised contiguous buffer of the graph, for a template to write. Checked on torch 2.13."""
     from torch._inductor.lowering import empty_strided
 
@@ -168,47 +171,47 @@ def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Any:
     return buffer
 
 
-def shape_carrier(like: Any, sizes: tuple) -> Any:
+def shape_carrier(like: IR, sizes: tuple) -> IR:
     """A view of `like` whose only content is its shape, `sizes`: all strides are 0. Checked on torch 2.13."""
     from torch._inductor.lowering import lowerings
 
     return lowerings[torch.ops.aten.as_strided.default](like, list(sizes), [0] * len(sizes))
 
 
-def expanded(x: Any, size: tuple) -> Any:
+def expanded(x: IR, size: tuple) -> IR:
     """`x.expand(size)` in Inductor's IR. Checked on torch 2.13."""
     from torch._inductor.lowering import lowerings
 
     return lowerings[torch.ops.aten.expand.default](x, list(size))
 
 
-def contiguous(x: Any) -> Any:
+def contiguous(x: IR) -> IR:
     """`x` in Inductor's IR, copied if it is not contiguous. Checked on torch 2.13."""
     from torch._inductor import ir
 
     return ir.ExternKernel.require_contiguous(x)
 
 
-def is_static(size: Any) -> bool:
+def is_static(size: Size) -> bool:
     """Whether a size is a number. Adds no guard."""
     return not getattr(size, "free_symbols", None)
 
 
-def likely_sizes(sizes: Iterable[Any]) -> tuple[int, ...]:
+def likely_sizes(sizes: Iterable[Size]) -> tuple[int, ...]:
     """The sizes as ints; symbolic ones as in the example inputs. Checked on torch 2.13."""
     from torch._inductor.virtualized import V
 
     return tuple(V.graph.sizevars.optimization_hint(size) for size in sizes)
 
 
-def static_size(size: Any) -> int:
+def static_size(size: Size) -> int:
     """A size as an int; a symbolic one gets a guard. Checked on torch 2.13."""
     from torch._inductor.virtualized import V
 
     return V.graph.sizevars.guard_int(size)
 
 
-def ceil_div(size: Any, by: int) -> Any:
+def ceil_div(size: Size, by: int) -> Size:
     """size / by, rounded up, for an int or a size expression. Checked on torch 2.13."""
     if isinstance(size, int):
         return -(-size // by)
@@ -217,7 +220,7 @@ def ceil_div(size: Any, by: int) -> Any:
     return CeilDiv(size, by)
 
 
-def surely_equal(expression: Any, value: int) -> bool:
+def surely_equal(expression: Size, value: int) -> bool:
     """Whether a size expression always equals `value`. Adds no guard. Checked on torch 2.13."""
     from torch._inductor.virtualized import V
 

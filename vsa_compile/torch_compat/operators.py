@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 
-def owned_namespaces() -> tuple[Any, ...]:
+def owned_namespaces() -> tuple[object, ...]:
     """The namespaces in which torch keeps functions that graphs call, apart from torch, torch.Tensor and
     torch.nn.functional. Checked on torch 2.13.
     """
@@ -18,7 +18,7 @@ def owned_namespaces() -> tuple[Any, ...]:
     return (*(getattr(compiled, name) for name in names), torch.functional)
 
 
-def registered_name(called: Any) -> str | None:
+def registered_name(called: object) -> str | None:
     """The full name of an operator registered with torch: "aten::view", "vsa_compile::gate",
     "higher_order::wrap"; None for anything else. The name is unique in a process. Checked on torch 2.13."""
     if isinstance(called, torch._ops.OpOverload):
@@ -30,7 +30,7 @@ def registered_name(called: Any) -> str | None:
     return None
 
 
-def written_arguments(node: Node) -> list[Any] | None:
+def written_arguments(node: Node) -> list[Node] | None:
     """The argument nodes that a registered operator writes to, by its schema; None if there is no schema.
 
     Checked on torch 2.13.
@@ -42,7 +42,7 @@ def written_arguments(node: Node) -> list[Any] | None:
         overloads = [called]
     else:
         return None
-    written: list[Any] = []
+    written: list[object] = []
     for overload in overloads:
         for position, one in enumerate(overload._schema.arguments):
             if one.alias_info is not None and one.alias_info.is_write:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sympy
 import torch
 from torch.fx import GraphModule
+
+if TYPE_CHECKING:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+ShapeEnvironment: TypeAlias = "ShapeEnv"
 
 
 def size_expression(size: int | torch.SymInt) -> int | sympy.Expr:
@@ -21,7 +26,7 @@ def size_expression(size: int | torch.SymInt) -> int | sympy.Expr:
     return int(expression) if expression.is_Integer else expression
 
 
-def shape_environment(module: GraphModule) -> Any | None:
+def shape_environment(module: GraphModule) -> ShapeEnvironment | None:
     """The ShapeEnv of a graph's symbolic sizes; None if the graph is static. Checked on torch 2.13."""
     for node in module.graph.nodes:
         example = node.meta.get("example_value", node.meta.get("val"))
@@ -32,7 +37,7 @@ def shape_environment(module: GraphModule) -> Any | None:
     return None
 
 
-def size_hint(size: int | sympy.Expr, environment: Any | None) -> int:
+def size_hint(size: int | sympy.Expr, environment: ShapeEnvironment | None) -> int:
     """A size in the example inputs; 0 if it depends on data. Adds no guard. Checked on torch 2.13."""
     if isinstance(size, int):
         return size
@@ -52,17 +57,17 @@ def depends_on_data(size: int | sympy.Expr) -> bool:
     return any(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in symbols)
 
 
-def guard_at_least(size: sympy.Expr, least: int, environment: Any) -> bool:
+def guard_at_least(size: sympy.Expr, least: int, environment: ShapeEnvironment) -> bool:
     """Whether size >= least in the example inputs; the answer becomes a guard. Checked on torch 2.13."""
     return bool(environment.evaluate_expr(sympy.Ge(size, least)))
 
 
-def guard_equal(size: sympy.Expr, value: int, environment: Any) -> bool:
+def guard_equal(size: sympy.Expr, value: int, environment: ShapeEnvironment) -> bool:
     """Whether size == value in the example inputs; the answer becomes a guard. Checked on torch 2.13."""
     return bool(environment.evaluate_expr(sympy.Eq(size, value)))
 
 
-def known_at_least(a: Any, b: Any, environment: Any | None) -> bool:
+def known_at_least(a: Any, b: Any, environment: ShapeEnvironment | None) -> bool:
     """Whether the graph's present guards imply a >= b. Adds no guard. Checked on torch 2.13."""
     if environment is None or depends_on_data(a) or depends_on_data(b):
         return False
@@ -86,7 +91,7 @@ def surely_true(comparison: bool | torch.SymBool) -> bool:
     return statically_known_true(comparison)
 
 
-def symbol_of(example: Any) -> sympy.Symbol | None:
+def symbol_of(example: object) -> sympy.Symbol | None:
     """The symbol of a SymInt that is a single symbol, else None. Checked on torch 2.13."""
     expression = example.node.expr if isinstance(example, torch.SymInt) else None
     return expression if isinstance(expression, sympy.Symbol) else None

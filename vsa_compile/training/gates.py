@@ -32,7 +32,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def add_gates(
-    model: nn.Module, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
+    model: nn.Module, *args: Any, options: Mapping[str, object] | None = None, **kwargs: Any
 ) -> list[nn.Parameter]:
     """Give every sparse self-attention call of `model` a gate; returns the new parameters.
 
@@ -105,7 +105,7 @@ class GateMarker:
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Any:
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if not torch.compiler.is_compiling():
             return None
         hidden = args[0] if args else next(iter(kwargs.values()))
@@ -154,12 +154,12 @@ _seen: list[tuple[Analysis, tuple]] = []
 _adding = Lock()
 
 
-def _note(module: GraphModule, example_inputs: list[Any]) -> Callable:
+def _note(module: GraphModule, example_inputs: list[object]) -> Callable:
     """A backend that runs the graph as it is and records its analysis and its inputs. A function at module
     level, because Dynamo keys compiled code by it."""
     analysis = analyse(module)
 
-    def run(*inputs: Any) -> Any:
+    def run(*inputs: object) -> object:
         _seen.append((analysis, inputs))
         return module.forward(*inputs)
 
@@ -167,7 +167,7 @@ def _note(module: GraphModule, example_inputs: list[Any]) -> Callable:
 
 
 def _projections(
-    model: nn.Module, args: tuple, kwargs: Mapping[str, Any], settings: Options
+    model: nn.Module, args: tuple, kwargs: Mapping[str, object], settings: Options
 ) -> list[Projection]:
     with _adding:
         try:
@@ -195,7 +195,7 @@ def _placeholders(module: GraphModule) -> list[Node]:
 
 
 def _projection(
-    analysis: Analysis, conversion: Conversion, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
+    analysis: Analysis, conversion: Conversion, values: Mapping[Node, object], owners: Mapping[int, nn.Module]
 ) -> Projection | None:
     """The linear layer behind a call's queries that runs over its video tokens, if there is exactly one."""
     query = attention_arguments(conversion.call.node)["query"]

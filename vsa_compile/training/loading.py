@@ -24,7 +24,7 @@ class GateLoader:
     def __init__(self, projection: str) -> None:
         self.projection = projection
 
-    def __call__(self, owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    def __call__(self, owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
         for name, parameter in getattr(owner, NAME).named_parameters():
             key = f"{prefix}{NAME}.{name}"
             beside = f"{prefix}{self.beside}.{name}"
@@ -38,7 +38,7 @@ class GateLoader:
         """The name of a gate on the module that contains the projection."""
         return ".".join([*self.projection.split(".")[:-1], NAME])
 
-    def _zeros(self, parameter: Tensor, state_dict: Mapping[str, Any], prefix: str) -> Tensor:
+    def _zeros(self, parameter: Tensor, state_dict: Mapping[str, object], prefix: str) -> Tensor:
         """Zeros like the parameter. For a parameter on meta, where `assign` would leave it: zeros like the
         projection in the checkpoint."""
         if not parameter.is_meta:
@@ -53,7 +53,7 @@ class UnclaimedGates:
     """A hook before the state of a whole model is loaded: warns of gates in the checkpoint that the model has
     not, which load_state_dict(strict=False) would drop silently."""
 
-    def __call__(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    def __call__(self, model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
         taken = set()
         for path, module in model.named_modules():
             at = f"{prefix}{path}." if path else prefix
@@ -65,6 +65,6 @@ class UnclaimedGates:
             warnings.warn(gates_dropped(sorted(gates - taken), sorted(taken)), stacklevel=2)
 
 
-def load_hooks(module: nn.Module) -> dict[int, Any]:
+def load_hooks(module: nn.Module) -> dict[int, object]:
     """The hooks that run before a module's state is loaded, by key."""
     return {key: getattr(hook, "hook", hook) for key, hook in module._load_state_dict_pre_hooks.items()}

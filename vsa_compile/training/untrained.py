@@ -7,7 +7,6 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -37,7 +36,7 @@ def _listen() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _after_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     """After an optimizer's first step its own gates are known to be trained; by its second step, all other
     optimizers have had their first."""
     if not _waiting or _steps.get(optimizer, 0) == 2:

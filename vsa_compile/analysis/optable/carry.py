@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -12,10 +11,10 @@ from ..algebra import Axis, same
 from ..facts import Claim, Fact, Proofs, Rows, both, cut_out, fitting, shifted
 from ..graph_facts import example_of, sizes_of
 from ..sizes import Size, equal
-from ..values import OpCall
+from ..values import Layout, OpCall
 
 
-def cast(call: OpCall, _: Any) -> Fact | None:
+def cast(call: OpCall, _: Layout) -> Fact | None:
     """The same entries in the result's dtype and shape."""
     fact = call.fact(call.self_)
     return fitting(fact, call.example.dtype) if fact else None
@@ -69,7 +68,7 @@ def turned(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
     return fact
 
 
-def rows_of(call: OpCall, argument: Any) -> Rows | None:
+def rows_of(call: OpCall, argument: object) -> Rows | None:
     """What a 4-D mask was made of; a key padding (B or 1, 1, 1, N) counts as made of itself."""
     known = call.known(argument)
     if known is None:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from ..algebra import Axis, unit
 from ..facts import Claim, Fact, constant, fitting
 from ..sizes import equal
-from ..values import OpCall
-from .table import op
+from ..values import Layout, OpCall, Result
+from .table import FactRule, op
 
 
 def fresh_axes(call: OpCall) -> list[Axis]:
     return [unit() if equal(size, 1) else Axis(size) for size in call.sizes]
 
 
-def _filled(value: Any) -> Callable[[OpCall, Any], Fact | None]:
+def _filled(value: object) -> FactRule:
     return lambda call, _: fitting(constant(value), call.example.dtype)
 
 
-def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]:
-    def rule(call: OpCall, _: Any) -> Fact | None:
+def _filled_by(position: int, name: str) -> FactRule:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         fact = call.fact(call.arg(position, name))
         return fact and fitting(Fact(fact.everywhere), call.example.dtype)
 
@@ -40,7 +37,7 @@ op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(fresh_axes
 
 
 @op("arange", fact=lambda call, _: _positions(call), table=True)
-def _arange(call: OpCall) -> Any:
+def _arange(call: OpCall) -> Result:
     return fresh_axes(call)
 
 
@@ -54,7 +51,7 @@ def _positions(call: OpCall) -> Fact | None:
     return Fact((Claim("position", start),))
 
 
-def _like(call: OpCall) -> Any:
+def _like(call: OpCall) -> Result:
     """The size of another value, but nothing of its content."""
     return call.input
 

@@ -12,14 +12,14 @@ from ..algebra import REORDERED, UNKNOWN, Axis, respelled, rigid, unit
 from ..facts import Fact
 from ..graph_facts import example_of, sizes_of
 from ..pieces import cut
-from ..sizes import equal
-from ..values import Known, Layout, OpCall, Taken, Value, taken_at
+from ..sizes import Size, equal
+from ..values import Known, Layout, OpCall, Result, Taken, taken_at
 from . import carry
 from .table import op
 
 
 @op("getitem")
-def _getitem(call: OpCall) -> Value:
+def _getitem(call: OpCall) -> Result:
     source, index = call.read(call.node.args[0]), call.node.args[1]
     if isinstance(source, tuple):
         return source[index] if isinstance(index, int) and -len(source) <= index < len(source) else None
@@ -32,7 +32,7 @@ def _getitem(call: OpCall) -> Value:
     )  # fmt: skip
 
 
-def taken_by(call: OpCall, layout: Layout, items: Sequence[Any]) -> Taken:
+def taken_by(call: OpCall, layout: Layout, items: Sequence[object]) -> Taken:
     """The positions that integer indices take, as in x[:, i]."""
     result, position = (), 0
     for item in items:
@@ -44,9 +44,9 @@ def taken_by(call: OpCall, layout: Layout, items: Sequence[Any]) -> Taken:
     return result
 
 
-def items_of(index: Any, rank: int) -> list[Any]:
+def items_of(index: object, rank: int) -> list[object]:
     """One item per dimension and None per new one; a boolean mask stands for several dimensions."""
-    items = list(index) if isinstance(index, (tuple, list)) else [index]
+    items: list[object] = list(index) if isinstance(index, (tuple, list)) else [index]
     used = sum(_consumed(item) for item in items)
     at = next((i for i, item in enumerate(items) if item is Ellipsis), None)
     if at is None:
@@ -56,7 +56,7 @@ def items_of(index: Any, rank: int) -> list[Any]:
     return items
 
 
-def _consumed(item: Any) -> int:
+def _consumed(item: object) -> int:
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
     mask = example_of(item)
@@ -64,11 +64,11 @@ def _consumed(item: Any) -> int:
     return mask.dim() if is_mask else 1
 
 
-def is_tensor(item: Any) -> bool:
+def is_tensor(item: object) -> bool:
     return isinstance(item, (list, tuple)) or isinstance(example_of(item), torch.Tensor)
 
 
-def indexed(call: OpCall, layout: Layout, index: Any, sizes: Sequence[Any] = ()) -> Layout | None:
+def indexed(call: OpCall, layout: Layout, index: object, sizes: Sequence[Size] = ()) -> Layout | None:
     """The axes of x[index]; `sizes` are the result's, if known.
 
     What an index tensor takes has an order of its own.
@@ -104,7 +104,7 @@ def _neighbours(positions: Sequence[int]) -> list[int]:
     return list(range(positions[0], positions[0] + len(positions)))
 
 
-def order_of_taken(taken: Sequence[Axis], items: Sequence[Any]) -> str:
+def order_of_taken(taken: Sequence[Axis], items: Sequence[object]) -> str:
     """The rigidity of the axis that an index takes from `taken`.
 
     Integers put the entries into another order. A mask keeps their order; but if that was unknown before, the
@@ -114,7 +114,7 @@ def order_of_taken(taken: Sequence[Axis], items: Sequence[Any]) -> str:
     return UNKNOWN if masks or UNKNOWN in map(rigid, taken) else REORDERED
 
 
-def _fact_at(call: OpCall, source: Known, index: Any) -> Fact | None:
+def _fact_at(call: OpCall, source: Known, index: object) -> Fact | None:
     """The fact of x[index]: claims along the fact's dimension are cut, others kept or dropped."""
     fact = call.fact(call.node.args[0])
     if fact is None:
@@ -132,7 +132,7 @@ def _fact_at(call: OpCall, source: Known, index: Any) -> Fact | None:
     return Fact(carry.cut(fact, fact.dim, *run, call.proofs).claims, -1 - behind)  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _place(items: Sequence[Any], dim: int) -> tuple[Any, int]:
+def _place(items: Sequence[object], dim: int) -> tuple[object, int]:
     """The item that indexes a dimension, and how many of the result's dimensions follow that dimension."""
     position = 0
     for number, item in enumerate(items):
@@ -144,7 +144,7 @@ def _place(items: Sequence[Any], dim: int) -> tuple[Any, int]:
     return None, 0
 
 
-def run_of(call: OpCall, size: Any, item: slice) -> tuple[Any, Any] | None:
+def run_of(call: OpCall, size: Size, item: slice) -> tuple[Size, Size] | None:
     """(start, stop) of a slice with step 1; None if they are not known."""
     if call.literal(item.step) not in (None, 1):
         return None
@@ -156,7 +156,7 @@ def run_of(call: OpCall, size: Any, item: slice) -> tuple[Any, Any] | None:
     return start, stop
 
 
-def sliced(call: OpCall, axis: Axis, item: slice, real: Any = None) -> Axis:
+def sliced(call: OpCall, axis: Axis, item: slice, real: Size | None = None) -> Axis:
     """axis[item], with the size `real` in the graph, if that is known.
 
     x[:-n] with a data-dependent n is empty at n = 0, and so its size is a symbol of its own. If the graph
@@ -182,7 +182,7 @@ def strided(axis: Axis, item: slice) -> Axis:
     return axis.joins[key]
 
 
-def _position(call: OpCall, item: Any, default: Any, size: Any) -> Any:
+def _position(call: OpCall, item: object, default: Size, size: Size) -> Size | None:
     if item is None:
         return default
     value = call.literal(item)
@@ -194,7 +194,7 @@ def _position(call: OpCall, item: Any, default: Any, size: Any) -> Any:
 
 
 @op("slice", fact=lambda call, layout: _slice_fact(call, layout))
-def _slice(call: OpCall) -> Any:
+def _slice(call: OpCall) -> Result:
     layout, dim = call.input, call.arg(1, "dim", 0)
     if layout is None:
         return None
@@ -220,7 +220,7 @@ def _slice_fact(call: OpCall, layout: Layout) -> Fact | None:
 # --- Reorderings ---------------------------------------------------------------------------------
 
 
-def _only(call: OpCall, dims: Any) -> Any:
+def _only(call: OpCall, dims: Any) -> Layout | None:
     """The input's axes, with those along `dims` put into another order."""
     layout = call.input
     if layout is None or len(layout) != len(call.sizes):
@@ -233,24 +233,24 @@ def _only(call: OpCall, dims: Any) -> Any:
     ]  # fmt: skip
 
 
-def _everywhere(call: OpCall, _: Any) -> Fact | None:
+def _everywhere(call: OpCall, _: Layout) -> Fact | None:
     """Of reordered entries only claims about all of them remain."""
     fact = call.fact(call.self_)
     return fact and Fact(fact.everywhere)
 
 
 @op("flip", fact=_everywhere)
-def _flip(call: OpCall) -> Any:
+def _flip(call: OpCall) -> Result:
     return _only(call, call.rest(1, "dims"))
 
 
 @op("fliplr", "flipud", "rot90", fact=_everywhere)
-def _flip_two(call: OpCall) -> Any:
+def _flip_two(call: OpCall) -> Result:
     return _only(call, {"fliplr": 1, "flipud": 0}.get(call.name, call.arg(2, "dims", (0, 1))))
 
 
 @op("roll", fact=_everywhere)
-def _roll(call: OpCall) -> Any:
+def _roll(call: OpCall) -> Result:
     dims = call.arg(2, "dims", ())
     return _only(call, range_of(call) if dims in ((), [], None) else dims)
 
@@ -260,19 +260,19 @@ def range_of(call: OpCall) -> tuple[int, ...]:
 
 
 @op("index_select", "gather", "take_along_dim", fact=_everywhere)
-def _gather(call: OpCall) -> Any:
+def _gather(call: OpCall) -> Result:
     position = 2 if call.name == "take_along_dim" else 1
     dim = call.arg(position, "dim")
     return None if dim is None else _only(call, dim)
 
 
 @op("argsort")
-def _argsort(call: OpCall) -> Any:
+def _argsort(call: OpCall) -> Result:
     return _only(call, call.arg(1, "dim", -1))
 
 
 @op("sort", "topk", "msort")
-def _sort(call: OpCall) -> Any:
+def _sort(call: OpCall) -> Result:
     """The values, and their former positions."""
     dim, known = call.arg(2 if call.name == "topk" else 1, "dim", -1), call.known(call.self_)
     if known is None or not isinstance(call.example, (tuple, list)):

@@ -11,11 +11,11 @@ import torch
 from ..algebra import Axis, rigid, same
 from ..facts import Claim, Fact, Kind, Rows, constant, fitting
 from ..graph_facts import example_of
-from ..values import Known, OpCall, broadcast
+from ..values import Known, Layout, OpCall, Result, broadcast
 from . import carry
 from .compute import pointwise, reduced
 from .factories import fresh_axes
-from .table import op
+from .table import FactRule, op
 
 Pair = tuple[Kind, Any] | None
 
@@ -23,15 +23,15 @@ Pair = tuple[Kind, Any] | None
 # --- Entry by entry -------------------------------------------------------------------------------
 
 
-def _operands(call: OpCall, *arguments: Any) -> list[Fact] | None:
+def _operands(call: OpCall, *arguments: object) -> list[Fact] | None:
     """The facts of two operands along one dimension; None if they run along different dimensions."""
     facts = [call.fact(argument) or Fact() for argument in arguments]
     dims = {fact.dim for fact in facts if fact.claims != fact.everywhere}
     return None if len(dims) > 1 else [replace(fact, dim=next(iter(dims), -1)) for fact in facts]
 
 
-def _entrywise(made: Callable[[Claim, Claim], Pair]) -> Callable[[OpCall, Any], Fact | None]:
-    def rule(call: OpCall, _: Any) -> Fact | None:
+def _entrywise(made: Callable[[Claim, Claim], Pair]) -> FactRule:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         facts = _operands(call, call.self_, call.other)
         if facts is None or call.node.kwargs.get("alpha", 1) != 1:
             return None
@@ -41,7 +41,7 @@ def _entrywise(made: Callable[[Claim, Claim], Pair]) -> Callable[[OpCall, Any], 
     return rule
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return not isinstance(value, float)
 
 
@@ -65,7 +65,7 @@ def _product(a: Claim, b: Claim) -> Pair:
     return None
 
 
-def _added(call: OpCall) -> Any:
+def _added(call: OpCall) -> Result:
     """An operand with alpha=0 leaves nothing in the sum, and x - x is 0."""
     if call.literal(call.node.kwargs.get("alpha", 1)) == 0:
         return broadcast([known for known in [call.known(call.self_)] if known], call.sizes)
@@ -74,7 +74,7 @@ def _added(call: OpCall) -> Any:
     return pointwise(call)
 
 
-def _multiplied(call: OpCall) -> Any:
+def _multiplied(call: OpCall) -> Result:
     """Nothing is left of a value that is multiplied by 0 everywhere."""
     facts = [call.fact(argument) for argument in (call.self_, call.other)]
     if any(claim.kind == "is" and claim.value == 0 for fact in facts if fact for claim in fact.everywhere):
@@ -100,7 +100,7 @@ op("mul", "multiply", fact=_entrywise(_product))(_multiplied)
     return broadcast([end], call.sizes) if end is not None else pointwise(call)
 
 
-def _negated(call: OpCall, _: Any) -> Fact | None:
+def _negated(call: OpCall, _: Layout) -> Fact | None:
     fact = call.fact(call.self_)
     if fact is None or call.example.dtype != torch.bool:
         return None
@@ -114,10 +114,10 @@ def _negated(call: OpCall, _: Any) -> Fact | None:
 op("logical_not", "bitwise_not", "invert", fact=_negated)(pointwise)
 
 
-def _logic(absorbing: bool) -> Callable[[OpCall, Any], Fact | None]:
+def _logic(absorbing: bool) -> FactRule:
     """`and` is False where either operand is, and True where both are; `or` the other way round."""
 
-    def rule(call: OpCall, _: Any) -> Fact | None:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         if call.example.dtype != torch.bool:
             return None
         facts = [fitting(call.fact(argument), torch.bool) or Fact() for argument in (call.self_, call.other)]
@@ -150,10 +150,10 @@ op("logical_or", "bitwise_or", "or_", fact=_logic(absorbing=True))(pointwise)
 # `absorbing` is the value that decides alone: False for `and`, True for `or`.
 
 
-def _compared(lower: bool, equal_too: bool) -> Callable[[OpCall, Any], Fact | None]:
+def _compared(lower: bool, equal_too: bool) -> FactRule:
     """left < right (`lower`) or left > right: a position and a bound in either order, or constants."""
 
-    def rule(call: OpCall, _: Any) -> Fact | None:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         facts = _operands(call, call.self_, call.other)
         if facts is None:
             return None
@@ -200,7 +200,7 @@ op("gt", "greater", fact=_compared(lower=False, equal_too=False))(pointwise)
 op("ge", "greater_equal", fact=_compared(lower=False, equal_too=True))(pointwise)
 
 
-def _equality(value: bool) -> Callable[[OpCall, Any], Fact | None]:
+def _equality(value: bool) -> FactRule:
     def made(a: Claim, b: Claim) -> Pair:
         known = (
             a.kind == b.kind == "is"
@@ -219,7 +219,7 @@ op("ne", "not_equal", fact=_equality(False))(pointwise)
 # --- Choices --------------------------------------------------------------------------------------
 
 
-def _chosen(call: OpCall, condition: Any, yes: Fact | None, no: Fact | None) -> Fact | None:
+def _chosen(call: OpCall, condition: object, yes: Fact | None, no: Fact | None) -> Fact | None:
     """`yes` where the condition is True, `no` where it is False, and their common claims everywhere."""
     asked = call.fact(condition) or Fact()
     known = [fact for fact in (asked, yes, no) if fact is not None]
@@ -243,7 +243,7 @@ def _alike(a: Claim, b: Claim) -> bool:
     return a.kind == b.kind and bool(a.value == b.value)
 
 
-def _filled_at(call: OpCall) -> Any:
+def _filled_at(call: OpCall) -> Result:
     """If everything is filled, nothing of the input is left."""
     mask, value = call.fact(call.arg(1, "mask")), call.fact(call.arg(2, "value"))
     if any(claim.value is True for claim in (mask.everywhere if mask else ())):
@@ -256,7 +256,7 @@ op("masked_fill", fact=lambda call, _: _chosen(
 ))(_filled_at)  # fmt: skip
 
 
-def _either(call: OpCall) -> Any:
+def _either(call: OpCall) -> Result:
     """Each entry comes from one of two operands; if one of them is reordered, so is the result."""
     layout, operands = (
         pointwise(call),
@@ -280,7 +280,7 @@ op("where", fact=lambda call, _: _chosen(
 # --- Bounds ---------------------------------------------------------------------------------------
 
 
-def _counted(call: OpCall, _: Any) -> Fact | None:
+def _counted(call: OpCall, _: Layout) -> Fact | None:
     """A sum of non-negative entries is not negative: it counts a mask.
 
     One thing is assumed, not proved: an input of the graph that is summed in integers is a mask of zeros and
@@ -303,8 +303,8 @@ def _counted(call: OpCall, _: Any) -> Fact | None:
 op("sum", "count_nonzero", fact=_counted)(reduced)
 
 
-def _at_least(name: str) -> Callable[[OpCall, Any], Fact | None]:
-    def rule(call: OpCall, _: Any) -> Fact | None:
+def _at_least(name: str) -> FactRule:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         """A lower clamp is a bound; with an upper clamp too, nothing is claimed."""
         bound = call.literal(call.arg(1, name))
         if call.arg(2, "max") is not None or bound is None or isinstance(bound, float):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import sympy
 
 from ..algebra import (
@@ -20,12 +18,12 @@ from ..pieces import order
 from ..sizes import equal
 from ..tokens import out_of_order
 from ..unify import unify
-from ..values import Known, OpCall
+from ..values import Known, OpCall, Result
 from .table import own
 
 
 @own("vsa_compile::hint")
-def _hint(call: OpCall) -> Any:
+def _hint(call: OpCall) -> Result:
     """The tokens (last dimension but one) from `start` on are the raster video of a grid.
 
     Without a start all are, so frames * rows * cols is their number; if algebra does not show that, cols is

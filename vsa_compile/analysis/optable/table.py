@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -21,11 +21,11 @@ from torch.fx import Node
 from ...torch_compat import owned_namespaces, registered_name, written_arguments
 from ..facts import Fact
 from ..graph_facts import argument, example_of
-from ..values import Known, OpCall, Taken, Value
+from ..values import Known, Layout, OpCall, Result, Taken, Value
 from . import carry
 
-LayoutRule = Callable[[OpCall], Any]  # -> axes of the result, a tuple of such for several, or None
-FactRule = Callable[[OpCall, Any], "Fact | None"]  # (call, its layout)
+LayoutRule = Callable[[OpCall], Result]
+FactRule = Callable[[OpCall, Layout], "Fact | None"]  # (call, its layout)
 WriteRule = Callable[[OpCall], "Known | None"]  # -> what the first argument becomes
 
 
@@ -49,7 +49,7 @@ WriteRule = Callable[[OpCall], "Known | None"]  # -> what the first argument bec
     in_place: bool = False
 
 
-_ENTRIES: dict[Any, Entry] = {}
+_ENTRIES: dict[object, Entry] = {}
 
 # Python's operators that occur in graphs, with their augmented assignments, which write into the left side.
 _PYTHON = {
@@ -87,7 +87,7 @@ def own(name: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
     return register
 
 
-def python(called: Any, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
+def python(called: object, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
     """Register a rule for one Python function."""
 
     def register(rule: LayoutRule) -> LayoutRule:
@@ -97,7 +97,7 @@ def python(called: Any, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
     return register
 
 
-def _objects(name: str, augmented: str = "") -> Iterator[Any]:
+def _objects(name: str, augmented: str = "") -> Iterator[object]:
     yield f"aten::{name}"
     if name in _PYTHON:
         yield getattr(operator, name)
@@ -125,7 +125,7 @@ def name_of(node: Node) -> str:
 
 
 @cache
-def _entry(called: Any) -> Entry | None:
+def _entry(called: object) -> Entry | None:
     name = registered_name(called)
     found = _ENTRIES.get(name or called)
     if found is not None:
@@ -157,7 +157,7 @@ def _plain(name: str) -> Entry:
     return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())
 
 
-def written_by(node: Node, entry: Entry | None) -> list[Any]:
+def written_by(node: Node, entry: Entry | None) -> list[Node]:
     """The arguments that a call may write to; an unknown operator may write to all of its arguments."""
     by_schema = written_arguments(node)
     if by_schema is not None:
@@ -171,13 +171,13 @@ def written_by(node: Node, entry: Entry | None) -> list[Any]:
     return [one for one in _flat(written) if isinstance(one, Node)]
 
 
-def first_argument(node: Node) -> Any:
+def first_argument(node: Node) -> object:
     if node.args:
         return node.args[0]
     return next((node.kwargs[name] for name in ("input", "self", "x", "tensor") if name in node.kwargs), None)
 
 
-def _flat(values: Any) -> Iterator[Any]:
+def _flat(values: Iterable[object]) -> Iterator[object]:
     for value in values:
         if isinstance(value, (tuple, list)):
             yield from _flat(value)
@@ -208,10 +208,10 @@ def value_of(entry: Entry, call: OpCall) -> Value:
     return _known(entry, call, layout, None)
 
 
-def _known(entry: Entry, call: OpCall, layout: Any, index: int | None) -> Value:
+def _known(entry: Entry, call: OpCall, layout: Layout | Value, index: int | None) -> Value:
     if not isinstance(layout, list):
         return layout  # a Known already, or nothing
-    fact = entry.fact(call, layout if index is None else (layout, index)) if entry.fact else None
+    fact = entry.fact(call, layout) if entry.fact else None
     tensors = call.tensors()
     table = entry.table if entry.table is not None else all(known.table for known in tensors)
     given = entry.fact in _THE_SAME and index is None and _is_given(call)

@@ -19,14 +19,14 @@ from ..overwriting import Write
 from ..pieces import put, put_somewhere
 from ..sizes import Size, equal
 from ..unify import meet
-from ..values import Known, Layout, OpCall
+from ..values import Known, Layout, OpCall, Result
 from .indexing import indexed, is_tensor, items_of, run_of, slice_of, taken_by
-from .table import op
+from .table import WriteRule, op
 
 # --- x[index] = value -----------------------------------------------------------------------------
 
 
-def assigned(call: OpCall, target: Any, index: Any, value: Any) -> Known | None:
+def assigned(call: OpCall, target: object, index: object, value: object) -> Known | None:
     """What `target` becomes by target[index] = value."""
     known, written = call.known(target), call.known(value)
     if known is None:
@@ -66,7 +66,7 @@ def assigned(call: OpCall, target: Any, index: Any, value: Any) -> Known | None:
     return Known(axes, fact, known.table and written.table, taken=content)
 
 
-def _dims_kept(items: Sequence[Any]) -> list[tuple[int | None, Any]]:
+def _dims_kept(items: Sequence[object]) -> list[tuple[int | None, Any]]:
     """(dimension of the target, its item) for each dimension of the region; (None, None) for a new one."""
     kept: list[tuple[int | None, Any]] = []
     position = 0
@@ -81,7 +81,7 @@ def _dims_kept(items: Sequence[Any]) -> list[tuple[int | None, Any]]:
 
 
 def _scattered(
-    call: OpCall, known: Known, items: Sequence[Any], written: Known | None, fact: Fact | None
+    call: OpCall, known: Known, items: Sequence[object], written: Known | None, fact: Fact | None
 ) -> Known:
     """After a write at the places that an index names. Writing a number leaves the tokens as they are."""
     if written is None or written.table:
@@ -110,11 +110,11 @@ def _placed(axis: Axis, written: Known) -> Axis:
     return Axis(axis.size, rigid=REORDERED if permuted else UNKNOWN)
 
 
-def _is_all(run: Any, size: Size) -> bool:
+def _is_all(run: tuple[Size, Size] | None, size: Size) -> bool:
     return bool(run) and equal(run[0], 0) and equal(run[1], size)
 
 
-def _assigned_fact(call: OpCall, known: Known, target: Any, index: Any, value: Any) -> Fact | None:
+def _assigned_fact(call: OpCall, known: Known, target: object, index: object, value: object) -> Fact | None:
     """The fact of a mask after m[index] = value."""
     before, dtype = call.fact(target), example_of(target).dtype
     written = fitting(call.fact(value), dtype)
@@ -139,7 +139,7 @@ def _assigned_fact(call: OpCall, known: Known, target: Any, index: Any, value: A
     return _patched(before, inside, run, size, all_rows, call.proofs)
 
 
-def _one(call: OpCall, item: Any, size: Size) -> tuple[Any, Any] | None:
+def _one(call: OpCall, item: object, size: Size) -> tuple[int, int] | None:
     at = call.literal(item)
     if not isinstance(at, int):
         return None
@@ -148,7 +148,7 @@ def _one(call: OpCall, item: Any, size: Size) -> tuple[Any, Any] | None:
 
 
 def _patched(
-    before: Fact | None, inside: Fact | None, run: tuple[Any, Any], size: Size, all_rows: bool, proofs: Proofs
+    before: Fact | None, inside: Fact | None, run: tuple[Size, Size], size: Size, all_rows: bool, proofs: Proofs
 ) -> Fact | None:
     """Claims outside of the run stay, those inside are replaced; if only some rows were written, only claims
     that hold of both contents remain."""
@@ -174,7 +174,7 @@ def _patched(
 
 
 @op("setitem", "__setitem__", becomes=lambda call: assigned(call, *call.node.args[:3]))
-def _setitem(call: OpCall) -> Any:
+def _setitem(call: OpCall) -> Result:
     return None
 
 
@@ -205,7 +205,7 @@ op("copy_", becomes=_copied_from)(_now)
 op("copy")(_copied_from)
 
 
-def _constant_now(value: Any) -> Any:
+def _constant_now(value: float | None) -> WriteRule:
     def rule(call: OpCall) -> Known | None:
         known = call.known(call.self_)
         number = call.literal(call.arg(1, "value")) if value is None else value

@@ -52,7 +52,7 @@ def _tokens(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
     return _rows(args.q), _rows(args.k), _rows(args.v)
 
 
-def _site(args: AttendArgs) -> tuple[Any, ...]:
+def _site(args: AttendArgs) -> tuple[object, ...]:
     """The other arguments in the form of the C++ operators, where only the padding is optional."""
     padding = None if args.key_padding is None else args.key_padding.contiguous()
     keys, queries = args.boxes, args.query_boxes

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from ...grid import Size
 from ..args import AttendArgs
 from .configs import Config, family, has_tma
-from .target import Target
+from .target import IR, Target
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
@@ -39,12 +40,12 @@ class KernelCall:
         return too_old(self.args.q.get_device())
 
     @property
-    def heads(self) -> tuple[Any, Any]:
+    def heads(self) -> tuple[Size, Size]:
         """(B, H)."""
         return tuple(self.args.q.get_size()[:2])
 
     @property
-    def kv_heads(self) -> Any:
+    def kv_heads(self) -> Size:
         return self.args.k.get_size()[1]
 
     @property
@@ -53,11 +54,11 @@ class KernelCall:
         return self.target.static_size(self.heads[1]) // self.target.static_size(self.kv_heads)
 
     @property
-    def q_tokens(self) -> Any:
+    def q_tokens(self) -> Size:
         return self.args.q.get_size()[2]
 
     @property
-    def kv_tokens(self) -> Any:
+    def kv_tokens(self) -> Size:
         return self.args.k.get_size()[2]
 
     @property
@@ -65,27 +66,27 @@ class KernelCall:
         return self.target.static_size(self.args.q.get_size()[-1])
 
     @property
-    def q_tiles(self) -> Any:
+    def q_tiles(self) -> Size:
         """Number of query tiles."""
         return self.args.tiles.get_size()[2]
 
     @property
-    def kv_tiles(self) -> Any:
+    def kv_tiles(self) -> Size:
         """Number of key tiles."""
         if self.args.q_grid is None:
             return self.q_tiles
         return math.prod(self.target.ceil_div(n, t) for n, t in zip(self.args.grid, self._tile, strict=True))
 
     @property
-    def other_queries(self) -> Any:
+    def other_queries(self) -> Size:
         """The number of non-video queries."""
         return self.q_tokens - math.prod(self._q_grid)
 
     @property
-    def other_keys(self) -> Any:
+    def other_keys(self) -> Size:
         return self.kv_tokens - math.prod(self.args.grid)
 
-    def trailing_inputs(self) -> list[Any]:
+    def trailing_inputs(self) -> list[IR]:
         """SITE and, if there is one, PADDING: the last inputs of every template.
 
         A template can refer to the sizes of its inputs but to no other symbols, so the grid is passed as a
@@ -98,7 +99,7 @@ class KernelCall:
             return [site]
         return [site, self.target.expanded(args.key_padding, (self.heads[0], self.kv_tokens))]
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self) -> dict[str, object]:
         """The constants of all templates and configurations. HAS_*: there may be such."""
         tile, q_tile = self._tile, self._q_tile
         return {
@@ -125,7 +126,7 @@ class KernelCall:
         return not self.target.surely_equal(self.other_keys, 0)
 
     @property
-    def _q_grid(self) -> Any:
+    def _q_grid(self) -> Sequence[Size]:
         return self.args.grid if self.args.q_grid is None else self.args.q_grid
 
     @property
@@ -140,12 +141,12 @@ class KernelCall:
             else tuple(self.target.static_size(n) for n in self.args.q_tile)
         )
 
-    def _all_real(self, grid: Any, tile: tuple[int, ...]) -> bool:
+    def _all_real(self, grid: Sequence[Size], tile: tuple[int, ...]) -> bool:
         """Whether every slot of every tile holds a token."""
         whole = all(self.target.surely_equal(n % t, 0) for n, t in zip(grid, tile, strict=True))
         return slots(tile) == math.prod(tile) and whole
 
-    def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:
+    def launches(self, configs: tuple[Config, ...], read: tuple[IR, ...]) -> list[dict[str, object]]:
         """The constants of each configuration, without repetition; blocks are never larger than a tile.
 
         read: the tensors whose tiles the kernel reads in its loop.
@@ -153,7 +154,7 @@ class KernelCall:
         maps = all(map(self.target.has_tensor_map, read)) and has_tma(self.args.q.get_device())
         return list({tuple(one.items()): one for one in (self._launch(x, maps) for x in configs)}.values())
 
-    def _launch(self, config: Config, maps: bool) -> dict[str, Any]:
+    def _launch(self, config: Config, maps: bool) -> dict[str, object]:
         block_q = min(config.block_q, slots(self._q_tile))
         block_k = min(config.block_k, slots(self._tile))
         return {

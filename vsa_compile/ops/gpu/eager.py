@@ -34,7 +34,7 @@ class Leaf(NamedTuple):
     """A leaf operator: its kind of arguments, the number of its results, the lowering to its kernels, and the
     fallback that runs instead of them."""
 
-    kind: Any
+    kind: type[AttendArgs] | type[BackwardArgs] | type[SelectArgs]
     results: int
     lowering: Lowering
     chunked: Callable

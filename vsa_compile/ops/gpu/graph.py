@@ -19,6 +19,7 @@ from ...torch_compat import (
     static_size,
     surely_equal,
 )
+from .target import IR
 from .templates import Template
 
 
@@ -27,7 +28,7 @@ def inductor_template(template: Template) -> Any:
     return torch_compat.triton_template(f"vsa_{template.name}", template.programs, template.source)
 
 
-def template_buffer(template: Template, inputs: list[Any], **facts: Any) -> Any:
+def template_buffer(template: Template, inputs: list[IR], **facts: Any) -> IR:
     """`torch_compat.template_buffer` for one of our templates."""
     return torch_compat.template_buffer(inductor_template(template), inputs, **facts)
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ast
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
+from ...grid import Size
 from ...torch_compat import surely_true
+from ..args import AttendArgs, BackwardArgs, SelectArgs
 from . import render
 from .templates import Template
 
@@ -36,8 +38,11 @@ class TensorIR(NamedTuple):
         return self.tensor.device
 
 
-def as_ir(args: Any) -> Any:
-    """The arguments of an operator (`args.AttendArgs` or the like), with tensors wrapped for a lowering."""
+Args = TypeVar("Args", AttendArgs, BackwardArgs, SelectArgs)
+
+
+def as_ir(args: Args) -> Args:
+    """The arguments of an operator, with tensors wrapped for a lowering."""
     return args.map(lambda x: TensorIR(x) if isinstance(x, Tensor) else x)
 
 
@@ -70,15 +75,15 @@ def contiguous(x: TensorIR) -> TensorIR:
     return TensorIR(x.tensor.contiguous())
 
 
-def is_static(size: Any) -> bool:
+def is_static(size: Size) -> bool:
     return isinstance(size, int)
 
 
-def static_size(size: Any) -> int:
+def static_size(size: Size) -> int:
     return int(size)
 
 
-def ceil_div(size: Any, by: int) -> Any:
+def ceil_div(size: Size, by: int) -> Size:
     return (size + by - 1) // by
 
 
@@ -88,7 +93,7 @@ def has_tensor_map(x: TensorIR) -> bool:
     return False
 
 
-def surely_equal(expression: Any, value: int) -> bool:
+def surely_equal(expression: Size, value: int) -> bool:
     return surely_true(expression == value)
 
 
@@ -112,8 +117,8 @@ def prepared(
     dtype: torch.dtype,
     device: torch.device,
     launch: tuple,
-    constants: dict[str, Any],
-    configs: list[dict[str, Any]],
+    constants: dict[str, object],
+    configs: list[dict[str, int]],
     examples: object = None,
 ) -> Launch:
     """The launch for `template_buffer`, with the output allocated."""
@@ -138,16 +143,16 @@ def _rendered(template: Template, constants: tuple, ranks: tuple[int, ...], wide
     return render.render(template, dict(constants), ranks, wide)
 
 
-def _constant(constant: Any) -> Any:
+def _constant(constant: object) -> object:
     """A constant as a kernel takes it; templates are given strings in quotes."""
     return ast.literal_eval(constant) if isinstance(constant, str) else constant
 
 
-def _reach(x: Tensor) -> Any:
+def _reach(x: Tensor) -> Size:
     """The largest offset of an element."""
     return sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
 
 
-def _measure(tensors: dict[str, Tensor], number: render.Number) -> Any:
+def _measure(tensors: dict[str, Tensor], number: render.Number) -> Size:
     x = tensors[number.tensor]
     return x.shape[number.dim] if number.what == "size" else x.stride(number.dim)

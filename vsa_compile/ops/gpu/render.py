@@ -80,7 +80,7 @@ class _Hooks:
         return str(number)
 
 
-def render(template: Template, constants: dict[str, Any], ranks: tuple[int, ...], wide: bool) -> Source:
+def render(template: Template, constants: dict[str, object], ranks: tuple[int, ...], wide: bool) -> Source:
     """The kernel of a template for inputs with `ranks` dimensions.
 
     constants: every name that the template leaves open; jinja may branch on their values. wide: offsets are

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from ...grid import Size
 from .templates import Template
+
+IR: TypeAlias = Any  # a value of Inductor's IR, or a tensor with its methods (launch.TensorIR)
+CeilDiv: TypeAlias = Callable[[Size, int], Size]  # how a launch grid divides sizes, rounding up
 
 
 class Target(Protocol):
@@ -15,29 +20,29 @@ class Target(Protocol):
     Its values are Inductor IR, or tensors with the same methods; sizes may be symbolic.
     """
 
-    def template_buffer(self, template: Template, inputs: list[Any], /, **facts: Any) -> Any:
+    def template_buffer(self, template: Template, inputs: list[IR], /, **facts: Any) -> IR:
         """The output of a template; facts: the keyword arguments of `launch.prepared`."""
         ...
 
-    def new_buffer(self, size: Any, dtype: torch.dtype, device: torch.device, /) -> Any:
+    def new_buffer(self, size: tuple, dtype: torch.dtype, device: torch.device, /) -> IR:
         """Uninitialised memory."""
         ...
 
-    def shape_carrier(self, like: Any, sizes: Any, /) -> Any:
+    def shape_carrier(self, like: IR, sizes: tuple, /) -> IR:
         """A view with these sizes, whose entries are never read."""
         ...
 
-    def expanded(self, x: Any, size: Any, /) -> Any: ...
-    def contiguous(self, x: Any, /) -> Any: ...
-    def is_static(self, size: Any, /) -> bool: ...
-    def static_size(self, size: Any, /) -> int: ...
-    def ceil_div(self, size: Any, by: int, /) -> Any: ...
+    def expanded(self, x: IR, size: tuple, /) -> IR: ...
+    def contiguous(self, x: IR, /) -> IR: ...
+    def is_static(self, size: Size, /) -> bool: ...
+    def static_size(self, size: Size, /) -> int: ...
+    def ceil_div(self, size: Size, by: int, /) -> Size: ...
 
-    def has_tensor_map(self, x: Any, /) -> bool:
+    def has_tensor_map(self, x: IR, /) -> bool:
         """Whether a kernel may read x through a tensor map (TMA)."""
         ...
 
-    def surely_equal(self, expression: Any, value: int, /) -> bool:
+    def surely_equal(self, expression: Size, value: int, /) -> bool:
         """Whether both are equal at every run."""
         ...
 
@@ -51,6 +56,6 @@ class Lowering(Protocol):
         """Why the templates cannot serve this call; None if they can."""
         ...
 
-    def lower(self, target: Target, args: Any, /) -> tuple[Any, ...]:
+    def lower(self, target: Target, args: Any, /) -> tuple[IR, ...]:
         """The leaf's results."""
         ...

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=Hashable)
 
 _COLDEST = 512 << 20  # bytes; writing them takes longer than the host needs to launch what follows
 WARM_UP = 2
@@ -54,7 +56,7 @@ class Clock:
             self.flushed_bytes = max(_COLDEST, 2 * cache)
         self._cold = torch.empty(self.flushed_bytes, dtype=torch.uint8, device=device)
 
-    def measure(self, tasks: Mapping[Any, Task], repeats: int) -> dict[Any, Spread]:
+    def measure(self, tasks: Mapping[Name, Task], repeats: int) -> dict[Name, Spread]:
         """The times of every task over `repeats` rounds. A round runs all tasks; each begins with another."""
         names, times = list(tasks), {name: [] for name in tasks}
         for number in range(repeats):

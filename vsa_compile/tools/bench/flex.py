@@ -18,6 +18,7 @@ from .clock import Clock, Task
 from .lists import Lists
 from .log import reason_of
 from .plan import Plan
+from .results import Row
 from .tiling import Tiling
 from .work import Work, fresh, timed
 
@@ -48,7 +49,7 @@ class Flex:
     """Chooses a launch configuration for each part and head width, by the first lists that it gets."""
 
     clock: Clock
-    chosen: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    chosen: dict[tuple[str, int], Row] = field(default_factory=dict)
 
     def task(self, part: str, work: Work, lists: Lists) -> Task:
         """The task. Raises what FlexAttention raises if no configuration runs."""
@@ -68,13 +69,13 @@ class Flex:
             f"bwd_{name}": value for name, value in options.items()
         }
 
-    def _tuned(self, part: str, work: Work, lists: Lists) -> dict[str, Any]:
+    def _tuned(self, part: str, work: Work, lists: Lists) -> Row:
         """The fastest candidate, with the times of all; with --quick, the first."""
         if work.plan.quick:
             return {"options": CANDIDATES[part][0], "tried": "the first alone, by --quick"}
-        tried: list[dict[str, Any]] = []
+        tried: list[Row] = []
         for options in CANDIDATES[part]:
-            entry: dict[str, Any] = {"options": options}
+            entry: Row = {"options": options}
             try:
                 task = _task(part, work, lists, self._options(part, work, options))
                 self.clock.warm_up(task)

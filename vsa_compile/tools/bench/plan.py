@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ... import errors
 from ...errors import OptionError
 from ...grid import Grid, Tile
+
+Item = TypeVar("Item")
+Number = TypeVar("Number", int, float)
 
 TILE: Tile = (4, 4, 4)
 
@@ -90,7 +93,7 @@ class Plan:
             out=Path(given.out),
         )  # fmt: skip
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """The plan as JSON values."""
         return {
             "device": self.device.type,
@@ -121,7 +124,7 @@ def read_device(name: str | None) -> torch.device:
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
-def _several(name: str, text: str, read: Callable[[str], Any], allowed: str) -> tuple[Any, ...]:
+def _several(name: str, text: str, read: Callable[[str], Item], allowed: str) -> tuple[Item, ...]:
     """The values between the commas, in order, without repetition."""
     try:
         return tuple(dict.fromkeys(read(item) for item in text.split(",")))
@@ -137,7 +140,7 @@ def _names(kind: str, text: str, known: Sequence[str] | dict[str, str]) -> tuple
     return names
 
 
-def _within(value: float, least: float, most: float) -> Any:
+def _within(value: Number, least: float, most: float) -> Number:
     if not least <= value <= most:
         raise ValueError(value)
     return value

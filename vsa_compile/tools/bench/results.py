@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from .clock import Spread
 from .lists import SELECTED, Lists
 from .plan import Plan
 from .work import Work
 
+Row: TypeAlias = dict[str, Any]  # one entry of a list in the JSON file
 DENSE = ("cudnn", "flash")
 HEADER = (
     "| grid | D | part | contender | density | lists | ms | middle half, ms | TFLOP/s | faster than dense | "
@@ -37,7 +39,7 @@ class Trial:
     density: float | None = None
     lists: Lists | None = None
 
-    def named(self, work: Work) -> dict[str, Any]:
+    def named(self, work: Work) -> Row:
         """The fields that a row begins with."""
         kind = None
         if self.density is not None:
@@ -60,13 +62,13 @@ class Trial:
     """Rows and what was left out, with the reasons. Written after every group of rows."""
 
     plan: Plan
-    setting: dict[str, Any]
+    setting: Mapping[str, object]
     flushed_bytes: int
     roofs: dict[str, float] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    agreement: list[dict[str, Any]] = field(default_factory=list)
-    flex: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[Row] = field(default_factory=list)
+    agreement: list[Row] = field(default_factory=list)
+    flex: list[Row] = field(default_factory=list)
     kernel_log: list[str] = field(default_factory=list)
 
     @property
@@ -76,7 +78,7 @@ class Trial:
     def leave_out(self, trial: Trial, work: Work, reason: str) -> None:
         self.left_out.append({**trial.named(work), "reason": reason})
 
-    def add(self, work: Work, spreads: dict[Trial, Spread]) -> list[dict[str, Any]]:
+    def add(self, work: Work, spreads: dict[Trial, Spread]) -> list[Row]:
         """Add and return the rows of contenders that were measured in turn."""
         rows = [
             {
@@ -116,7 +118,7 @@ class Trial:
         return self.path
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Row) -> str:
     """One row of the table under HEADER."""
 
     def number(value: float | None, unit: str = "") -> str:
@@ -131,7 +133,7 @@ def line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def left_out_lines(left_out: list[dict[str, Any]]) -> str:
+def left_out_lines(left_out: list[Row]) -> str:
     """Which contenders are missing in which parts, and why; each reason once."""
     parts: dict[tuple[str, str], list[str]] = {}
     for item in left_out:

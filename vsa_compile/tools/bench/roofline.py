@@ -6,12 +6,12 @@ Needs matplotlib, which is imported only here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .clock import Clock, Task
 from .plan import Plan
+from .results import Row
 
 _SIZES = {"cuda": (8192, 1 << 30), "cpu": (1024, 64 << 20)}  # rows of a matrix, bytes of a copy
 _MARKS = {"forward": "o", "backward": "s"}
@@ -34,7 +34,7 @@ def measure_roofs(clock: Clock, plan: Plan) -> dict[str, float]:
     }
 
 
-def draw(path: Path, device: str, roofs: dict[str, float], rows: list[dict[str, Any]]) -> bool:
+def draw(path: Path, device: str, roofs: dict[str, float], rows: list[Row]) -> bool:
     """Draw forward and backward of all contenders as points; False if no row can be drawn.
 
     Raises ImportError without matplotlib.

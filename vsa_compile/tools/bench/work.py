@@ -92,7 +92,7 @@ _numbers = itertools.count()
         return None if tensors is None else tensors * self.q.numel() * self.q.element_size()
 
 
-def fresh(function: Any) -> Any:
+def fresh(function: Callable) -> Callable:
     """The function with a code object of its own: Dynamo stores and limits compiled versions by code object,
     so that contenders would find each other's."""
     code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
@@ -107,11 +107,11 @@ def timed(part: str, attention: Callable[..., Tensor], inputs: tuple[Tensor, ...
     """The task of a part: forward without autograd, backward alone, or both for "...-training"."""
     leaves = [x.detach().requires_grad_() for x in inputs]
 
-    def forward(_: Any) -> Tensor:
+    def forward(_: object) -> Tensor:
         with torch.no_grad():
             return attention(*inputs)
 
-    def backward(out: Tensor) -> Any:
+    def backward(out: Tensor) -> object:
         return torch.autograd.grad(out, leaves, grad)
 
     if part == "backward":
