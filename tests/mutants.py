@@ -70,7 +70,7 @@ KERNEL_MUTANTS = (
     Mutant("F8 backward", "scale +1 %", BACKWARD + "::BackwardKeys", "keys, at, g, slices, grad_k, static_cast<float>(c.scale)", "keys, at, g, slices, grad_k, static_cast<float>(c.scale * 1.01)", CPP_FP32),
     Mutant("F9", "bf16 accumulator", FORWARD + "::ForwardGroup.step", "      weights += n * columns;", "      weights += n * columns;\n      for (int64_t z = 0; z < c.packed_width * columns; ++z) out.get()[z] = BFloat16(out.get()[z]);", CPP),
     Mutant("F9 aten", "bf16 accumulator", PYTHON_ATEN + "::attend_backward", "lse_dtype(args.call.q.dtype)", "args.call.q.dtype", ATEN),
-    Mutant("F10", "pooled mean / E", SITE + "::Site.tile_means", "sums / counts[:, None]", "sums / self.tiles.tile_tokens", SELECT),
+    Mutant("F10", "pooled mean / E", SITE + "::Site.tile_means", "sums / counts[:, None]", "sums / self.boxes.tile_tokens", SELECT),
     Mutant("F11", "one row zero", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);\n    if (g == 1) std::fill_n(rows.get(), c.packed_width, 0.f);", CPP_FP32),
     Mutant("F12", "one element", FORWARD + "::ForwardGroup.finish", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);", "transpose(out.get(), c.packed_width, columns, rows.get(), c.packed_width);\n    if (g == 1) rows.get()[5] *= 1.25f;", CPP_FP32),
     Mutant("F13", "index of another head", CALL + "::list_keys", "int64_t row = (at.batch * c.heads + at.index) * query_tiles + g;", "int64_t row = (at.batch * c.heads) * query_tiles + g;", CPP_FP32),

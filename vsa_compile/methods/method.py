@@ -92,7 +92,7 @@ class Method:
     def attended(self, q: Tensor, site: Site) -> tuple[Size, Size]:
         """How many video queries attend, and to how many key tiles each on average; `q` may be on meta."""
         queries = all_queries(q, site) if self.pruner is None else self.pruner(q, site)
-        rows = site.tiles if queries.raster is None else queries.raster
+        rows = site.boxes if queries.raster is None else queries.raster
         return rows.grid.tokens, self.selector.expected(queries)
 
     def _attend(self, queries: Queries, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
@@ -103,7 +103,7 @@ class Method:
         lists = (*q.shape[:2], *counts.shape[2:])
         packed: tuple[Grid, Tile] | tuple[()] = () if queries.packed is None else queries.packed
         out, *_ = torch.ops.vsa_compile.attend(
-            q, k, v, tiles.expand(*lists, -1), counts.expand(lists), site.tiles.grid, site.tiles.tile,
+            q, k, v, tiles.expand(*lists, -1), counts.expand(lists), site.boxes.grid, site.boxes.tile,
             site.q_start, site.kv_start, site.key_padding, site.scale, *packed,
         )  # fmt: skip
         return out if self.pruner is None else self.pruner.restore(out, queries)
@@ -111,7 +111,7 @@ class Method:
 
 def _add_gated(fine: Tensor, gate: Tensor, coarse: Tensor, site: Site) -> Tensor:
     """fine + gate * coarse, all (B, N, H, D), so that Inductor can fuse this into the kernel's epilogue."""
-    video, start = site.tiles.grid.tokens, site.q_start
+    video, start = site.boxes.grid.tokens, site.q_start
     tail = fine.shape[1] - video - start
     if isinstance(start, int) and isinstance(tail, int) and start == tail == 0:
         return fine + gate * coarse

@@ -28,7 +28,7 @@ from .select import Selector, as_mask
     extents: tuple[int, int, int] | None = None
 
     def _extents(self, queries: Queries) -> tuple[Size, ...]:
-        shape = queries.site.tiles.shape
+        shape = queries.site.boxes.shape
         if self.extents is not None:
             return tuple(torch.sym_min(extent, n) for extent, n in zip(self.extents, shape, strict=True))
         # In thousandths, rounded up: slightly less sparse, but exact integers for symbolic sizes.
@@ -42,13 +42,13 @@ from .select import Selector, as_mask
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
         tiles, counts = self.lists(scores, queries)
-        return as_mask(tiles, counts, queries.site.tiles.tiles)
+        return as_mask(tiles, counts, queries.site.boxes.tiles)
 
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         """Computed without ranking: tiles (1, 1, Mq, Kcap), ascending because raster order is."""
         device = queries.q.device
         ids = torch.zeros((1, 1, 1, 1, 1, 1), dtype=torch.int64, device=device)
-        keys, boxes = queries.site.tiles, queries.boxes
+        keys, boxes = queries.site.boxes, queries.boxes
         axes = zip(keys.shape, boxes.shape, keys.tile, boxes.tile, self._extents(queries), strict=True)
         for axis, (n, rows, tile, box, extent) in enumerate(axes):
             # The key tile that contains the middle of the query tile.
@@ -68,7 +68,7 @@ class OwnTiles(Selector):
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
         seen = torch.ones((1,) * 6, dtype=torch.bool, device=queries.q.device)
-        keys, boxes = queries.site.tiles, queries.boxes
+        keys, boxes = queries.site.boxes, queries.boxes
         axes = zip(keys.shape, boxes.shape, keys.tile, boxes.tile, strict=True)
         for axis, (n, rows, tile, box) in enumerate(axes):
             start = torch.arange(rows, device=seen.device)[:, None] * box
@@ -79,7 +79,7 @@ class OwnTiles(Selector):
         return seen.flatten(3).flatten(0, 2)
 
     def width(self, queries: Queries) -> Size:
-        keys, boxes = queries.site.tiles, queries.boxes
+        keys, boxes = queries.site.boxes, queries.boxes
         result = 1
         for n, tile, box in zip(keys.shape, keys.tile, boxes.tile, strict=True):
             result = result * torch.sym_min(n, ceil_div(box, tile) + (0 if box % tile == 0 else 1))
@@ -93,9 +93,9 @@ class OwnTiles(Selector):
     tiles: int = 1
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        keys = queries.site.tiles
+        keys = queries.site.boxes
         return torch.arange(keys.tiles, device=queries.q.device)[None] < self.width(queries)
 
     def width(self, queries: Queries) -> Size:
-        frames, rows, cols = queries.site.tiles.shape
+        frames, rows, cols = queries.site.boxes.shape
         return torch.sym_min(self.tiles, frames) * rows * cols

@@ -81,7 +81,7 @@ class Windows(NamedTuple):
         if self.raster is None or self.windows is None:
             return self.site.tile_means(self.site.video_queries(self.q))
         if self.pooled == "all" and self.unpacked is not None:
-            return replace(self.site, tiles=self.boxes).tile_means(self.unpacked)
+            return replace(self.site, boxes=self.boxes).tile_means(self.unpacked)
         slots = self.raster.grid.tokens // self.windows.boxes.tiles
         # Slots that a border window cannot fill repeat its centre; they get no weight.
         filled = torch.arange(slots, device=self.q.device) < self.windows.real.sum(-1, keepdim=True)
@@ -92,7 +92,7 @@ class Windows(NamedTuple):
 
 def all_queries(q: Tensor, site: Site) -> Queries:
     """All queries attend."""
-    return Queries(q, site, site.tiles)
+    return Queries(q, site, site.boxes)
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,13 @@ class WindowPruner:
         slots = kept_queries(places, site.sparsity if self.anneal else 1, self.least)
         if slots == places:
             return all_queries(q, site)
-        grid, video = site.tiles.grid, site.video_queries(q)
+        grid, video = site.boxes.grid, site.video_queries(q)
         windows = Windows.of(TileGrid(grid, self.window), self.centre, q.device)
         rank, chosen = self._rank(video.detach(), windows, slots)
         index = chosen.flatten(2)[..., None].expand(-1, -1, -1, q.shape[-1])
         start, end = site.q_start, site.q_start + grid.tokens
         packed = _between(q[:, :, :start], video.gather(2, index), q[:, :, end:], dim=2)
-        box, raster = self._boxes(site.tiles.tile, windows.boxes, slots)
+        box, raster = self._boxes(site.boxes.tile, windows.boxes, slots)
         left = self._left(site, Fraction(slots, places))
         return Queries(packed, left, TileGrid(grid, box), raster, windows, rank, self.pooled, video)
 

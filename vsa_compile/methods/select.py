@@ -33,7 +33,7 @@ from .prune import Queries
         raise NotImplementedError
 
     def width(self, queries: Queries) -> Size:
-        return queries.site.tiles.tiles
+        return queries.site.boxes.tiles
 
     def expected(self, queries: Queries) -> Size:
         """How many tiles a row keeps on average, as far as known beforehand: what reports show."""
@@ -58,7 +58,7 @@ def _scores(scores: Tensor | None, rule: Selector) -> Tensor:
 
 def _best_of(wanted: Tensor, scores: Tensor | None, width: Size, queries: Queries) -> tuple[Tensor, Tensor]:
     """Lists of the wanted tiles, or the best `width` of them; a row that wants none lists its first tile."""
-    every = wanted.new_ones((1, 1, queries.boxes.tiles, queries.site.tiles.tiles))
+    every = wanted.new_ones((1, 1, queries.boxes.tiles, queries.site.boxes.tiles))
     scores = (every & wanted).to(torch.float32) if scores is None else scores
     lowest = torch.finfo(scores.dtype).min
     ranked = scores.clamp(min=lowest).where(wanted, -torch.inf)
@@ -91,10 +91,10 @@ class TopK(Selector):
 
     def width(self, queries: Queries) -> Size:
         site = queries.site
-        return site.kept if self.share is None else _share_of(site.tiles.tiles, self.share)
+        return site.kept if self.share is None else _share_of(site.boxes.tiles, self.share)
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        return as_mask(*self.lists(scores, queries), queries.site.tiles.tiles)
+        return as_mask(*self.lists(scores, queries), queries.site.boxes.tiles)
 
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         count = queries.site.count if self.share is None else None
@@ -152,7 +152,7 @@ class GaussQuantile(Selector):
             raise ArgumentError(bad_value("overflow", self.overflow, "1 or more"))
 
     def width(self, queries: Queries) -> Size:
-        return torch.sym_min(self._room(queries.site.kept), queries.site.tiles.tiles)
+        return torch.sym_min(self._room(queries.site.kept), queries.site.boxes.tiles)
 
     def expected(self, queries: Queries) -> Size:
         return queries.site.kept
@@ -175,7 +175,7 @@ class GaussQuantile(Selector):
 
     def _threshold(self, scores: Tensor, queries: Queries) -> Tensor:
         """(B, H, Mq). Lowered by four roundings: rows of equal scores (black frames) keep their tiles."""
-        site, total = queries.site, queries.site.tiles.tiles
+        site, total = queries.site, queries.site.boxes.tiles
         kept = site.count
         if kept is None:
             kept = torch.full((), site.kept, dtype=torch.float64, device=scores.device)
@@ -202,7 +202,7 @@ class Union(Selector):
         return first
 
     def width(self, queries: Queries) -> Size:
-        return torch.sym_min(sum(rule.width(queries) for rule in self.rules), queries.site.tiles.tiles)
+        return torch.sym_min(sum(rule.width(queries) for rule in self.rules), queries.site.boxes.tiles)
 
 
 @dataclass(frozen=True)
@@ -232,14 +232,14 @@ class AtLeast(Selector):
     tiles: int
 
     def _floor(self, queries: Queries) -> Size:
-        return torch.sym_min(self.tiles, queries.site.tiles.tiles)
+        return torch.sym_min(self.tiles, queries.site.boxes.tiles)
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
         tiles, counts = torch.ops.vsa_compile.select(_scores(scores, self), self._floor(queries))
-        return self.rule.mask(scores, queries) | as_mask(tiles, counts, queries.site.tiles.tiles)
+        return self.rule.mask(scores, queries) | as_mask(tiles, counts, queries.site.boxes.tiles)
 
     def width(self, queries: Queries) -> Size:
-        return torch.sym_min(self.rule.width(queries) + self._floor(queries), queries.site.tiles.tiles)
+        return torch.sym_min(self.rule.width(queries) + self._floor(queries), queries.site.boxes.tiles)
 
     def expected(self, queries: Queries) -> Size:
         return torch.sym_max(self.rule.expected(queries), self._floor(queries))
@@ -256,16 +256,16 @@ class AtMost(Selector):
         _check_share("share", self.share)
 
     def mask(self, scores: Tensor | None, queries: Queries) -> Tensor:
-        return as_mask(*self.lists(scores, queries), queries.site.tiles.tiles)
+        return as_mask(*self.lists(scores, queries), queries.site.boxes.tiles)
 
     def lists(self, scores: Tensor | None, queries: Queries) -> tuple[Tensor, Tensor]:
         return _best_of(self.rule.mask(scores, queries), scores, self.width(queries), queries)
 
     def width(self, queries: Queries) -> Size:
-        return torch.sym_min(_share_of(queries.site.tiles.tiles, self.share), self.rule.width(queries))
+        return torch.sym_min(_share_of(queries.site.boxes.tiles, self.share), self.rule.width(queries))
 
     def expected(self, queries: Queries) -> Size:
-        return torch.sym_min(_share_of(queries.site.tiles.tiles, self.share), self.rule.expected(queries))
+        return torch.sym_min(_share_of(queries.site.boxes.tiles, self.share), self.rule.expected(queries))
 
 
 def _check_share(name: str, share: object) -> None:

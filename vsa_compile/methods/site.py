@@ -24,7 +24,7 @@ class Site:
         several sparsities; at most 1 - `sparsity`. Shapes do not depend on it; the host does not read it.
     """
 
-    tiles: TileGrid
+    boxes: TileGrid  # the tiles of the video keys, and of the queries unless these are packed
     q_start: Size
     kv_start: Size
     key_padding: Tensor | None
@@ -35,7 +35,7 @@ class Site:
     @property
     def kept(self) -> Size:
         """How many of the M key tiles a row keeps; with `share`, the most that it may keep."""
-        return kept_tiles(self.tiles.tiles, self.sparsity)
+        return kept_tiles(self.boxes.tiles, self.sparsity)
 
     @property
     def count(self) -> Tensor | None:
@@ -43,19 +43,19 @@ class Site:
         if self.share is None:
             return None
         part, whole = self.share.unbind()
-        return ((part * self.tiles.tiles + whole - 1) // whole).clamp(1, self.tiles.tiles)
+        return ((part * self.boxes.tiles + whole - 1) // whole).clamp(1, self.boxes.tiles)
 
     def video_queries(self, x: Tensor) -> Tensor:
         """(B, H, Nq, D) -> (B, H, video, D)."""
-        return x.narrow(2, self.q_start, self.tiles.grid.tokens)
+        return x.narrow(2, self.q_start, self.boxes.grid.tokens)
 
     def video_keys(self, x: Tensor) -> Tensor:
         """(B, Hkv, Nkv, D) -> (B, Hkv, video, D)."""
-        return x.narrow(2, self.kv_start, self.tiles.grid.tokens)
+        return x.narrow(2, self.kv_start, self.boxes.grid.tokens)
 
     def tile_means(self, x: Tensor) -> Tensor:
         """(B, H, video, D) -> (B, H, M, D): mean over each tile's real tokens, in fp32 or wider."""
-        sums = box_sums(x, self.tiles)
+        sums = box_sums(x, self.boxes)
         counts = self.real_tokens(x.device).to(sums.dtype)
         # This view changes nothing, but makes Inductor write the counts to memory. If they were computed
         # where they are used, the gradient of a mean would have so many operations that Inductor gave it a
@@ -66,20 +66,20 @@ class Site:
     def real_tokens(self, device: torch.device) -> Tensor:
         """(M,) int64: how many tokens each tile holds."""
         counts = torch.ones((), dtype=torch.int64, device=device)
-        for n, t, g in zip(self.tiles.shape, self.tiles.tile, self.tiles.grid, strict=True):
+        for n, t, g in zip(self.boxes.shape, self.boxes.tile, self.boxes.grid, strict=True):
             along = (g - torch.arange(n, device=device) * t).clamp(max=t)
             counts = counts.unsqueeze(-1) * along
         return counts.flatten()
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """(B, H, M, D) -> (B, video, H, D): every token gets its tile's row."""
-        return spread(x.transpose(1, 2), self.tiles)
+        return spread(x.transpose(1, 2), self.boxes)
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """SDPA itself: (B, H, Nq, D) -> (B, H, Nq, D)."""
         mask = self.key_padding
         if mask is not None:  # it covers the non-video keys alone
-            video, end = self.tiles.grid.tokens, self.kv_start + self.tiles.grid.tokens
+            video, end = self.boxes.grid.tokens, self.kv_start + self.boxes.grid.tokens
             every = mask.new_ones((mask.shape[0], video))
             mask = torch.cat([mask[:, : self.kv_start], every, mask[:, end:]], dim=1)[:, None, None, :]
         grouped = q.shape[1] != k.shape[1]

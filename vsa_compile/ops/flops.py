@@ -34,10 +34,10 @@ def attended_pairs(
     queries: how many video queries attend; None: all. A listed tile counts with the mean number of tokens per
     tile, so that listing all tiles gives exactly the dense number.
     """
-    tiles = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
-    video = tiles.grid.tokens
+    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    video = boxes.grid.tokens
     queries = video if queries is None else queries
-    sparse = queries * video * listed // tiles.tiles
+    sparse = queries * video * listed // boxes.tiles
     return sparse + queries * (kv_tokens - video) + (q_tokens - video) * kv_tokens
 
 

@@ -121,7 +121,7 @@ def _attention(
     if sparsity != 0:
         _refuse_transforms(q, k, v)
     site = methods.Site(
-        tiles=TileGrid(Grid(*grid), _within(tile, grid)),
+        boxes=TileGrid(Grid(*grid), _within(tile, grid)),
         q_start=q_start,
         kv_start=kv_start,
         key_padding=key_padding,
@@ -248,9 +248,9 @@ def _attend_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]
 def _attend_grad(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple:
     if grad_out is None:
         return (None,) * len(ctx.others)
-    out, lse, seen_grid, *tensors = ctx.saved_tensors
+    out, lse, witness, *tensors = ctx.saved_tensors
     inputs = (other if x is None else x for x, other in zip(tensors, ctx.others, strict=True))
-    grads = torch.ops.vsa_compile.attend_backward(grad_out, out, lse, seen_grid, *inputs)
+    grads = torch.ops.vsa_compile.attend_backward(grad_out, out, lse, witness, *inputs)
     return *(grad.transpose(1, 2) for grad in grads), *(None,) * (len(ctx.others) - len(grads))
 
 

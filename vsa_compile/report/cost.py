@@ -42,17 +42,17 @@ def cost_of(call: CallSizes, options: Options) -> Cost:
 
 @lru_cache(maxsize=256)  # the blocks of a model are alike
 def _cost(call: CallSizes, tile: Tile, sparsity: float, method: str) -> Cost:
-    tiles = TileGrid(call.grid, tuple(map(min, tile, call.grid)))  # pyright: ignore[reportArgumentType]
+    boxes = TileGrid(call.grid, tuple(map(min, tile, call.grid)))  # pyright: ignore[reportArgumentType]
     q_tokens, kv_tokens = call.q[2], call.k[2]
     if sparsity == 0:
-        return Cost(tiles.tiles, tiles.tiles, q_tokens * kv_tokens)
+        return Cost(boxes.tiles, boxes.tiles, q_tokens * kv_tokens)
     q, k = (torch.empty(shape, device="meta") for shape in (call.q, call.k))
-    site = methods.Site(tiles, call.q_start, call.kv_start, None, 1.0, sparsity)
+    site = methods.Site(boxes, call.q_start, call.kv_start, None, 1.0, sparsity)
     run = methods.get(method)
     if isinstance(run, Method):
         queries, kept = run.attended(q, site)
-        pairs = attended_pairs(q_tokens, kv_tokens, tiles.grid, tiles.tile, kept, queries)
-        return Cost(kept, tiles.tiles, pairs)
+        pairs = attended_pairs(q_tokens, kv_tokens, boxes.grid, boxes.tile, kept, queries)
+        return Cost(kept, boxes.tiles, pairs)
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -61,6 +61,6 @@ def _cost(call: CallSizes, tile: Tile, sparsity: float, method: str) -> Cost:
     # As for a Method, the attention alone without the scores; everything if it does not use our operator.
     flops = counts.get(torch.ops.vsa_compile.attend, 0) or counter.get_total_flops()
     pairs = flops // (4 * q.shape[0] * q.shape[1] * q.shape[3])
-    fixed = attended_pairs(q_tokens, kv_tokens, tiles.grid, tiles.tile, 0)
-    kept = round((pairs - fixed) * tiles.tiles / tiles.grid.tokens**2)
-    return Cost(max(0, min(kept, tiles.tiles)), tiles.tiles, pairs)
+    fixed = attended_pairs(q_tokens, kv_tokens, boxes.grid, boxes.tile, 0)
+    kept = round((pairs - fixed) * boxes.tiles / boxes.grid.tokens**2)
+    return Cost(max(0, min(kept, boxes.tiles)), boxes.tiles, pairs)

@@ -65,7 +65,7 @@ def _coarse(work: Work, density: float) -> Callable[..., tuple[Tensor, ...]]:
     def coarse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         means = site.tile_means(q)
         scores = MeanDot()(means, k, site)
-        tiles, counts = torch.ops.vsa_compile.select(scores, Queries(means, site, site.tiles).site.kept)
+        tiles, counts = torch.ops.vsa_compile.select(scores, Queries(means, site, site.boxes).site.kept)
         return tiles, counts, scores.softmax(-1) @ site.tile_means(v)
 
     return coarse
