@@ -5,9 +5,9 @@ Importing this package registers the operators; it loads neither triton nor Indu
 
 from .backend import convert_exported, vsa
 from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, StateError, VsaError
+from .grids.grid_rules import register_grid_rule
 from .grids.positions import VideoTokens
 from .grids.prepare import prepare, unprepare
-from .grids.grid_rules import register_grid_rule
 from .methods import register_method
 from .ops import aten, cpu, flops, gpu, schema  # noqa: F401  (operators, kernels and formulas register themselves)
 from .ops.functional import attention

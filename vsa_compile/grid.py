@@ -32,8 +32,8 @@ class Grid(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TileGrid:
     """A grid cut into boxes of `tile` tokens, in row-major order; border tiles are smaller."""
-    """A grid cut into boxes of `tile` tokens, row-major; border tiles hold only real tokens."""
 
     grid: Grid
     tile: Tile

@@ -68,7 +68,9 @@ class Options:
             object.__setattr__(self, name, read(getattr(self, name)))
 
     @classmethod
-    def read(cls, options: Mapping[str, object] | Options | None = None, *, mode: str | None = None) -> Options:
+    def read(
+        cls, options: Mapping[str, object] | Options | None = None, *, mode: str | None = None
+    ) -> Options:
         """Check user options and freeze them. Raises OptionError, for an unknown key with the nearest one."""
         if isinstance(options, Options):
             options = {field.name: getattr(options, field.name) for field in fields(options)}

@@ -102,7 +102,7 @@ def _pieces(factor: Factor, sizes: Sequence[Size]) -> list[Factor]:
         last, before = sizes[stop - 1], product(sizes[: stop - 1])
         if is_floor_division(last) and last.args[0] == factor.size and equal(last.args[1], before):
             factor.by_floor()
-            return factor.cut(sizes[:stop])
+            return factor.cut(sizes[:stop])  # pyright: ignore[reportReturnType]
     return []
 
 

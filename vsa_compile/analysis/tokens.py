@@ -13,6 +13,7 @@ from .sizes import equal
 
 
 @dataclass(frozen=True)
+class Segment:
     """One run of a token sequence. `grid` is set if the run is raster video tokens.
 
     `factors`: the number of axes that it is made of. `in_windows`: these are pieces of a video's axes, whose

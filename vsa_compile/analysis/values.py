@@ -203,7 +203,7 @@ def align(a: Axis, b: Axis) -> Axis:
     return join([a, b])
 
 
-def taken_at(axis: Axis, index: object) -> Taken:
+def taken_at(axis: Axis, index: Any) -> Taken:
     """Position `index` of an axis, counted from its start if both are numbers."""
     if equal(axis.size, 1):
         return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
 import sympy
 from torch.fx import GraphModule, Node
 
@@ -40,11 +41,11 @@ TRANSPARENT = ("higher_order::tag_activation_checkpoint",)
 
 
 @dataclass(frozen=True)
+class AttentionCall:
     """One SDPA node: the graph module that owns it, and the operator whose body encloses it, if any.
 
     `known`: what was known of its tensor arguments when it ran. `padding`: if attn_mask is
     p & p.transpose(2, 3), so that padding sees nothing: p, (B or 1, 1, 1, N), and what was known of it.
-    """
     """
 
     node: Node
@@ -68,7 +69,7 @@ class Analysis:
         self.calls: list[AttentionCall] = []
         self.outer: dict[Node, object] = {}  # placeholder of a body -> argument of the call
         self.transforms = False  # whether the graph is under torch.func
-        self.equal_counts: dict[sympy.Symbol, Size] = {}  # data-dependent size -> the size that it equals
+        self.equal_counts: dict[Size, Size] = {}  # data-dependent size -> the size that it equals
         self.failures: list[str] = []  # names of operators whose entry failed
         self.proofs = Proofs(self._known_at_least, self._respelled)
         self.memory = Memory(self.proofs)
@@ -208,8 +209,8 @@ class _Walk:
                 (written is first and entry.in_place) or written is node.kwargs.get("out")
             ):
                 now = value if isinstance(value, Known) else None
-            now = None if now is None else _checked(now, written)
-            self.memory.write(node, written, now)
+            checked = None if now is None else _checked(now, written)
+            self.memory.write(node, written, checked if isinstance(checked, Known) else None)
 
     def count(self, node: Node) -> None:
         """Note data-dependent sizes that are equal because they count the same mask: x[~mask] and y[~mask].

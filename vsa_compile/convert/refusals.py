@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Reason:
     """Why an attention call stays dense. `slug` names the counter; `text` is for people.
 
     `asked`: whether the call looks like one that the user wants converted. `fallback="error"` raises for

@@ -20,10 +20,10 @@ from ..errors import ArgumentError, bad_value, captured_in_vain
 from ..grid import GridSizes
 from ..runtime.calls import ModelCall, running
 from ..torch_compat import capture_failures, capturing, known_equal, no_frame, own_code
+from .grid_rules import learn
 from .interception import Prepared, intercept, prepared_as, release
 from .positions import VideoTokens
 from .recompute import resume_in_backward
-from .grid_rules import learn
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -18,6 +18,7 @@ from .select import Selector, as_mask
 
 
 @dataclass(frozen=True)
+class SlidingTiles(Selector):
     """The key tiles in a box around every query tile; at the border the box is shifted into the grid.
 
     Sliding tile attention (arXiv 2502.04507, section 3).
@@ -87,8 +88,8 @@ class OwnTiles(Selector):
 
 
 @dataclass(frozen=True)
+class FirstFrames(Selector):
     """The key tiles of the first `tiles` tiles along the frames, where image-to-video models look."""
-    """The key tiles of the first `tiles` tiles along the frames: where image-to-video models look."""
 
     tiles: int = 1
 

@@ -55,6 +55,7 @@ class Windows(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Queries:
     """The queries that attend (non-video queries keep their places), and the sparsity left for their keys.
 
     q: (B, H, Nq, D). site: the call, with the sparsity and count that are left for the keys. boxes: the Mq

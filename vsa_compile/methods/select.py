@@ -18,6 +18,7 @@ from .prune import Queries
 
 
 @dataclass(frozen=True)
+class Selector:
     """Base of all selections. A subclass writes `mask`, and `width` if it always keeps few tiles.
 
     mask(scores, queries): (B, H, Mq, M) bool, or anything that broadcasts to it. scores: (B, H, Mq, M), or

@@ -33,7 +33,7 @@ class _Arguments:
     """Shared by all descriptions: the schema's text, parsing, and a map over all values."""
 
     @classmethod
-    def arguments(cls) -> list[tuple[str, str, object]]:
+    def arguments(cls) -> list[tuple[str, str, Any]]:
         """(schema type, name, default or MISSING) of each argument."""
         return [(x.metadata["kind"], x.name, x.default) for x in fields(cls)]  # pyright: ignore[reportArgumentType]
 
@@ -249,8 +249,8 @@ class AttendArgs(_Arguments):
 
 
 @dataclass(frozen=True, eq=False)
+class BackwardArgs(_Arguments):
     """The gradient of the output, the results of the forward, and its call."""
-    """The gradient of the output, what the forward gave, and the call that gave it."""
 
     grad_out: TensorOrIR = field(metadata=_TENSOR)  # (B, Nq, H, D)
     out: TensorOrIR = field(metadata=_TENSOR)  # (B, Nq, H, D)
@@ -259,7 +259,7 @@ class AttendArgs(_Arguments):
     call: AttendArgs
 
     @classmethod
-    def arguments(cls) -> list[tuple[str, str, object]]:
+    def arguments(cls) -> list[tuple[str, str, Any]]:
         own = [(x.metadata["kind"], x.name, x.default) for x in fields(cls) if x.name != "call"]
         return own + AttendArgs.arguments()
 

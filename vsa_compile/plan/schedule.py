@@ -131,8 +131,8 @@ def _at_step(function: Callable[[int], float], step: int) -> SparsitySchedule:
 
 
 @dataclass(frozen=True)
+class _Stairs:
     """The function of `SparsitySchedule.stairs`, as a class so that it can be pickled."""
-    """The function of `SparsitySchedule.stairs`: a value, so that it can be pickled."""
 
     first: float
     last: float

@@ -30,7 +30,9 @@ from .site_report import Report, SiteReport, amounts, site_report
 class _Optioned(Protocol):
     """A backend that knows the options it will run with, as ours does."""
 
-    def read_options(self, *, options: Mapping[str, object] | Options | None = None, mode: str | None = None) -> Options: ...
+    def read_options(
+        self, *, options: Mapping[str, object] | Options | None = None, mode: str | None = None
+    ) -> Options: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,6 @@ class _Run:
     modules: those whose methods were on the call stack, innermost first. parameters: the ids of parameters
     among the inputs. broken: whether Dynamo broke the graph before the end of its function. hint, why: the
     process's grid at the time, or the reason why it is unknown.
-    """
     """
 
     analysis: Analysis

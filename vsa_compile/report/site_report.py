@@ -42,8 +42,8 @@ class SiteReport:
 
 
 @dataclass(frozen=True)
+class Report:
     """The result of `explain` and `convert_exported`: `print(report)` is a table, `.to_json()` is JSON."""
-    """What `explain` found. `print(report)` is a table; `.to_json()` the same for programs."""
 
     sites: tuple[SiteReport, ...]
     options: Options

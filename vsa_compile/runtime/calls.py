@@ -10,6 +10,7 @@ from ..grid import GridSizes
 
 
 @dataclass(eq=False)
+class ModelCall:
     """One call of a prepared model, and where the video lies in the sequence of its blocks.
 
     A plain object: Dynamo makes its ints symbolic, while it takes those of an nn.Module for constants.

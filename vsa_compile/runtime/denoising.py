@@ -62,7 +62,9 @@ class _Loop:
     def _dense(self, step: int) -> bool:
         return self.around or not self.is_sparse(step)
 
-    def on_step_end(self, pipe: object, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def on_step_end(
+        self, pipe: object, step: int, timestep: object, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         self.longest = max(self.longest, step + 1)
         self.were_sparse |= self.is_sparse(step)
         # A diffusers pipeline knows its number of steps; after the last one another loop may begin.

@@ -53,6 +53,7 @@ now = State()
 
 
 @dataclass(frozen=True)
+class Wanted:
     """What a graph is compiled for: the options and the state of the process, read once.
 
     options: with the grid that holds at present; hinted: whether it comes from the state, not the options.

@@ -31,6 +31,6 @@ def backward_running() -> int:
     return torch._C._current_graph_task_id()
 
 
-def after_backward(callback: Callable[[], object]) -> None:
+def after_backward(callback: Callable[[], None]) -> None:
     """Call `callback` when the running backward has ended. Checked on torch 2.13."""
     torch.autograd.Variable._execution_engine.queue_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]

@@ -167,7 +167,7 @@ def check_in_compile(backend: type, check: Callable[..., Any]) -> None:
     wrapper.__init__ = make_and_check
 
 
-def compiled_with(model: object) -> tuple[object, dict[str, Any]] | None:
+def compiled_with(model: object) -> tuple[Any, dict[str, Any]] | None:
     """The backend of a compiled model or function, and the keywords it is called with (options, mode).
 
     None if it is not compiled. For a model whose blocks were compiled, those of the first block. Checked on
@@ -247,7 +247,7 @@ def explaining_compile(model: Callable, backend: Callable) -> Callable:
     """torch.compile for inspecting graphs: static sizes, and without counting towards the recompile limit of
     code that the model has compiled, where torch can keep the two apart (2.13)."""
     isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-    extra: dict[str, bool] = {"isolate_recompiles": True} if isolated else {}
+    extra: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
     compiled = torch.compile(model, backend=backend, dynamic=False, **extra)
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,9 @@ IR: TypeAlias = Any  # a value of Inductor's IR: TensorBox and its kin
 Size: TypeAlias = Any  # an int or the sympy expression of a symbolic size
 
 
-def compile_with_inductor(module: GraphModule, example_inputs: Sequence[Any], patches: dict[str, Any]) -> Callable:
+def compile_with_inductor(
+    module: GraphModule, example_inputs: Sequence[Any], patches: dict[str, Any]
+) -> Callable:
     """Compile with Inductor under `patches`, which also hold for the backward, compiled later."""
     from torch._inductor.compile_fx import compile_fx
 
@@ -56,7 +58,7 @@ def reset_inductor() -> None:
         trees.reset_cudagraph_trees()
 
 
-def keyed_pass(key: bytes | None, following: Callable[[torch.fx.Graph], object] | None) -> Callable[[torch.fx.Graph], None]:
+def keyed_pass(key: bytes | None, following: Any | None) -> Callable[[torch.fx.Graph], None]:
     """A post-grad pass that changes nothing but adds `key` to the cache keys of Inductor and AOTAutograd.
 
     `following` is the user's own pass, which still runs. With a key of None, or a `following` without uuid(),

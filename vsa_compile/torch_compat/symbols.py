@@ -37,7 +37,7 @@ def shape_environment(module: GraphModule) -> ShapeEnvironment | None:
     return None
 
 
-def size_hint(size: int | sympy.Expr, environment: ShapeEnvironment | None) -> int:
+def size_hint(size: int | sympy.Expr, environment: Any | None) -> int:
     """A size in the example inputs; 0 if it depends on data. Adds no guard. Checked on torch 2.13."""
     if isinstance(size, int):
         return size
@@ -57,12 +57,12 @@ def depends_on_data(size: int | sympy.Expr) -> bool:
     return any(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in symbols)
 
 
-def guard_at_least(size: sympy.Expr, least: int, environment: ShapeEnvironment) -> bool:
+def guard_at_least(size: sympy.Expr, least: int, environment: Any) -> bool:
     """Whether size >= least in the example inputs; the answer becomes a guard. Checked on torch 2.13."""
     return bool(environment.evaluate_expr(sympy.Ge(size, least)))
 
 
-def guard_equal(size: sympy.Expr, value: int, environment: ShapeEnvironment) -> bool:
+def guard_equal(size: sympy.Expr, value: int, environment: Any) -> bool:
     """Whether size == value in the example inputs; the answer becomes a guard. Checked on torch 2.13."""
     return bool(environment.evaluate_expr(sympy.Eq(size, value)))
 

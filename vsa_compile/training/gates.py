@@ -105,7 +105,9 @@ class GateMarker:
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+    def __call__(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
         if not torch.compiler.is_compiling():
             return None
         hidden = args[0] if args else next(iter(kwargs.values()))
@@ -195,7 +197,7 @@ def _placeholders(module: GraphModule) -> list[Node]:
 
 
 def _projection(
-    analysis: Analysis, conversion: Conversion, values: Mapping[Node, object], owners: Mapping[int, nn.Module]
+    analysis: Analysis, conversion: Conversion, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
 ) -> Projection | None:
     """The linear layer behind a call's queries that runs over its video tokens, if there is exactly one."""
     query = attention_arguments(conversion.call.node)["query"]

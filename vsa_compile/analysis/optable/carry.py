@@ -11,10 +11,10 @@ from ..algebra import Axis, same
 from ..facts import Claim, Fact, Proofs, Rows, both, cut_out, fitting, shifted
 from ..graph_facts import example_of, sizes_of
 from ..sizes import Size, equal
-from ..values import Layout, OpCall
+from ..values import OpCall
 
 
-def cast(call: OpCall, _: Layout) -> Fact | None:
+def cast(call: OpCall, _: Sequence[Axis]) -> Fact | None:
     """The same entries in the result's dtype and shape."""
     fact = call.fact(call.self_)
     return fitting(fact, call.example.dtype) if fact else None

@@ -29,8 +29,10 @@ def _filled_by(position: int, name: str) -> FactRule:
 
 for _name, _value in (("ones", True), ("new_ones", True), ("zeros", False), ("new_zeros", False)):
     op(_name, fact=_filled(_value), table=True)(fresh_axes)
-op("empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye",
-   "linspace", "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True)(fresh_axes)  # fmt: skip
+op(
+    "empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye", "linspace",
+    "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True,
+)(fresh_axes)  # fmt: skip
 op("full", fact=_filled_by(1, "fill_value"), table=True)(fresh_axes)
 op("new_full", fact=_filled_by(2, "fill_value"), table=True)(fresh_axes)
 op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(fresh_axes)

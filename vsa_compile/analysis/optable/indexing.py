@@ -284,13 +284,13 @@ def _sort(call: OpCall) -> Result:
 
 
 @op("index", fact=_everywhere)
+def _index(call: OpCall) -> Result:
     """x[tensors] in aten's form: None for a dimension that is taken whole."""
-    """x[tensors]: what aten makes of an index that holds tensors, None where a dimension is taken whole."""
     items = [slice(None) if index is None else index for index in call.arg(1, "indices")]
     return call.input and indexed(call, call.input, items, call.sizes)
 
 
 @op("masked_select", "take", "nonzero", "unique", "argwhere", fact=None)
+def _picked(call: OpCall) -> Result:
     """Data decides which entries are picked: nothing is known of them."""
-    """Which entries is data: nothing is known of their order."""
     return None

@@ -93,8 +93,8 @@ op("mul", "multiply", fact=_entrywise(_product))(_multiplied)
 
 
 @op("lerp")
+def _lerp(call: OpCall) -> Result:
     """Exactly its start at weight 0, exactly its end at weight 1."""
-    """All of its start at weight 0, of its end at 1."""
     ends, weight = (call.self_, call.arg(1, "end")), call.literal(call.arg(2, "weight"))
     end = call.known(ends[int(weight)]) if weight in (0, 1) else None
     return broadcast([end], call.sizes) if end is not None else pointwise(call)

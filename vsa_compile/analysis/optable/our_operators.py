@@ -56,6 +56,6 @@ def _hinted(axis: Axis, video: Axis) -> Axis:
 
 
 @own("vsa_compile::gate")
+def _gate(call: OpCall) -> Result:
     """The first argument, unchanged."""
-    """The first argument as it is."""
     return call.input

@@ -30,6 +30,7 @@ WriteRule = Callable[[OpCall], "Known | None"]  # -> what the first argument bec
 
 
 @dataclass(frozen=True)
+class Entry:
     """One operator.
 
     `layout`: the axes of its result. `fact`: what is known of the entries of its result. `becomes`: for an
@@ -149,8 +150,8 @@ def _plain(name: str) -> Entry:
 
 
 @cache
+def is_pointwise(name: str) -> bool:
     """Whether aten tags any overload of this operator as pointwise."""
-    """Whether aten tags any overload of this op as pointwise."""
     packet = getattr(torch.ops.aten, name, None)
     if packet is None:
         return False
@@ -164,7 +165,7 @@ def written_by(node: Node, entry: Entry | None) -> list[Node]:
         return by_schema
     if entry is None:
         return list(node.all_input_nodes)
-    written = [node.kwargs["out"]] if node.kwargs.get("out") is not None else []
+    written: list[object] = [node.kwargs["out"]] if node.kwargs.get("out") is not None else []
     written += [argument(node, position, name) for position, name in entry.writes]
     if entry.in_place or entry.becomes is not None or _asked_in_place(node):
         written.append(first_argument(node))

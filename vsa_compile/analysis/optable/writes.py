@@ -148,7 +148,12 @@ def _one(call: OpCall, item: object, size: Size) -> tuple[int, int] | None:
 
 
 def _patched(
-    before: Fact | None, inside: Fact | None, run: tuple[Size, Size], size: Size, all_rows: bool, proofs: Proofs
+    before: Fact | None,
+    inside: Fact | None,
+    run: tuple[Size, Size],
+    size: Size,
+    all_rows: bool,
+    proofs: Proofs,
 ) -> Fact | None:
     """Claims outside of the run stay, those inside are replaced; if only some rows were written, only claims
     that hold of both contents remain."""

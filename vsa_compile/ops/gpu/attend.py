@@ -16,7 +16,9 @@ from .target import IR, CeilDiv, Target
 from .templates import Template
 
 
-def _programs(batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv) -> tuple:
+def _programs(
+    batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv
+) -> tuple:
     blocks = tiles * (meta["Q_SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
     return batch * heads * blocks, 1, 1
 

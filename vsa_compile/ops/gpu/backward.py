@@ -24,12 +24,16 @@ _COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 search
 _RANKS = {"COLS": 32, "num_warps": 4, "num_stages": 1}
 
 
-def _dq_programs(batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv) -> tuple:
+def _dq_programs(
+    batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv
+) -> tuple:
     blocks = tiles * (meta["Q_SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
     return batch * heads * blocks, 1, 1
 
 
-def _dkdv_programs(batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv) -> tuple:
+def _dkdv_programs(
+    batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv
+) -> tuple:
     blocks = tiles * (meta["SLOTS"] // meta["BLOCK_K"]) + cdiv(others, meta["BLOCK_K"])
     return batch * heads * blocks, 1, 1
 

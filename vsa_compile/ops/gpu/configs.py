@@ -14,6 +14,7 @@ import torch
 
 
 @dataclass(frozen=True)
+class Config:
     """How one kernel is launched. For a tile smaller than a block the block is made smaller.
 
     block_q: query rows per program. block_k: keys per step. num_stages: depth of the load pipeline.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch.library import wrap_triton
 
 from ...grid import Size
 from ...torch_compat import surely_true
-from ..args import AttendArgs, BackwardArgs, SelectArgs
 from . import render
 from .templates import Template
 
@@ -38,11 +37,8 @@ class TensorIR(NamedTuple):
         return self.tensor.device
 
 
-Args = TypeVar("Args", AttendArgs, BackwardArgs, SelectArgs)
-
-
-def as_ir(args: Args) -> Args:
-    """The arguments of an operator, with tensors wrapped for a lowering."""
+def as_ir(args: Any) -> Any:
+    """The arguments of an operator (`args.AttendArgs` or the like), with tensors wrapped for a lowering."""
     return args.map(lambda x: TensorIR(x) if isinstance(x, Tensor) else x)
 
 

@@ -58,8 +58,8 @@ class Trial:
 
 
 @dataclass
+class Results:
     """Rows, and what was left out and why. Written after every group of rows."""
-    """Rows and what was left out, with the reasons. Written after every group of rows."""
 
     plan: Plan
     setting: Mapping[str, object]

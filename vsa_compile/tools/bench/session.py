@@ -16,7 +16,7 @@ from .clock import Clock, Task
 from .lists import Lists, make_lists
 from .log import heard, reason_of
 from .plan import Plan
-from .results import DENSE, HEADER, Trial, Results, left_out_lines, line
+from .results import DENSE, HEADER, Results, Trial, left_out_lines, line
 from .setting import setting
 from .work import BY_LISTS, OURS_ALONE, Work
 

@@ -14,8 +14,8 @@ from ...grid import TileGrid
 
 
 @dataclass(frozen=True)
+class Tiling:
     """A video cut into M tiles of E slots; border tiles have empty slots, and an extra tile M is empty."""
-    """A video cut into M tiles of E slots; border tiles leave slots empty, and tile M is all empty."""
 
     slot: Tensor  # (video,) int64: tile * E + slot in the tile, for each raster token
     real: Tensor  # (M + 1, E) bool: whether a slot holds a token

@@ -9,7 +9,6 @@ import itertools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +26,8 @@ _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
+class Work:
     """One grid and head width with its inputs: random normal, because constant data would draw less power."""
-    """One grid and head width, with random-normal data: constant data would draw less power."""
 
     plan: Plan
     grid: Grid
