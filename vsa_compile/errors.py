@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 
 class VsaError(ValueError):
-    """Base of all errors that vsa_compile raises on purpose."""
+    """Base of all errors that vsa_compile raises on purpose; they pass through compiled calls unwrapped."""
 
 
 class OptionError(VsaError):

@@ -177,7 +177,7 @@ class _Walk:
             self.analysis.transforms = True
 
     def padding(self, mask: Known | None, module: GraphModule) -> tuple[Node, Known] | None:
-        """The padding that a mask was made of for rows and columns, if it is still what it was then."""
+        """The padding of which a mask has both rows and columns, unless it was written to since."""
         rows = mask.fact.rows if mask is not None and mask.fact is not None else None
         if rows is None or rows.how != "both":
             return None

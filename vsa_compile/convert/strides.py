@@ -122,11 +122,11 @@ def _is_torchs(node: Node) -> bool:
         return hasattr(Tensor, target)
     if isinstance(target, torch._ops.OpOverload):
         return target.namespace in ("aten", "prims", "vsa_compile")
-    module = (getattr(target, "__module__", None) or "torch").split(".")[
-        0
-    ]  # of built-in functions it is None
+    name = getattr(target, "__module__", None) or "torch"  # None for built-in functions
     bodies = isinstance(target, torch._ops.HigherOrderOperator)
-    return node.op == "call_function" and not bodies and module in ("torch", "_operator", "builtins")
+    return (
+        node.op == "call_function" and not bodies and name.split(".")[0] in ("torch", "_operator", "builtins")
+    )
 
 
 def _written(node: Node) -> object:
