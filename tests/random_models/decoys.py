@@ -46,7 +46,9 @@ def _cross_pooled(attn, x: Tensor, scene: Scene) -> Added:
 def _cross_blurred(attn, x: Tensor, scene: Scene) -> Added:
     """Keys pooled at stride 1: as many, and not the same."""
     volume = x.transpose(1, 2).unflatten(2, scene.grid)
-    pooled = F.avg_pool3d(volume, (1, 3, 3), stride=1, padding=(0, 1, 1)).flatten(2).transpose(1, 2)
+    size = tuple(3 if n >= 3 else 1 for n in scene.grid[1:])  # no more than there is: the meta kernel's rule
+    pooled = F.avg_pool3d(volume, (1, *size), stride=1, padding=(0, *(n // 2 for n in size)))
+    pooled = pooled.flatten(2).transpose(1, 2)
     return attn.plain(x, context=pooled), None
 
 
