@@ -10,22 +10,24 @@ from pathlib import Path
 from once import once, uncovered
 
 _TESTS = Path(__file__).parents[1]
-_TRITON_ALONE = ("interpreter", "offline")  # they run what others rendered, and so nothing of the package
+# Steps whose coverage is measured: the others run what these render, or render for another GPU.
+_COVERED = ("rendering_cases", "training", "plain_render", "plain_compile")
 
 
 def run_once(folder: Path, step: str, *arguments: str, **environment: str) -> None:
     """`python -m gpu_offline.STEP FOLDER arguments`; raises AssertionError if it failed."""
-    once(folder, "_".join((step, *arguments)), lambda: _run(folder, step, arguments, environment))
+    name = "_".join((step, *arguments))
+    covered = os.environ if name in _COVERED else uncovered()
+    once(folder, name, lambda: _run(folder, [step, str(folder), *arguments], covered | environment))
 
 
-def _run(folder: Path, step: str, arguments: tuple[str, ...], environment: dict[str, str]) -> str:
+def _run(folder: Path, command: list[str], environment: dict[str, str]) -> str:
     """What the process had to say if it failed, else ''. Its caches start empty and stay in the folder."""
     path = os.pathsep.join([str(_TESTS), str(_TESTS.parent)])
     caches = {"TRITON_CACHE_DIR": str(folder / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     done = subprocess.run(
-        [sys.executable, "-m", f"gpu_offline.{step}", str(folder), *arguments],
-        env=(uncovered() if step in _TRITON_ALONE else os.environ)
-        | {"PYTHONPATH": path, **caches, **environment},
+        [sys.executable, "-m", f"gpu_offline.{command[0]}", *command[1:]],
+        env=environment | {"PYTHONPATH": path, **caches},
         capture_output=True,
         text=True,
     )
