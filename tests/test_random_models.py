@@ -18,6 +18,7 @@ from vsa_compile.convert.judge import Conversion, Decision, Refusal, judge
 from vsa_compile.report.table import SiteReport, site_report
 
 FEW = settings(max_examples=max(settings().max_examples // 5, 1))
+FEWER = settings(max_examples=max(settings().max_examples // 10, 1))  # symbolic sizes take the longest
 # Spellings behind the mends of the layout analysis: split atoms, bare tokens, a square grid.
 AFTER_WINDOWS = Plan(grid=(3, 4, 6), blocks=(Block(kind="windows"), Block(kind="swin"), Block()))
 FRAMES_OF_BARE_TOKENS = Plan(blocks=(Block(kind="spatial"), Block(held="frames")), patch="tokens")
@@ -157,7 +158,7 @@ def test_bare_tokens_with_symbolic_sizes_convert():
 
 
 @pytest.mark.no_cover
-@FEW
+@FEWER
 @given(plan=plans(symbolic=True, depth=2), sparsity=SPARSITIES)
 @example(plan=SQUARE_GRID, sparsity=1e-6)
 def test_symbolic_sizes_are_judged_the_same(plan, sparsity):
