@@ -206,7 +206,7 @@ def test_gates_of_a_checkpoint_that_nothing_takes_are_named():
     add_gates(model, *inputs(habits), options=OPTIONS | {"dense_layers": (1,)})
     saved = model.state_dict() | {"blocks.1.to_gate_compress.weight": torch.ones(64, 64)}
     with pytest.warns(
-        UserWarning, match=r"no gate of the model takes: blocks\.1\.to_gate_compress\. The model"
+        UserWarning, match=r"the model has no gate for: blocks\.1\.to_gate_compress\. The model"
     ):
         model.load_state_dict(saved, strict=False)
 

@@ -201,7 +201,7 @@ def test_offsets_past_32_bits_are_64_bits_wide(length: int, wide: bool):
         patch.setattr(render, "load", sources.append)
         patch.setattr(launch, "wrap_triton", lambda _: {(1, 1, 1): lambda **_: None})
         scores = torch.empty(1, 1, 1, length, device="meta")
-        selection.lower(launch, launch.values(SelectArgs(scores, 4)))
+        selection.lower(launch, launch.as_ir(SelectArgs(scores, 4)))
     assert ("INDEX_DTYPE: tl.constexpr = tl.int64" in sources[0].text) == wide
 
 

@@ -15,7 +15,7 @@ import vsa_compile
 from vsa_compile.analysis import analyse
 from vsa_compile.analysis.graph_facts import module_path
 from vsa_compile.convert.judge import Conversion, Decision, Refusal, judge
-from vsa_compile.report.table import SiteReport, site_report
+from vsa_compile.report.site_report import SiteReport, site_report
 
 FEW = settings(max_examples=max(settings().max_examples // 5, 1))
 FEWER = settings(max_examples=max(settings().max_examples // 10, 1))  # symbolic sizes take the longest

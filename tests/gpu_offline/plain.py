@@ -187,9 +187,9 @@ def run_plain(case: Case | Selection, fault: Fault | None) -> list[Tensor]:
         kernel[grid](**arguments)
         launched[name] = arguments
 
-    def fresh(size: tuple, dtype: torch.dtype, _: torch.device) -> launch.Value:
+    def fresh(size: tuple, dtype: torch.dtype, _: torch.device) -> launch.TensorIR:
         stride = torch.empty(size, device="meta").stride()
-        return launch.Value(memory.fresh(tuple(size), stride, dtype))
+        return launch.TensorIR(memory.fresh(tuple(size), stride, dtype))
 
     def faulty(*arguments: Any) -> render.Source:
         source = plainly(*arguments)
