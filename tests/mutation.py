@@ -112,7 +112,7 @@ class Running:
 
 
 def _run_tests(root: Path, tests: Sequence[str]) -> NoReturn:
-    """In the forked process: pytest in the copy, its output beside it. What `make test` runs must notice all."""
+    """In the forked process: what `make test` runs of the tests, in the copy; its output is put beside it."""
     code: int = pytest.ExitCode.INTERNAL_ERROR
     try:
         output = os.open(root / "output", os.O_WRONLY | os.O_CREAT)
