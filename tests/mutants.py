@@ -25,6 +25,7 @@ ATEN = (*ATTEND, "-k", "aten and not cuda")
 SELECT = ("tests/test_select.py", "-k", "not cuda")
 FUNCTIONAL = ("tests/test_functional.py", "tests/test_aten.py")
 TOKENS = ("tests/test_soundness_tokens.py",)
+MASKS, FACTS = ("tests/test_soundness_masks.py",), "vsa_compile/analysis/facts.py"
 SITES = ("tests/test_sites.py", "tests/test_rules.py", "tests/test_random_models.py")
 CALL, FORWARD, BACKWARD, ROWS, PRODUCT, VECTORS, ARGUMENTS, KERNEL = (
     f"vsa_compile/ops/cpu/{name}"
@@ -171,6 +172,7 @@ COMPILER_MUTANTS = (
     Mutant("saved copies", "the last to leave a context leaves its value", "vsa_compile/runtime/requests.py::Requests.leave", "self._requests.remove(request)", "self._requests.pop()", ("tests/test_state.py", "-k", "any_order")),
     Mutant("conflict", "threads overrule each other", "vsa_compile/runtime/requests.py::Requests._check", "request.value != value", "False", ("tests/test_state.py", "-k", "told")),
     Mutant("aot", "conversions without the guards that they need", BACKEND + "::_decided", "torch_compat.guards_hold()", "True", ("tests/test_state.py", "-k", "guards")),
+    Mutant("sparse for good", "what aot_compile makes stays sparse, unsaid", BACKEND + "::_decided", "warnings.warn(sparse_for_good(), stacklevel=2)", "", ("tests/test_state.py", "-k", "guards")),
     Mutant("own options", "explain forgets what the model was compiled with", "vsa_compile/report/explain.py::_options", "compiled_with(model) if options is None else None", "None", ("tests/test_main.py", "-k", "own_options")),
     Mutant("price", "every method is priced as VSA", "vsa_compile/report/cost.py::_cost", "methods.get(method)", "methods.vsa", ("tests/test_main.py", "-k", "costs")),
     Mutant("gate inside", "a gate that reaches no call is forgotten", "vsa_compile/convert/gate_matching.py::gates_of", "times[marker] == 0", "False", ("tests/test_gates.py", "-k", "inside")),
@@ -184,6 +186,9 @@ COMPILER_MUTANTS = (
     Mutant("slower", "a kernel that never wins runs", SITES_PY + "::_check_tokens", "raise Refused(refusals.slower(kernel.name, kernel.faster))", "least = 0", BREAK_EVEN),
     Mutant("never measured", "another kernel's break-even for one that was not measured", "vsa_compile/ops/break_even.py::_least", "CPU.get(kernel, {})", "CPU.get(kernel, {torch.float32: 0})", BREAK_EVEN),
     Mutant("in silence", "dense for speed without a word", BACKEND + "::_log", "_say_once(decision)", "pass", BREAK_EVEN),
+    Mutant("unread in silence", "what cannot be read stays dense without a word", BACKEND + "::_say_once", "reason.asked and tokens >= _LONG", "False", (*BREAK_EVEN, "-k", "cannot_be_read")),
+    Mutant("short ones said", "what is too short to be sparse is spoken of", BACKEND + "::_say_once", "tokens >= _LONG", "True", (*BREAK_EVEN, "-k", "cannot_be_read")),
+    Mutant("said again", "the same reason again and again", BACKEND + "::_say_once", "_said.add(what)", "", BREAK_EVEN),
     Mutant("autocast's type", "the break-even of the type before autocast", SITES_PY + "::kernel_of", "out.dtype", "torch.float32", BREAK_EVEN),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/algebra.py::same", "a is b", "form_of(a) is form_of(b)", ("tests/test_axes.py",)),
     Mutant("reordering", "shuffled tokens learn from what they are added to", "vsa_compile/analysis/unify.py::_unify", "a.rigid or b.rigid", "False", ("tests/test_axes.py",)),
@@ -193,7 +198,7 @@ COMPILER_MUTANTS = (
     Mutant("alias", "a write is not seen through an alias", "vsa_compile/analysis/effects.py::Memory.write", "for other in ...:\n    ...", "pass", TOKENS),
     Mutant("positions", "a write to one position is not placed", "vsa_compile/analysis/overwriting.py::Write.placed", "not self.tokens", "True", TOKENS),
     Mutant("single runs", "two different positions taken for the same", "vsa_compile/analysis/overwriting.py::Write.held", "return old if old.cut is None else new if self.blank or all_of_it else unit()", "return old", TOKENS),
-    Mutant("apart", "views at two positions taken for one memory", "vsa_compile/analysis/effects.py::_apart", "at != places[axis]", "False", ("tests/test_soundness_masks.py",)),
+    Mutant("apart", "views at two positions taken for one memory", "vsa_compile/analysis/effects.py::_apart", "at != places[axis]", "False", MASKS),
     Mutant("runs swapped", "a hint overrides the order of swapped runs", "vsa_compile/analysis/pieces.py::order", "_turned(axis)", "False", TOKENS),
     Mutant("inner order", "a reordered run of an axis that is a factor is not seen", "vsa_compile/analysis/algebra.py::leaves", "len(segments(factor)) == 1", "True", TOKENS),
     Mutant("erased", "what is multiplied by 0 still counts", "vsa_compile/analysis/optable/masks.py::_multiplied", "return _nobodys(call, constant(0))", "pass", TOKENS),
@@ -202,9 +207,19 @@ COMPILER_MUTANTS = (
     Mutant("thinned", "every second of an axis is no part of it", "vsa_compile/analysis/pieces.py::replaced", "old.thinned is not None and same(old.thinned, axis)", "False", ("tests/test_exported.py", "-k", "wan and not slow")),
     Mutant("functional", "copies of a functional graph are unknown", "vsa_compile/analysis/optable/writes.py", "op('copy')(_copied_from)", "", ("tests/test_exported.py", "-k", "wan-functional")),
     Mutant("foreign", "a function is told by its name", "vsa_compile/analysis/optable/table.py::_entry", "any(...)", "True", ("tests/test_soundness_operators.py", "-k", "name")),
-    Mutant("negative sum", "any sum of integers counts a mask", "vsa_compile/analysis/optable/masks.py::_counted", "known.given or source.dtype == torch.bool or nonnegative", "True", ("tests/test_soundness_masks.py",)),
-    Mutant("long text", "a hint speaks of a text as long as the video", "vsa_compile/convert/no_video.py::fills", "shows_video and segment.axis in analysis.inputs", "False", ("tests/test_adversary.py", "-k", "hint")),
+    Mutant("long text", "a hint speaks of a text as long as the video", "vsa_compile/convert/no_video.py::fills", "segment.axis in analysis.inputs and any(analysis.hint(one.size) == grid.tokens for one in shown)", "False", ("tests/test_adversary.py", "-k", "hint")),
     Mutant("copied keys", "tokens taken out of (q, k, v) first are not placed", "vsa_compile/analysis/overwriting.py::_sources", "[one[0] for one in alike if len(one) == 1]", "[]", ("tests/test_adversary.py", "-k", "spelling")),
+    Mutant("askew", "a run of two copies learns the grid of a sum", "vsa_compile/analysis/pieces.py::_askew", "axis.cut is None", "True", TOKENS),
+    Mutant("run of unknown", "a run of tokens in an unknown order learns", "vsa_compile/analysis/algebra.py::run", "rigid(base)", "''", TOKENS),
+    Mutant("wraps", "a number in a type that cannot hold it", FACTS + "::_cast", "abs(value) > torch.iinfo(dtype).max", "False", MASKS),
+    Mutant("cut off", "what a cast to integers cuts off is kept", FACTS + "::_cast", "return int(value)", "return value", MASKS),
+    Mutant("bounds wrap", "bounds hold in every type", FACTS + "::fitting", "dtype in (torch.int32, torch.int64)", "dtype != torch.bool", MASKS),
+    Mutant("bound of 0", "a count that may be none is True", FACTS + "::fitting", "_positive(claim.value)", "True", MASKS),
+    Mutant("three ways", "any three axes of bare tokens are a video", "vsa_compile/analysis/optable/views.py::_show_video", "first < 2", "False", ("tests/test_soundness_video.py", "-k", "audio")),
+    Mutant("no channels", "a dimension of size 1 taken for channels", "vsa_compile/analysis/optable/views.py::_show_video", "equal(layout[first - 1].size, 1)", "False", ("tests/test_soundness_video.py", "-k", "audio")),
+    Mutant("unpatchify", "an unpatchify shows nothing of its tokens", "vsa_compile/analysis/optable/views.py::_show_video", "mark_origins(axes, ('unpatchify', whole[0]))", "", ("tests/test_random_models.py", "-k", "bare_tokens")),
+    Mutant("blank memory", "the adversary judges by memory that nobody wrote to", "tests/adversary/truth.py::reads_blank_memory", "a.isfinite().all() and torch.equal(a, b)", "True", ("tests/test_adversary.py", "-k", "nobody_wrote")),
+    Mutant("negative sum", "any sum of integers counts a mask", "vsa_compile/analysis/optable/masks.py::_counted", "known.given or source.dtype == torch.bool or nonnegative", "True", MASKS),
     Mutant("hint over proof", "a hint overrides a reordering", "vsa_compile/convert/no_video.py::fills", "segment.order == REORDERED", "False", ("tests/test_soundness_tokens.py", "-k", "hint")),
     Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "conversion.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),
@@ -255,6 +270,7 @@ PLAIN_MUTANTS = (
     Mutant("lists junk", "what follows the count is looked at", ARGS + "::AttendArgs.check_values", "good | (place >= counts[..., None])", "good", TEST_ARGS),
     Mutant("lists shared", "shared lists are looked at once a head", ARGS + "::AttendArgs.check_values", "_shared(self.tiles)", "self.tiles", TEST_ARGS),
     Mutant("eager threads", "an operator defined by two threads", EAGER + "::operator", "with _making:\n    return _operator(name)", "return _operator(name)", PLAIN_QUICK),
+    Mutant("two builds", "two threads build one library", "vsa_compile/ops/cpu/loader.py::_build", "with _building:\n    torch_compat.load_cpp(...)", "torch_compat.load_cpp(source(variant), flags(variant))", (*CPP_CALLS, "-k", "at_once")),
     Mutant("no triton", "who has no triton is asked for a trace", EAGER + "::_warn", 'error.name == "triton"', 'error.name == "triton" and False', PLAIN_QUICK),
     Mutant("doctor without triton", "triton is missed where there is no GPU", "vsa_compile/tools/doctor.py::_versions", "triton is None and has_gpu", "triton is None", ("tests/test_doctor.py", "-k", "missed")),
     Mutant("eager failure", "kernels that fail are tried again", EAGER + "::_run", "_broken.add(name)", "", PLAIN_QUICK),

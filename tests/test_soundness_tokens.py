@@ -192,6 +192,19 @@ def test_a_sum_with_reordered_tokens_teaches_nothing_of_them(reorder: Callable[[
     assert fates(Model(lambda x: attention(x) + (x + reorder(x)).mean()), latents()) == [GRID]
 
 
+def from_two_copies(x: Tensor) -> Tensor:
+    return x.repeat(1, 2, 1)[:, 5 : 5 + VIDEO]
+
+
+def from_an_unknown_order(x: Tensor) -> Tensor:
+    return torch.fft.fftshift(torch.cat([x[:, :1], x], 1), dim=1)[:, 1:]
+
+
+@pytest.mark.parametrize("cut", [from_two_copies, from_an_unknown_order], ids=lambda f: f.__name__)
+def test_a_run_of_other_tokens_learns_nothing_from_a_sum(cut: Callable[[Tensor], Tensor]):
+    assert dense(fates(Model(lambda x: x + attention(cut(x))), latents()))
+
+
 @pytest.mark.parametrize("reorder", REORDERED, ids=lambda f: f.__name__)
 def test_queries_alone_in_another_order_stay_dense(reorder: Callable[[Tensor], Tensor]):
     def attend(x: Tensor) -> Tensor:

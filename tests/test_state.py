@@ -145,6 +145,7 @@ def test_a_recomputed_selection_is_the_same_to_the_bit(mode: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "change", ["autocast-entered", pytest.param("kernel-to-aten", marks=pytest.mark.slow)]
 )
@@ -161,6 +162,7 @@ def test_a_backward_that_inductor_compiles_under_a_changed_state(change: str) ->
             assert_same_output(one, other)
 
 
+@pytest.mark.no_cover
 def test_a_second_derivative_is_an_error_as_with_inductor() -> None:
     x = latents((2, 4, 4)).requires_grad_()
     loss = torch.compile(lambda x: attend(x).square().sum(), backend="vsa", options=OPTIONS)(x)

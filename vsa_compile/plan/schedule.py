@@ -25,12 +25,13 @@ class SparsitySchedule:
 
         schedule = SparsitySchedule(lambda step: min(0.9, 0.001 * step))
         trained = torch.compile(model, backend="vsa", options={"sparsity": schedule})
-        ...; optimizer.step(); schedule.step()
+        ...
+        schedule.step()  # after every optimizer.step()
 
     sparsity: a number in [0, 1), or a function of the step (0, 1, ...) that returns one; 0 is dense SDPA.
-    Call `step()` after every optimizer step. Several models may share a schedule. Each halving of the kept
-    share, and dense, is compiled once: four graphs from dense to 0.875. A backward that recomputes
-    activations (checkpointing) uses the sparsity of its forward.
+    Several models may share a schedule. Each halving of the kept share, and dense, is compiled once: four
+    graphs from dense to 0.875. A backward that recomputes activations (checkpointing) uses the sparsity of
+    its forward.
     Raises OptionError for a sparsity that is no number from 0 to below 1.
     """
 
