@@ -271,8 +271,13 @@ def frames_turned(x: Tensor) -> Tensor:
     return torch.cat([volume[:, :2].flip(1), volume[:, 2:]], 1).flatten(1, 3)
 
 
+def tokens_swapped_and_regrouped(x: Tensor) -> Tensor:
+    return torch.cat([x[:, 5:], x[:, :5]], 1).unflatten(1, (8, 8)).flatten(1, 2)
+
+
 SHOWN_NOT_TO_BE_RASTER = (
     in_windows, rows_first, by_index, by_flip, by_copy, by_every_second_turned, frames_swapped, frames_turned,
+    tokens_swapped_and_regrouped,
 )  # fmt: skip
 
 

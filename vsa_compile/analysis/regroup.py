@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from ..torch_compat import is_floor_division
-from .algebra import REORDERED, UNKNOWN, Axis, factors, is_atom, multiply, rigid, split, unit
+from .algebra import REORDERED, UNKNOWN, Axis, factors, is_atom, multiply, split, unit
+from .pieces import order
 from .sizes import Size, divided, equal, product, quotient_of_floor
 
 
@@ -22,7 +23,7 @@ def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
     inside = [factor for axis in axes[before : len(axes) - after] for factor in factors(axis)]
     followed = all(isinstance(size, int) for size in wanted) or _fits(inside, wanted)
     made = _filled([_Real(factor) for factor in inside], wanted) if followed else []
-    lost = REORDERED if REORDERED in map(rigid, inside) else UNKNOWN
+    lost = REORDERED if REORDERED in map(order, inside) else UNKNOWN
     result = [multiply([piece.axis for piece in dim]) if dim else unit() for dim in made]
     result += [unit() if equal(size, 1) else Axis(size, rigid=lost) for size in wanted[len(made) :]]
     return [*axes[:before], *result, *axes[len(axes) - after :]]
