@@ -199,7 +199,7 @@ COMPILER_MUTANTS = (
     Mutant("positions", "a write to one position is not placed", "vsa_compile/analysis/overwriting.py::Write.placed", "not self.tokens", "True", TOKENS),
     Mutant("single runs", "two different positions taken for the same", "vsa_compile/analysis/overwriting.py::Write.held", "return old if old.cut is None else new if self.blank or all_of_it else unit()", "return old", TOKENS),
     Mutant("apart", "views at two positions taken for one memory", "vsa_compile/analysis/effects.py::_apart", "at != places[axis]", "False", MASKS),
-    Mutant("runs swapped", "a hint overrides the order of swapped runs", "vsa_compile/analysis/pieces.py::order", "_turned(axis)", "False", TOKENS),
+    Mutant("runs swapped", "a hint overrides the order of swapped runs", "vsa_compile/analysis/pieces.py::order", "turned(axis)", "False", TOKENS),
     Mutant("inner order", "a reordered run of an axis that is a factor is not seen", "vsa_compile/analysis/algebra.py::leaves", "len(segments(factor)) == 1", "True", TOKENS),
     Mutant("erased", "what is multiplied by 0 still counts", "vsa_compile/analysis/optable/masks.py::_multiplied", "return _nobodys(call, constant(0))", "pass", TOKENS),
     Mutant("no weight", "what is added 0 times counts", "vsa_compile/analysis/optable/masks.py::_added", "call.literal(call.node.kwargs.get('alpha', 1)) == 0", "False", TOKENS),

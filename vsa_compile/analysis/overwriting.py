@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .algebra import REORDERED, UNKNOWN, Axis, includes, rigid, same, unit
-from .pieces import cut, order, put
+from .pieces import cut, put, turned
 from .sizes import equal
 from .unify import join
 from .values import Known, Taken
@@ -56,7 +56,8 @@ class Write:
             origin, position = source or (axis, None)
             piece = unit() if position is None else cut(origin, position, position + 1)
             now = axis if cut(axis, at, at + 1) is piece else put(axis, at, piece)
-            yield axis, Axis(axis.size, rigid=REORDERED) if order(now) == REORDERED else now
+            out_of_order = turned(now) or rigid(now) == REORDERED
+            yield axis, Axis(axis.size, rigid=REORDERED) if out_of_order else now
 
     def content(self, known: Known, written: Known, *, all_of_it: bool) -> Taken:
         """The single positions that a value is of after it was written into."""

@@ -113,7 +113,7 @@ def _nodes(axis: Axis) -> list[Axis]:
 
 def order(axis: Axis) -> str:
     """The rigidity of an axis; REORDERED, too, if its runs are in another order, or one of them is askew."""
-    return REORDERED if _turned(axis) or any(map(_askew, segments(axis))) else rigid(axis)
+    return REORDERED if turned(axis) or any(map(_askew, segments(axis))) else rigid(axis)
 
 
 def _askew(axis: Axis) -> bool:
@@ -125,12 +125,12 @@ def _askew(axis: Axis) -> bool:
     return not equal(inner, 1) and any(divided(at, inner) is None for at in (start, stop))
 
 
-def _turned(axis: Axis) -> bool:
+def turned(axis: Axis) -> bool:
     """Whether runs of one axis follow each other in another order than in that axis."""
     behind: dict[Axis, Size] = {}
     for segment in segments(axis):
         inner = [factor for factor in factors(segment) if len(segments(factor)) > 1]
-        if any(factor is not axis and _turned(factor) for factor in inner):
+        if any(factor is not axis and turned(factor) for factor in inner):
             return True
         if segment.cut is not None:
             base, start, stop = segment.cut
