@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..convert.refusals import not_learned, not_learned_of_these
 from ..errors import ArgumentError, bad_value, captured_in_vain
 from ..runtime.calls import ModelCall, running
-from ..torch_compat import capture_failures, capturing, known_equal, no_frame, own_code
+from ..torch_compat import capture_failures, capturing, forget_compiled, known_equal, no_frame, own_code
 from .interception import Prepared, intercept, prepared_as, release
 from .positions import VideoTokens
 from .recompute import resume_in_backward
@@ -30,7 +30,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def prepare(model: Model) -> Model:
     """Make `model` tell its graphs the token grid, whichever part of it is compiled; returns the model.
 
-    ModelCall it once, before anything runs, on a transformer that is compiled block by block
+    Call it once, before anything runs, on a transformer that is compiled block by block
     (`compile_repeated_blocks`), or that `explain` says hides its grid. The grid of a call is read from the
     model's inputs where there is a rule (`register_grid_rule`), or from its patch embedding (the first
     convolution whose kernel is its stride). Positions that are data (coordinates, rotary tables, token
@@ -131,7 +131,7 @@ def _begin(
 ) -> tuple[ModelCall, Callable[[], None]]:
     call = ModelCall(prepared.number)
     _tell(call, learn(model, given, prepared.reader))
-    return call, running.enter(call)
+    return call, running.begin(call)
 
 
 def _end(call: ModelCall, leave: Callable[[], None], out: Any) -> None:
@@ -164,6 +164,7 @@ def _whole(handed: Callable, prepared: Prepared) -> Callable:
                 with capturing(sizes_that_are_data=True):
                     return handed(*args, **kwargs)
             except capture_failures() as error:
+                forget_compiled()  # else frames that were compiled before the failure lead to it again
                 with capturing(sizes_that_are_data=False):
                     out = handed(*args, **kwargs)  # raises again what is no matter of capturing
                 prepared.captures = False

@@ -2,12 +2,13 @@
 
 Checkpointed blocks run a second time within the backward, after the call is over. When gradients reach what
 the call returned, its backward begins; nodes of one call are not mixed with those of another, as autograd
-takes those first that were made last.
+takes those first that were made last. What comes after them has smaller numbers than the call's
+(`Running.in_force`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ def resume_in_backward(call: ModelCall, out: Any) -> None:
     """Let `call` be running again when a backward arrives at what it returned, until this backward ends."""
     known = call.grid is not None or call.images is not None
     if known and torch.is_grad_enabled():
+        running.remember(call)
         resuming = torch.compiler.disable(_Resuming(call))
         for tensor in _tensors(out):
-            if tensor.requires_grad:
+            if tensor.requires_grad and not tensor.is_leaf:  # the call did not compute a leaf
                 tensor.register_hook(resuming)
 
 
@@ -36,23 +38,16 @@ class _Resuming:
 
     def __call__(self, grad: Tensor) -> None:
         number = backward_running()
-        if number not in self.backwards:  # else at another output of the same call
-            self.backwards.add(number)
-            after_backward(_Resumed(self, number, running.enter(self.call)))
+        if number in self.backwards:  # at another output of the same call
+            return
+        self.backwards.add(number)
+        leave = running.enter(self.call)
 
+        def ended() -> None:
+            self.backwards.remove(number)
+            leave()
 
-class _Resumed:
-    """Owned by a backward: over when it ends, or is gone because it failed."""
-
-    def __init__(self, resuming: _Resuming, number: int, leave: Callable[[], None]) -> None:
-        self.resuming, self.number, self.leave = resuming, number, leave
-
-    def __call__(self) -> None:
-        if self.number in self.resuming.backwards:
-            self.resuming.backwards.remove(self.number)
-            self.leave()
-
-    __del__ = __call__
+        after_backward(ended)
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from ..errors import (
     another_number_of_steps,
     bad_value,
     callback_never_came,
+    loop_ended_early,
     never_sparse,
 )
 from ..options import is_int
@@ -31,7 +32,8 @@ def denoising(
             pipe(..., num_inference_steps=50, callback_on_step_end=on_step_end)
 
     Around several loops, one after the other, every loop begins at its first step. Warns at the end if the
-    callback never came, if no step was sparse, or if the loops had another number of steps.
+    callback never came, if no step was sparse, if the loops had another number of steps, or if a loop that
+    was cut short made the first step of the next one dense or sparse against what was asked.
     Raises OptionError unless steps >= 1, dense_steps >= 0 and 0 <= start <= end <= 1, StateError (at the
     step) if another thread wants the opposite at that time.
     """
@@ -57,6 +59,7 @@ class _Loop:
         self.around = now.dense_tokens.of_this_thread()  # dense() around it makes every step dense
         self.longest = 0  # steps of a loop
         self.were_sparse = False
+        self.ran_otherwise = False  # a step, as a loop had ended early and nobody said so
         self.token = now.dense_tokens.enter(self._dense(0))
 
     def _dense(self, step: int) -> bool:
@@ -64,6 +67,7 @@ class _Loop:
 
     def on_step_end(self, pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         self.longest = max(self.longest, step + 1)
+        self.ran_otherwise |= self.token.value != self._dense(step)
         self.were_sparse |= self.is_sparse(step)
         # A pipeline of diffusers knows its length; the next step may be the first one of another loop.
         known: Any = getattr(pipe, "num_timesteps", None)
@@ -79,5 +83,7 @@ class _Loop:
             text = never_sparse(self.steps, self.longest)
         elif self.longest > self.steps or (self.longest < self.steps and self.window != (0, 1)):
             text = another_number_of_steps(self.steps, self.longest)
+        elif self.ran_otherwise:
+            text = loop_ended_early(self.steps)
         if text is not None:
             warnings.warn(text, stacklevel=4)

@@ -39,7 +39,8 @@ class State:
     @property
     def grid(self) -> _Three | None:
         """What a prepared model learned of its call, or what video_grid says. A tuple: Dynamo compares it."""
-        learned = running.now.grid if running.now is not None else None
+        call = running.in_force()
+        learned = None if call is None else call.grid
         return learned or self.grid_tokens.in_force()
 
     @property

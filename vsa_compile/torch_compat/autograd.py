@@ -33,5 +33,19 @@ def backward_running() -> int:
 
 
 def after_backward(callback: Callable[[], Any]) -> None:
-    """Call it when the backward that runs now is over. Checked on torch 2.13."""
-    torch.autograd.Variable._execution_engine.queue_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]
+    """Call it when the backward that runs now is over, or is gone because it failed. Checked on torch 2.13."""
+    torch.autograd.Variable._execution_engine.queue_callback(_Once(callback))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Once:
+    """Owned by a backward, which calls it at its end, or drops it."""
+
+    def __init__(self, callback: Callable[[], Any]) -> None:
+        self.callback: Callable[[], Any] | None = callback
+
+    def __call__(self) -> None:
+        callback, self.callback = self.callback, None
+        if callback is not None:
+            callback()
+
+    __del__ = __call__

@@ -65,6 +65,11 @@ def capture_failures() -> tuple[type[Exception], ...]:
     return (exc.TorchDynamoException,)
 
 
+def forget_compiled() -> None:
+    """Compile every frame anew when it runs next, and judge anew which sizes change. Checked on torch 2.13."""
+    torch._dynamo.reset_code_caches()
+
+
 def own_code(function: Callable, name: str) -> Callable:
     """`function`, made anew with each call of its maker, with a code object of its own for each `name`.
 
