@@ -1,4 +1,4 @@
-"""What diffusers' models are given that tells their grid.
+"""What diffusers' models are given that tells their grid, and by what it knows their blocks.
 
 Most arguments tell it by shapes or integers. Positions tell it by their values, and their names stand for
 classes: who takes `video_coords` is an LTX.
@@ -6,7 +6,10 @@ classes: who takes `video_coords` is an LTX.
 
 from __future__ import annotations
 
+import copy
+import importlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,3 +101,18 @@ POSITIONS = {
     _coordinates: ("video_coords",),
     _tables: ("hidden_states", "video_rotary_emb"),
 }
+
+
+# --- By class -------------------------------------------------------------------------------------
+
+
+def know_as(made: type, base: type) -> None:
+    """Caches (FirstBlockCache, MagCache, SEACache, layer skipping) look blocks up by their class: `made`, which
+    stands for `base`, is found as that."""
+    name = "diffusers.hooks._helpers"
+    if base.__module__.startswith("diffusers.") or name in sys.modules:
+        try:
+            registry = importlib.import_module(name).TransformerBlockRegistry
+            registry.register(made, copy.copy(registry.get(base)))
+        except (ImportError, AttributeError, ValueError):  # another version, or a block that no cache knows
+            pass

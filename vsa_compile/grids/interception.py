@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .diffusers import know_as
 from .positions import Reader
 
 _numbers = itertools.count()
@@ -63,6 +64,7 @@ class Prepared:
             quiet = () if issubclass(base, _Unregistered) else (_Unregistered,)
             made = type(base)(base.__name__, (*quiet, base), entries)
             self._classes[base, role] = made
+            know_as(made, base)
         return self._classes[base, role]
 
     def forward(self, inner: Callable, base: type, role: Role, taken: Any = None) -> Callable:

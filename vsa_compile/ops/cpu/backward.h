@@ -152,7 +152,7 @@ class BackwardGroup {
     T* weights = operand(scores.get(), weights_left.get());
     T* left = operand(score_grads.get(), grads_left.get());
     auto one = [&](int64_t at) {
-      V weight = exp2_lanes<T>(at::vec::fmsub(load_lanes(scores.get() + at), factor, reference));
+      V weight = exp2_lanes<T>(below_highest(at::vec::fmsub(load_lanes(scores.get() + at), factor, reference)));
       V grad = weight * (load_lanes(score_grads.get() + at) - mean);
       store_lanes(weights + at, weight);
       store_lanes(left + at, grad);
