@@ -127,13 +127,13 @@ def forward(
     """
     launches: list[launch.Launch] = []
 
-    def keep(*arguments: Any, **facts: Any) -> launch.Value:
+    def keep(*arguments: Any, **facts: Any) -> launch.TensorIR:
         launches.append(launch.prepared(*arguments, **facts))
-        return launch.Value(launches[-1].arguments[render.OUTPUT])
+        return launch.TensorIR(launches[-1].arguments[render.OUTPUT])
 
     ir = SimpleNamespace(**{**vars(launch), "template_buffer": keep, "has_tensor_map": lambda _: maps})
     args = AttendArgs(q, k, v, lists.tiles, lists.counts, grid, TILE, 0, 0, None, q.shape[-1] ** -0.5)
-    attend.lower(ir, launch.values(args))
+    attend.lower(ir, launch.as_ir(args))
     return launches[0]
 
 

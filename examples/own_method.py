@@ -19,12 +19,12 @@ class OwnFrames(Selector):
     """Every query tile sees all tiles that lie in the same frames."""
 
     def mask(self, scores, queries):
-        frames, rows, cols = queries.site.tiles.shape  # in tiles
+        frames, rows, cols = queries.site.boxes.shape  # in tiles
         frame = torch.arange(frames * rows * cols, device=queries.q.device) // (rows * cols)
         return frame[:, None] == frame
 
     def width(self, queries):
-        _, rows, cols = queries.site.tiles.shape
+        _, rows, cols = queries.site.boxes.shape
         return rows * cols
 
 

@@ -112,7 +112,7 @@ class Running:
 
 
 def _run_tests(root: Path, tests: Sequence[str]) -> NoReturn:
-    """In the forked process: pytest in the copy, its output beside it."""
+    """In the forked process: what `make test` runs of the tests, in the copy; its output is put beside it."""
     code: int = pytest.ExitCode.INTERNAL_ERROR
     try:
         output = os.open(root / "output", os.O_WRONLY | os.O_CREAT)
@@ -121,7 +121,7 @@ def _run_tests(root: Path, tests: Sequence[str]) -> NoReturn:
         os.chdir(root)
         os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "PYTHONPATH": str(root)}
         sys.path[0] = str(root)  # it was this file's folder
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests])
     except BaseException:
         traceback.print_exc()
     finally:

@@ -2,8 +2,8 @@
 
 Layout, comments, parentheses and quotes do not matter, so that a formatter or a moved line changes nothing.
 Python is matched as a tree. In a pattern, `...` stands for any expression, and at the end of arguments, of a
-list or of a body for all that follow. What is no Python (C++, templates, rendered kernels), or only a part of
-a tree, is matched as a run of tokens.
+list or of a body for all that follow. What is no Python (C++), or only a part of a tree, is matched as a run
+of tokens.
 """
 
 from __future__ import annotations
@@ -44,18 +44,8 @@ def replaced(text: str, right: str, wrong: str, *, language: str, within: str = 
     return _put(text, found[max(nth, 1) - 1], wrong)
 
 
-def replaced_everywhere(text: str, right: str, wrong: str) -> str:
-    """`text` with `wrong` for every run of the tokens of `right`; raises NoPlaceError if there is none."""
-    found = places(text, right, language="tokens")
-    if not found:
-        raise NoPlaceError(f"nothing says {right!r}")
-    for place in reversed(found):
-        text = _put(text, place, wrong)
-    return text
-
-
 def places(text: str, right: str, *, language: str, within: str = "") -> list[Place]:
-    """All places of `right`, in order. `language`: "python", "c++", or "tokens" for what has no functions."""
+    """All places of `right`, in order. `language`: "python" or "c++"."""
     if language == "python":
         found = _in_tree(text, right, within)
         if found:

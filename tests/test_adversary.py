@@ -6,9 +6,10 @@ will, and may undo one another.
 
 from functools import cache
 
-from adversary.captured import pool
+import torch
+from adversary.captured import capture, pool
 from adversary.strategy import CHANGING, KEEPING, Case, Change, cases, hinted_cases
-from adversary.truth import Claim, assert_true, options
+from adversary.truth import Claim, assert_true, options, reads_blank_memory, sdpa_calls
 from hypothesis import assume, example, given
 from profiles import SCALE, examples
 from random_models import Plan
@@ -23,6 +24,17 @@ def judged(case: Case) -> dict[str, Claim]:
     assume(made is not None)
     captured, module = made
     return assert_true(captured, module, options(captured, case.hinted))
+
+
+def test_memory_that_nobody_wrote_to_is_nothing_to_judge_by():
+    captured = capture(PLANS[0])
+    module = captured.copy()
+    assert not reads_blank_memory(captured, module)
+    call = sdpa_calls(module)[0]
+    query = call.all_input_nodes[0]
+    with call.graph.inserting_before(call):
+        call.replace_input_with(query, call.graph.call_function(torch.empty_like, (query,)))
+    assert reads_blank_memory(captured, module)
 
 
 # Rows that were swapped before a table of positions, which names the axes of a video, is added.

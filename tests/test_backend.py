@@ -193,6 +193,7 @@ def test_an_error_of_anyone_else_is_torchs_to_report(monkeypatch):
         torch.compile(ToyDiT(), backend="vsa")(*inputs(Habits()))
 
 
+@pytest.mark.no_cover
 def test_nothing_to_convert_is_exactly_inductor():
     """Same key as backend="inductor": the second compilation finds the first one's cache entry."""
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU())
@@ -206,6 +207,7 @@ def test_nothing_to_convert_is_exactly_inductor():
     assert not counters["vsa_compile"]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("habits", "sparsity"),
     [

@@ -127,7 +127,7 @@ def test_below_the_break_even_a_call_stays_dense_and_the_way_out_works(monkeypat
     refusal = decided()
     assert refusal.reason.slug == "few-tokens"
     said = f"120 video tokens are too few: {name} beats dense attention from 121 on; "
-    assert refusal.reason.text == said + 'options={"min_tokens": 0} makes it sparse all the same'
+    assert refusal.reason.text == said + 'options={"min_tokens": 0} makes it sparse anyway'
     assert isinstance(decided(min_tokens=0), Conversion)
     kernel_that_wins_from(120, monkeypatch)
     assert isinstance(decided(), Conversion)
@@ -138,7 +138,7 @@ def test_a_kernel_that_never_wins_leaves_all_dense_and_both_ways_out_work(monkey
     refusal = decided()
     assert (refusal.reason.slug, refusal.reason.asked) == ("slower", True)
     assert refusal.reason.text.startswith(
-        f"{name} is at no size known to beat dense attention; unset VSA_COMP"
+        f"{name} is not known to beat dense attention at any size; unset VSA_COMP"
     )
     assert isinstance(decided(min_tokens=0), Conversion)
     monkeypatch.delenv(loader.VARIABLE)
@@ -151,7 +151,7 @@ def test_a_guess_is_called_one(monkeypatch):
     with torch.device("meta"):
         x = torch.empty(1, 32, *GRID)
     report = vsa_compile.explain(attend, x)
-    assert "is taken to beat, unmeasured, dense attention from 121 on" in report.sites[0].reason
+    assert "is assumed, not measured, to beat dense attention from 121 on" in report.sites[0].reason
     monkeypatch.setattr(break_even, "TEMPLATES", 120)
     (site,) = vsa_compile.explain(attend, x).sites
     assert site.converted
@@ -167,7 +167,7 @@ def test_under_autocast_it_is_the_kernel_of_the_type_that_is_computed_in(monkeyp
             return attend(x)
 
     (site,) = vsa_compile.explain(in_bf16, latents(GRID)).sites
-    assert site.reason.startswith("chunked ATen in bfloat16 is at no size")
+    assert site.reason.startswith("chunked ATen in bfloat16 is not known")
     assert vsa_compile.explain(attend, latents(GRID)).converted == 1
 
 
@@ -227,7 +227,7 @@ def test_explain_names_the_kernel(monkeypatch):
     kernel_that_wins_from(None, monkeypatch)
     report = vsa_compile.explain(attend, latents(GRID), options={"tile": (2, 2, 2)})
     assert report.sites[0].kernel == ""
-    assert f"{name} is at no size known to beat dense attention" in str(report)
+    assert f"{name} is not known to beat dense attention at any size" in str(report)
 
 
 def test_doctor_shows_it(monkeypatch):

@@ -278,6 +278,7 @@ def test_symbolic_sizes_are_traced_once():
         assert_equal([graph(*arguments(*grid))], [call(*arguments(*grid))])
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 def test_through_the_backend_it_is_eager_forward_and_backward():
     x = torch.randn(1, 16, 4, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()

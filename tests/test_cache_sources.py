@@ -63,6 +63,7 @@ def forget() -> None:
     templates.template_folder.cache_clear()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("relative", sources(ROOT), ids=str)
 def test_a_change_in_any_source_misses(relative: Path, copied: Path) -> None:
     first = DENSE()

@@ -153,6 +153,7 @@ def test_threads_have_their_own_grids(wanted: dict) -> None:
                 assert_same_output(out, wanted[grid])
 
 
+@pytest.mark.no_cover
 @pytest.mark.filterwarnings("ignore::UserWarning")  # loops without steps, which denoising() warns of
 def test_four_threads_two_models_and_six_grids_do_not_mix() -> None:
     """`make fuzz` does this for minutes."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from once import shared_folder
 
 pytest.importorskip("triton")
 
-from gpu_offline.steps import run_once, shared_folder
+from gpu_offline.steps import run_once
 
 from vsa_compile.grid import Grid, TileGrid
 from vsa_compile.ops.gpu import render

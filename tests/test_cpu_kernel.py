@@ -6,6 +6,9 @@ import logging
 import platform
 import shutil
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,6 +257,21 @@ def test_waiting_for_the_compiler_is_announced(monkeypatch, fresh_loader):
     assert loader.kernel(loader.variants()[0]) is not None
     assert len(logged) == 1
     assert "compiling" in logged[0][0]
+
+
+def test_of_threads_that_come_at_once_one_builds_at_a_time(monkeypatch, fresh_loader):
+    """Else two would write, and load, the same library."""
+    together, met = threading.Barrier(2), []
+
+    def build(*_):
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.5)
+            met.append("two builds")
+
+    monkeypatch.setattr(torch_compat, "load_cpp", build)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(loader.kernel, loader.variants()[:1] * 2))
+    assert not met
 
 
 def test_the_source_is_one_text_with_each_header_once():

@@ -1,7 +1,6 @@
 """The examples run, say what they found, and write plain text where there is no terminal."""
 
 import math
-import os
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from once import uncovered
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.append(str(EXAMPLES))
@@ -53,7 +53,7 @@ def test_example_says_what_it_found(command: str, tmp_path: Path):
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # conftest's choice
     run = subprocess.run(
         [sys.executable, EXAMPLES / script, *flags],
-        capture_output=True, text=True, timeout=600, check=False, env=os.environ | threads, cwd=tmp_path,
+        capture_output=True, text=True, timeout=600, check=False, env=uncovered(**threads), cwd=tmp_path,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     for line in SAID[command]:

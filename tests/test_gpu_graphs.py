@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from converting import OPTIONS, attend, latents
+from once import shared_folder
 
 pytest.importorskip("triton")
 
@@ -21,7 +22,7 @@ from gpu_offline.launches import Launches
 from gpu_offline.layer import TOKENS, WIDTH
 from gpu_offline.native import complaints
 from gpu_offline.program import Program
-from gpu_offline.steps import run_once, shared_folder
+from gpu_offline.steps import run_once
 from gpu_offline.training import Graph, load_graphs
 
 from vsa_compile import SparsitySchedule, backend

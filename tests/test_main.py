@@ -313,10 +313,10 @@ def test_every_method_is_asked_what_it_costs():
     latents, options = torch.randn(1, 32, 4, 8, 8), {"min_tokens": 0, "sparsity": 0.75, "tile": (2, 2, 2)}
 
     def half_of_the_keys(q, k, v, gate, site):
-        tiles = site.tiles.tiles
+        tiles = site.boxes.tiles
         listed = torch.arange(tiles // 2, dtype=torch.int32, device=q.device).repeat(1, 2, tiles, 1)
         counts = torch.full((1, 2, tiles), tiles // 2, dtype=torch.int32, device=q.device)
-        where = (site.tiles.grid, site.tiles.tile, site.q_start, site.kv_start)
+        where = (site.boxes.grid, site.boxes.tile, site.q_start, site.kv_start)
         out, *_ = torch.ops.vsa_compile.attend(q, k, v, listed, counts, *where, None, site.scale)
         return out.transpose(1, 2)
 

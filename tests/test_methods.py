@@ -66,7 +66,7 @@ def listed(selector: Selector, given_scores: Tensor | None, known: Queries) -> T
     assert bool((counts <= tiles.shape[-1]).all())
     valid = torch.arange(tiles.shape[-1]) < counts[..., None]
     assert bool((tiles[..., 1:] > tiles[..., :-1])[valid[..., 1:]].all()), "ascending, and so distinct"
-    seen = torch.zeros(*counts.shape, known.site.tiles.tiles, dtype=torch.int32)
+    seen = torch.zeros(*counts.shape, known.site.boxes.tiles, dtype=torch.int32)
     return seen.scatter_add_(-1, tiles.long().where(valid, 0), valid.int()) > 0
 
 

@@ -107,11 +107,13 @@ def test_other_attention_is_left_alone(case):
     assert all(site.reason for site in report.sites)
 
 
+@pytest.mark.no_cover
 @ONE_OF_A_KIND
 def test_all_tiles_kept_equals_the_eager_model_with_its_gradients(case):
     assert_equals_eager(case, sparsity=1e-6)
 
 
+@pytest.mark.no_cover
 @SEQUENCES
 def test_sparsity_0_equals_the_eager_model_with_its_gradients(case):
     assert_equals_eager(case, sparsity=0)
@@ -144,6 +146,7 @@ def test_inductor_computes_the_same(case):
     assert_same(case, got, wanted, got_grads, wanted_grads)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=() if c.name in ("wan", "hunyuan_video", "ltx_video") else pytest.mark.slow)
@@ -162,6 +165,7 @@ def test_symbolic_shapes_serve_landscape_and_portrait(case):
     assert graphs == case.graphs
 
 
+@pytest.mark.no_cover
 @ONE_OF_A_KIND
 def test_sparse_equals_the_model_with_sdpa_replaced_by_the_reference(case, monkeypatch):
     tile, sparsity = (2, 3, 2), 0.875

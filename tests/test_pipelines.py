@@ -148,6 +148,7 @@ def difference(got: Tensor, wanted: Tensor) -> float:
 # --- Resolutions --------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "family",
     [pytest.param(f, marks=pytest.mark.slow if f is not wan else ()) for f in FAMILIES],
@@ -162,6 +163,7 @@ def test_three_graphs_serve_twelve_resolutions(family, graphs):
     pipeline.assert_graphs(len(graphs))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("family", [wan, ltx])
 def test_portrait_right_after_landscape(family, graphs):
     """Both have the same number of tokens, so that Dynamo takes that for a constant where it is an input."""
@@ -184,6 +186,7 @@ def test_the_attention_of_every_pipeline_shows_in_its_video(family, graphs):
     pipeline.assert_graphs(1)
 
 
+@pytest.mark.no_cover
 def test_inductor_makes_the_same_video():
     """And the autoencoder turns it into pixels."""
     pipeline = wan()
@@ -209,6 +212,7 @@ def lora(transformer: torch.nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.no_cover
 def test_adapters_come_go_and_change_their_weight(graphs):
     pytest.importorskip("peft")
     pipeline = wan()
@@ -239,6 +243,7 @@ def test_adapters_come_go_and_change_their_weight(graphs):
     pipeline.assert_graphs(len(graphs))
 
 
+@pytest.mark.no_cover
 def test_models_that_wait_elsewhere_are_sparse(graphs):
     """The hook moves the model when it is called, in front of what Dynamo compiles."""
     pipeline = wan()
@@ -251,6 +256,7 @@ def test_models_that_wait_elsewhere_are_sparse(graphs):
     assert len(graphs) <= 3
 
 
+@pytest.mark.no_cover
 def test_a_named_attention_backend_is_sparse(graphs):
     pipeline = hunyuan_video()
     wanted = pipeline()
@@ -278,6 +284,7 @@ def offloaded(pipeline: Made, **options: Any) -> None:
 ONE_BY_ONE = pytest.mark.parametrize("compile_blocks", [repeated, offloaded])
 
 
+@pytest.mark.no_cover
 @ONE_BY_ONE
 def test_blocks_alone_stay_dense_and_say_so(compile_blocks, graphs, caplog):
     pipeline = wan()

@@ -17,6 +17,7 @@ import jinja2
 import pytest
 import torch
 from compare import assert_same_output
+from once import shared_folder
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -28,7 +29,7 @@ from gpu_offline.offline import Build, load_builds
 from gpu_offline.plain import FAULTS, LAUNCHED, RUN, TRACED, plain_leaves
 from gpu_offline.program import Program, kind_of
 from gpu_offline.selections import SELECTIONS, Selection
-from gpu_offline.steps import run_once, shared_folder
+from gpu_offline.steps import run_once
 from gpu_offline.tables import ALL
 
 from vsa_compile.errors import ArgumentError
@@ -200,7 +201,7 @@ def test_offsets_past_32_bits_are_64_bits_wide(length: int, wide: bool):
         patch.setattr(render, "load", sources.append)
         patch.setattr(launch, "wrap_triton", lambda _: {(1, 1, 1): lambda **_: None})
         scores = torch.empty(1, 1, 1, length, device="meta")
-        selection.lower(launch, launch.values(SelectArgs(scores, 4)))
+        selection.lower(launch, launch.as_ir(SelectArgs(scores, 4)))
     assert ("INDEX_DTYPE: tl.constexpr = tl.int64" in sources[0].text) == wide
 
 

@@ -84,6 +84,7 @@ def test_blocks_compiled_alone_convert_at_every_grid(first: str, wanted: list[Te
     assert len(spy.fates) <= 8  # four for each of the blocks, whose inputs differ in being views
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 def test_a_whole_prepared_model_needs_no_more_graphs(wanted: list[Tensor]):
     spy = Spy()
@@ -109,6 +110,7 @@ def test_a_prepared_model_computes_what_it_did():
     assert now.grid is None
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 def test_a_copy_of_a_prepared_model_is_its_own(wanted: list[Tensor]):
     model = vsa_compile.prepare(ToyDiT(TWO))
@@ -127,6 +129,7 @@ def test_an_error_inside_leaves_no_hint_behind():
     assert now.grid is None
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 def test_two_prepared_models_do_not_disturb_each_other(wanted: list[Tensor]):
     first, second = (by_blocks(vsa_compile.prepare(ToyDiT(TWO)), Spy()) for _ in range(2))
@@ -319,6 +322,7 @@ def attend(tokens: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(tokens, tokens * 0.5, tokens)
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 def test_a_dozen_grids_of_a_prepared_model_are_a_few_graphs():
     """Dynamo stops at eight, and every block is the same code."""

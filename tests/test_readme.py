@@ -33,6 +33,7 @@ def compiler(request, monkeypatch) -> Iterator[str]:
     return request.param
 
 
+@pytest.mark.no_cover
 def test_the_blocks_run_in_order_in_one_namespace(compiler, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}

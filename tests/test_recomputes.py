@@ -182,7 +182,9 @@ def test_a_loop_that_ended_early_is_told_of(steps: int) -> None:
                     seen.append(now.dense)
                     end(pipe, step, None, {})
     assert seen == [True] + [False] * (steps - 1) + [steps == 4] + 3 * [False]
-    assert [str(one.message)[:30] for one in said] == ([] if steps == 4 else ["denoising(4) took the first st"])
+    assert [str(one.message)[:30] for one in said] == (
+        [] if steps == 4 else ["denoising(4) took the first st"]
+    )
 
 
 def test_tasks_of_one_thread_do_not_overrule_each_other() -> None:

@@ -241,7 +241,7 @@ def test_a_loop_begins_anew_with_every_call_of_a_pipeline():
 @pytest.mark.parametrize(
     ("window", "steps", "said"),
     [
-        ({"dense_steps": 10}, 0, "never heard the end of a step"),
+        ({"dense_steps": 10}, 0, "never told of the end of a step"),
         ({"dense_steps": 10}, 8, "ran dense from first to last: its loop had 8 steps"),
         ({"end": 0.5}, 8, r"denoising\(50\) ran around a loop of 8 steps"),
         ({}, 51, r"denoising\(50\) ran around a loop of 51 steps"),

@@ -95,6 +95,22 @@ def a_length_that_is_a_truth_value(x: Tensor, pad: Tensor) -> Tensor:
     return (torch.arange(VIDEO + TEXT)[None] < length[:, None])[:, None, None]
 
 
+def a_number_that_wraps(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.ones(2, VIDEO + TEXT, dtype=torch.int64)
+    m[:, :16] = 256
+    return m.to(torch.uint8).bool()[:, None, None]
+
+
+def a_fraction_that_is_cut_off(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.ones(2, VIDEO + TEXT)
+    m[:, :16] = 0.5
+    return m.int().bool()[:, None, None]
+
+
+def a_count_that_may_be_none(x: Tensor, pad: Tensor) -> Tensor:
+    return pad[:, 0, 0, :TEXT].sum(-1).bool()[:, None, None, None].expand(-1, -1, -1, VIDEO + TEXT)
+
+
 def padding_written_over_the_video(x: Tensor, pad: Tensor) -> Tensor:
     """CogView4's spelling, with the text taken to be in front."""
     m = torch.ones(2, VIDEO + TEXT, dtype=torch.int32)
@@ -106,7 +122,8 @@ MASKS_THAT_HIDE_VIDEO = (
     frames_set_false, one_row_set_false, filled_in_place, anded_in_place, anded_by_augmented_assignment,
     anded_out, zeroed_through_a_view, written_before_it_is_widened, positions_written_first,
     new_full_of_false, brought_into_another_order, a_sum_of_what_is_negative, a_length_that_wraps,
-    a_length_that_is_a_truth_value, padding_written_over_the_video,
+    a_length_that_is_a_truth_value, a_number_that_wraps, a_fraction_that_is_cut_off, a_count_that_may_be_none,
+    padding_written_over_the_video,
 )  # fmt: skip
 
 

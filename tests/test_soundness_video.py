@@ -1,5 +1,7 @@
 """Three axes are not yet a video, and windows of one are not it."""
 
+from collections.abc import Callable
+
 import pytest
 import sympy
 import torch
@@ -13,11 +15,25 @@ from vsa_compile.analysis.sizes import equal
 pytestmark = pytest.mark.quick
 
 
-def test_audio_features_that_are_pooled_are_no_video():
+def pooled(x: Tensor) -> Tensor:
+    return x.unflatten(1, (-1, 4, 4)).mean((2, 3), keepdim=True)
+
+
+def pooled_around_the_channels(x: Tensor) -> Tensor:
+    return x.unflatten(1, (-1, 4, 4)).transpose(3, 4).mean((2, 4), keepdim=True)
+
+
+def pooled_behind_one(x: Tensor) -> Tensor:
+    return x.unflatten(1, (-1, 4, 4))[:, None].transpose(4, 5).mean((3, 5), keepdim=True)
+
+
+@pytest.mark.parametrize("pool", [pooled, pooled_around_the_channels, pooled_behind_one])
+def test_audio_features_that_are_pooled_are_no_video(pool: Callable[[Tensor], Tensor]):
+    """Their tokens are split into three axes, but no channels stand in front of these."""
+
     class Audio(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            pooled = x.unflatten(1, (-1, 4, 4)).mean((2, 3), keepdim=True)
-            return attention(x) + pooled.mean()
+            return attention(x) + pool(x).mean()
 
     x = torch.randn(2, VIDEO, WIDTH, generator=torch.Generator().manual_seed(4))
     assert dense(fates(Audio(), x))

@@ -145,6 +145,7 @@ def test_a_recomputed_selection_is_the_same_to_the_bit(mode: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "change", ["autocast-entered", pytest.param("kernel-to-aten", marks=pytest.mark.slow)]
 )
@@ -161,6 +162,7 @@ def test_a_backward_that_inductor_compiles_under_a_changed_state(change: str) ->
             assert_same_output(one, other)
 
 
+@pytest.mark.no_cover
 def test_a_second_derivative_is_an_error_as_with_inductor() -> None:
     x = latents((2, 4, 4)).requires_grad_()
     loss = torch.compile(lambda x: attend(x).square().sum(), backend="vsa", options=OPTIONS)(x)
@@ -300,7 +302,7 @@ def test_a_forward_of_which_there_is_no_telling_is_an_error() -> None:
     after.sum().backward()
     assert seen == [1]
     for doubtful in (before, unsure):
-        with pytest.raises(StateError, match="there is no telling what that forward saw"):
+        with pytest.raises(StateError, match="it is unknown what that forward saw"):
             doubtful.sum().backward()
 
 
@@ -338,15 +340,17 @@ def test_a_thread_that_wants_another_value_is_told() -> None:
 
     with video_grid(1, 2, 3), vsa_compile.dense():
         assert in_a_thread(lambda: enter(lambda: video_grid(1, 2, 3))) == (True, (1, 2, 3))
-        with pytest.raises(StateError, match=r"\(1, 2, 4\) here, but another thread or task runs with \(1, 2, 3\)"):
+        with pytest.raises(
+            StateError, match=r"\(1, 2, 4\) here, but another thread or task has it at \(1, 2, 3\)"
+        ):
             in_a_thread(lambda: enter(lambda: video_grid(1, 2, 4)))
         assert in_a_thread(lambda: enter(vsa_compile.dense)) == (True, (1, 2, 3))
-        with pytest.raises(StateError, match="dense is to be False here"):
+        with pytest.raises(StateError, match="dense is requested as False here"):
             in_a_thread(lambda: enter(lambda: vsa_compile.denoising(4)))
     assert (now.dense, now.grid) == (False, None)
     with vsa_compile.denoising(4) as end:
         end(None, 3, None, {})
-        with pytest.raises(StateError, match="dense is to be True here"):
+        with pytest.raises(StateError, match="dense is requested as True here"):
             in_a_thread(lambda: enter(vsa_compile.dense))
 
 

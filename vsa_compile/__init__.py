@@ -5,16 +5,16 @@ Importing this package registers the operators; it loads neither triton nor Indu
 
 from .backend import convert_exported, vsa
 from .errors import ArgumentError, DoubleBackwardError, OptionError, RefusedError, StateError, VsaError
+from .grids.grid_rules import register_grid_rule
 from .grids.positions import VideoTokens
 from .grids.prepare import prepare, unprepare
-from .grids.registry import register_grid_rule
 from .methods import register_method
 from .ops import aten, cpu, flops, gpu, schema  # noqa: F401  (operators, kernels and formulas register themselves)
 from .ops.functional import attention
 from .options import Options
 from .plan.schedule import SparsitySchedule
 from .report.explain import explain
-from .report.table import Report, SiteReport
+from .report.site_report import Report, SiteReport
 from .runtime.denoising import denoising
 from .runtime.state import dense, video_grid
 from .training.gates import add_gates, remove_gates

@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status. 1: doctor found a problem; 2: bad input, as in argparse."""
+    """Run one command and return its exit status: 1 if doctor found a problem, 2 for bad input."""
     parser = _Parser(prog="python -m vsa_compile", description="Sparse video attention for torch.compile.")
     commands = parser.add_subparsers(title="commands")
     _add_explain(commands)
@@ -56,7 +56,7 @@ def _add_explain(commands: Any) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> tuple[str, int]:
-    """The report as text. What the user's code prints goes to stderr under --json, so that stdout is JSON."""
+    """The report as text. With --json, what the user's code prints goes to stderr: stdout is JSON alone."""
     options = _options(arguments.options)
     with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         model, args, kwargs = _built(arguments.factory)
@@ -73,7 +73,7 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _options(text: str) -> dict[str, Any]:
-    """The options, checked before a model is built, which may take minutes."""
+    """The options, checked before the model is built, which may take minutes."""
     try:
         options = json.loads(text)
     except json.JSONDecodeError as error:

@@ -34,24 +34,28 @@ from .errors import (
     sparse_for_good,
     unknown_name,
 )
+from .grid import GridSizes
 from .ops import gpu
 from .ops.gpu.templates import template_files
 from .options import Options, OptionsDict
 from .plan.schedule import SparsitySchedule
-from .report.table import Report, SiteReport, describe, site_report
+from .report.site_report import Report, SiteReport, describe, site_report
 from .runtime import state
 
 log = logging.getLogger(__name__)
 
 
 class Backend:
-    """The backend: makes 3D video self-attention of a graph sparse and hands it to Inductor.
+    """The backend: makes the 3D video self-attention of a graph sparse, then compiles it with Inductor.
 
-    A graph in which nothing is converted compiles exactly as with backend="inductor". One object per set of
-    options: `vsa` takes them from torch.compile, `vsa.with_options(sparsity=0.9)` brings its own along.
+        torch.compile(model, backend="vsa", options={"sparsity": 0.9})
+        torch.compile(model, backend=vsa_compile.vsa.with_options(sparsity=0.9))
+
+    `vsa` takes its options from torch.compile; `vsa.with_options(...)` carries its own. A graph in which
+    nothing is converted compiles exactly as with backend="inductor".
     """
 
-    __name__ = "vsa"  # what torch calls a backend by
+    __name__ = "vsa"  # under which torch lists the backend
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options
@@ -61,9 +65,9 @@ class Backend:
         module: GraphModule,
         example_inputs: list[Any],
         *,
-        options: Mapping[str, Any] | Options | None = None,
+        options: Mapping[str, object] | Options | None = None,
         mode: str | None = None,
-        **_: Any,
+        **_: object,
     ) -> Callable:
         """`options` are the fields of `vsa_compile.Options`. Raises OptionError, or RefusedError under
         fallback="error"."""
@@ -75,14 +79,15 @@ class Backend:
     def with_options(self, **options: Unpack[OptionsDict]) -> Backend:
         """This backend with options, for `torch.compile(model, backend=vsa_compile.vsa.with_options(...))`.
 
-        Raises OptionError for options that are unknown or have impossible values.
+        `options` are the fields of `vsa_compile.Options`, by name. Raises OptionError for unknown options and
+        impossible values.
         """
         return Backend(read_options(options))
 
     def read_options(
-        self, *, options: Mapping[str, Any] | Options | None = None, mode: str | None = None
+        self, *, options: Mapping[str, object] | Options | None = None, mode: str | None = None
     ) -> Options:
-        """The options of a call, checked. Raises OptionError, also where both sides have some."""
+        """The checked options. Raises OptionError for bad ones, and if both sides give some."""
         if self.options is None:
             return read_options(options, mode=mode)
         if options:
@@ -90,11 +95,11 @@ class Backend:
         return read_options(self.options, mode=mode)
 
     def reset(self) -> None:
-        """torch._dynamo.reset() calls this; else what CUDA graphs keep of our graphs would stay behind."""
+        """Called by torch._dynamo.reset(): frees what CUDA graphs keep of our graphs."""
         torch_compat.reset_inductor()
 
     def __eq__(self, other: object) -> bool:
-        """Dynamo compiles again for another backend."""
+        """Dynamo compares backends to decide whether to compile again."""
         return isinstance(other, Backend) and self.options == other.options
 
     def __hash__(self) -> int:
@@ -109,14 +114,14 @@ torch_compat.check_in_compile(Backend, Backend.read_options)
 
 
 def _compiled(module: GraphModule, example_inputs: list[Any], settings: Options) -> Callable:
-    """What Inductor makes of a converted graph."""
+    """Compile a converted graph with Inductor."""
     patches = torch_compat.mode_patches(settings.mode) | dict(settings.inductor)
-    # Not only what was converted: a model may call vsa_compile.attention itself.
+    # Also without a conversion: a model may call vsa_compile.attention itself.
     if _our_operators(module):
         gpu.register()
         own = "post_grad_custom_pre_pass"
         patches[own] = torch_compat.keyed_pass(_cache_key(module), patches.get(own))
-        # Else what could end in a kernel of ours may end in another kernel, which takes a pass more.
+        # Fuse into our kernels first; otherwise Inductor may use another kernel, which costs one more pass.
         patches.setdefault("epilogue_fusion_first", True)
     try:
         return torch_compat.compile_with_inductor(module, example_inputs, patches)
@@ -125,8 +130,8 @@ def _compiled(module: GraphModule, example_inputs: list[Any], settings: Options)
         raise
 
 
-def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | None = None) -> Options:
-    """Check options down to the names that only torch and the methods know, before any work is done."""
+def read_options(options: Mapping[str, object] | Options | None, *, mode: str | None = None) -> Options:
+    """Read options and check every name in them, of Inductor settings, modes and methods, before any work."""
     settings = Options.read(options, mode=mode)
     methods.get(settings.method)
     if settings.inductor:
@@ -142,14 +147,13 @@ def read_options(options: Mapping[str, Any] | Options | None, *, mode: str | Non
 
 
 def convert(
-    module: GraphModule, settings: Options, look: Callable[[list[Decision]], Any] = lambda _: None
+    module: GraphModule, settings: Options, look: Callable[[list[Decision]], object] = lambda _: None
 ) -> list[Decision]:
-    """Analyse a captured graph and rewrite it in place; counts and logs what was done. `look` sees the
-    decisions while the graph is still as it was.
+    """Analyse a captured graph and rewrite it in place; count and log the decisions.
 
-    The graph is edited last, and wholly or not at all. A failure of ours on the way leaves it dense, with the
-    traceback in the log: a working model never stops working because of us. Raises RefusedError where
-    fallback="error" asks for it.
+    `look` is called with the decisions before the graph is edited. The graph is edited last, and completely
+    or not at all. An unexpected failure leaves it dense, with the traceback in the log: a defect of ours must
+    not break a working model. Raises RefusedError where fallback="error" asks for it.
     """
     done: list[Decision] = []
     kernels: list[str] = []
@@ -170,7 +174,7 @@ def convert(
 
 @contextmanager
 def _harmless(settings: Options) -> Iterator[None]:
-    """Errors that are not meant for the user end up in the log, unless fallback="error"."""
+    """Log unexpected errors instead of raising them, unless fallback="error"."""
     try:
         yield
     except VsaError:
@@ -189,7 +193,7 @@ def _refuse_if_asked(decisions: list[Decision], settings: Options) -> None:
 
 
 def _decided(module: GraphModule, settings: Options) -> tuple[list[Decision], list[Edit]]:
-    """What is to be done to a graph, and guards on what that was decided by."""
+    """Decide what to do with a graph, and install guards on the state that the decisions depend on."""
     wanted = state.wanted(settings)
     decisions = judge(analyse(module), wanted.options, why=wanted.why)
     guarded = torch_compat.guards_hold()
@@ -209,7 +213,7 @@ def _decided(module: GraphModule, settings: Options) -> tuple[list[Decision], li
 
 
 def _unguarded(decision: Decision, wanted: state.Wanted) -> Decision:
-    """The decision where guards are dropped: what needs one is refused."""
+    """The decision under a compiler that drops guards (aot_compile): a call that needs one is refused."""
     if isinstance(decision, Refusal):
         return decision
     needs = "a hinted grid" if wants_hint(decision) and wanted.hinted else ""
@@ -219,12 +223,15 @@ def _unguarded(decision: Decision, wanted: state.Wanted) -> Decision:
     return Refusal(decision.call, decision.name, decision.segments, no_guards(needs))
 
 
-_grids: dict[Any, set[tuple[int, int, int]]] = {}  # that were hinted while a frame was compiled, by frame
+_grids: dict[object, set[GridSizes]] = {}  # frame -> the hinted grids that it was compiled for
 
 
 def _warn_of_the_limit() -> None:
-    """A hinted grid is a constant of its graph. Dynamo stops compiling at its limit, and says so in its log
-    alone, after the fact."""
+    """Warn when Dynamo reaches its recompile limit.
+
+    A hinted grid is a constant of its graph, so each needs a compilation. Dynamo itself reports the limit
+    only in its log, when it has already given up.
+    """
     frame, grid = torch_compat.frame_version(), state.now.grid
     if frame is None or grid is None:
         return
@@ -235,13 +242,16 @@ def _warn_of_the_limit() -> None:
         warnings.warn(grid_versions(limit, len(grids)), stacklevel=2)
 
 
-def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Report:
-    """Make an exported program's video self-attention sparse, in place; says what it did.
+def convert_exported(program: ExportedProgram, options: Mapping[str, object] | None = None) -> Report:
+    """Make an exported program's video self-attention sparse, in place; returns a report of what was done.
 
-    For `torch.export.export(model, ...)` before `run_decompositions` and before AOTInductor. The program can
-    be saved, and loaded where vsa_compile is imported. Options are those of the backend; `mode` and
-    `inductor` belong to AOTInductor itself. Raises OptionError, also for a SparsitySchedule, which other
-    processes do not have.
+        program = torch.export.export(model, (), inputs)
+        print(vsa_compile.convert_exported(program, {"sparsity": 0.9}))
+
+    Call it after `torch.export.export` and before `run_decompositions` or AOTInductor. The program can be
+    saved, and loaded wherever vsa_compile is imported. `options` are those of the backend, except `mode` and
+    `inductor`, which AOTInductor takes itself. Raises OptionError for bad options, and for a
+    SparsitySchedule, which a process that loads the program would not have.
     """
     settings = read_options(options)
     if isinstance(settings.sparsity, SparsitySchedule):
@@ -258,7 +268,7 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, Any] | None
 
 
 def _name_outputs(program: ExportedProgram) -> None:
-    """The signature of a program tells its outputs by the names of nodes, and some nodes are new."""
+    """Update the program's signature, which names its output nodes, for the nodes that were replaced."""
     signature = program.graph_signature
     (outputs,) = (node.args[0] for node in program.graph.nodes if node.op == "output")
     for spec, node in zip(signature.output_specs, outputs, strict=True):  # pyright: ignore[reportArgumentType]
@@ -267,13 +277,13 @@ def _name_outputs(program: ExportedProgram) -> None:
 
 
 def _our_operators(module: GraphModule) -> list[Node]:
-    """The calls of operators of ours in a captured graph and the bodies inside it."""
+    """The nodes of a captured graph, bodies included, that call our operators."""
     nodes = (n for part in module.modules() if isinstance(part, GraphModule) for n in part.graph.nodes)
     return [n for n in nodes if n.op == "call_function" and str(n.target).startswith("vsa_compile.")]
 
 
 def _cache_key(module: GraphModule) -> bytes | None:
-    """What of us goes into the cache keys; None, for no caching, where a method's source is unknown."""
+    """Our part of the cache keys; None (no caching) if the source of a method cannot be read."""
     literals = (x for node in _our_operators(module) for x in node.args if isinstance(x, str))
     return source_hash() if all(map(methods.readable, literals)) else None
 
@@ -300,13 +310,13 @@ def _log(decisions: list[Decision], kernels: list[str]) -> None:
 
 
 _said: set[str] = set()
-_LONG = 1024  # tokens; with fewer no kernel of ours beats dense attention
+_LONG = 1024  # tokens; below that no kernel of ours beats dense attention
 
 
 def _say_once(refusal: Refusal) -> None:
-    """Why calls that could be sparse are not, once in the process: else nobody would learn of it.
+    """Warn that a call which could be sparse stays dense, once per process and reason.
 
-    Of what may be a video and cannot be read as one, if it is as long as one."""
+    A call whose grid is unknown is reported only from _LONG tokens on: shorter ones are hardly video."""
     reason, query = refusal.reason, attention_arguments(refusal.call.node).get("query")
     of_speed = reason.slug in OF_SPEED
     tokens = [0, *(sizes_of(example_of(query)) or [0])][-2]
@@ -320,7 +330,7 @@ def _say_once(refusal: Refusal) -> None:
 
 @cache
 def source_hash() -> bytes:
-    """One hash over all our sources, kernels and templates: a change to any of them misses every cache."""
+    """One hash over our sources, kernels and templates: a change to any of them invalidates all caches."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
     sources = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp", ".h"))

@@ -1,4 +1,4 @@
-"""Every error and warning that a user can see; why an attention call stays dense is in convert/refusals.py.
+"""Every error and warning text that a user can see; reasons for staying dense are in convert/refusals.py.
 
 Each says what came, what is allowed, and the way out.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 
 class VsaError(ValueError):
-    """Base of all errors that vsa_compile raises on purpose."""
+    """Base of all errors that vsa_compile raises on purpose; they pass through compiled calls unwrapped."""
 
 
 class OptionError(VsaError):
@@ -18,19 +18,19 @@ class OptionError(VsaError):
 
 
 class ArgumentError(VsaError):
-    """An argument of `vsa_compile.attention` that cannot be honoured."""
+    """An argument that cannot be honoured, of `vsa_compile.attention` or another function."""
 
 
 class RefusedError(VsaError):
-    """An attention call was refused while `fallback="error"` was asked for."""
+    """An attention call was refused under `fallback="error"`, or its graph could not be converted."""
 
 
 class StateError(VsaError):
-    """Run-time state (`dense`, `video_grid`, `denoising`, a schedule) that cannot be as somebody wants it."""
+    """Conflicting or unknown run-time state (`dense`, `video_grid`, `denoising`, a schedule)."""
 
 
 class DoubleBackwardError(VsaError, RuntimeError):
-    """Someone differentiated the gradient of the sparse kernel."""
+    """A second derivative of the sparse kernel was asked for."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
@@ -64,7 +64,7 @@ def differ(what: str, came: str) -> str:
     return f"{what}s differ: {came}. They must be the same; call .to() on the odd one."
 
 
-def misfit(shapes: str, allowed: str) -> str:
+def shapes_misfit(shapes: str, allowed: str) -> str:
     return f"shapes do not fit: {shapes}. {allowed}"
 
 
@@ -133,7 +133,7 @@ def no_gate_site() -> str:
 
 def gates_dropped(came: Iterable[str], known: Iterable[str]) -> str:
     return (
-        f"the checkpoint holds gates that no gate of the model takes: {', '.join(came)}. The model has "
+        f"the checkpoint holds gates that the model has no gate for: {', '.join(came)}. The model has "
         f"{', '.join(known) or 'none'}. Call vsa_compile.add_gates(model, ...) with inputs and options under "
         "which these calls are sparse, or rename the keys."
     )
@@ -230,36 +230,36 @@ def grid_versions(limit: int, grids: int) -> str:
 
 def state_conflict(name: str, wanted: object, held: object) -> str:
     return (
-        f"{name} is to be {wanted!r} here, but another thread or task runs with {held!r}: it holds for all "
-        "threads of a process. Let them take turns, or run them as processes."
+        f"{name} is requested as {wanted!r} here, but another thread or task has it at {held!r}, and it is "
+        "one value for all threads of a process. Let them take turns, or run them as processes."
     )
 
 
 def forward_unknown(name: str) -> str:
     return (
-        f"{name} was changed by one thread while another ran a forward that is now computed again (activation "
-        "checkpointing), or several ran such forwards, so that there is no telling what that forward saw. Change "
-        "it, and run a backward, in the thread of the forward, between a backward and the next forward."
+        f"{name} was changed by one thread while another ran a forward that is now computed again "
+        "(activation checkpointing), or several ran such forwards, so that it is unknown what that forward "
+        "saw. Change it, and run a backward, in the thread of the forward, between backward and forward."
     )
 
 
 def callback_never_came(steps: int) -> str:
     return (
-        f"denoising({steps}) never heard the end of a step, and so took all for the first one. Pass the "
+        f"denoising({steps}) was never told of the end of a step, and took all for the first one. Pass the "
         "callback that it gives: pipe(..., callback_on_step_end=on_step_end), or call it after every step."
     )
 
 
 def never_sparse(steps: int, came: int) -> str:
     return (
-        f"denoising({steps}, ...) ran dense from first to last: its loop had {came} steps, and none of "
-        "them lies where it is sparse. Give the number of steps of the loop, and fewer dense_steps than that."
+        f"denoising({steps}, ...) ran dense from first to last: its loop had {came} steps, none of which is "
+        "in the sparse range. Give the number of steps of the loop, and fewer dense_steps than that."
     )
 
 
 def loop_ended_early(steps: int) -> str:
-    text = f"denoising({steps}) took the first step of a loop for a later one, dense or sparse as that: the loop "
-    return text + "before ended early, or its callback left steps out. Enter denoising anew for each loop."
+    text = f"denoising({steps}) took the first step of a loop for a later one, dense or not: one before "
+    return text + "ended early, or its callback left steps out. Enter denoising anew for each loop."
 
 
 def another_number_of_steps(steps: int, came: int) -> str:
@@ -271,7 +271,7 @@ def another_number_of_steps(steps: int, came: int) -> str:
 
 def captured_in_vain(model: str, why: str) -> str:
     return (
-        f"Dynamo fails in {model} where it captures sizes that are data, as vsa_compile.prepare asks it "
+        f"Dynamo fails in {model} when it captures data-dependent sizes, as vsa_compile.prepare asks it "
         "to; the model runs without. Graphs may break there, and attention next to the breaks stays dense "
         f"(vsa_compile.explain shows it). Dynamo said: {why.strip().splitlines()[0] if why.strip() else why}"
     )

@@ -1,28 +1,30 @@
-"""Tile arithmetic of a video token grid: integers, torch.SymInt or sympy alike. No tensors here."""
+"""Tile arithmetic of a video token grid, on ints, torch.SymInt or sympy alike. No tensors here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-Tile = tuple[int, int, int]
+Size: TypeAlias = Any  # an int, a torch.SymInt or a sympy expression; graphs have symbolic sizes
+Tile = tuple[int, int, int]  # tokens of a tile: frames, rows, cols
+GridSizes = tuple[int, int, int]  # (frames, rows, cols) as a plain tuple, which Dynamo can compare in a guard
 
 
-def ceil_div(numerator: Any, denominator: Any) -> Any:
-    """Division rounded up, in integer arithmetic (true for symbolic integers as well)."""
+def ceil_div(numerator: Size, denominator: Size) -> Size:
+    """Division rounded up, in integer arithmetic, which is exact for symbolic integers too."""
     return -(-numerator // denominator)
 
 
 class Grid(NamedTuple):
-    """The (frames, rows, cols) of a run of video tokens in raster order, cols fastest."""
+    """(frames, rows, cols) of a run of video tokens in raster order, cols fastest."""
 
-    frames: Any
-    rows: Any
-    cols: Any
+    frames: Size
+    rows: Size
+    cols: Size
 
     @property
-    def tokens(self) -> Any:
+    def tokens(self) -> Size:
         return self.frames * self.rows * self.cols
 
     def __str__(self) -> str:
@@ -31,18 +33,18 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class TileGrid:
-    """A grid cut into boxes of `tile` tokens, row-major; border tiles hold only real tokens."""
+    """A grid cut into boxes of `tile` tokens, in row-major order; border tiles are smaller."""
 
     grid: Grid
     tile: Tile
 
     @property
-    def shape(self) -> tuple[Any, Any, Any]:
+    def shape(self) -> tuple[Size, Size, Size]:
         """Number of tiles along frames, rows and cols."""
         return tuple(ceil_div(n, t) for n, t in zip(self.grid, self.tile, strict=True))  # pyright: ignore[reportReturnType]
 
     @property
-    def tiles(self) -> Any:
+    def tiles(self) -> Size:
         """M, the number of tiles, partial ones included."""
         frames, rows, cols = self.shape
         return frames * rows * cols
@@ -54,7 +56,7 @@ class TileGrid:
         return frames * rows * cols
 
     def real_tokens(self, index: int) -> int:
-        """How many tokens tile `index` really holds, 1..E."""
+        """The number of tokens in tile `index`, from 1 to E."""
         _, rows, cols = self.shape
         coordinates = (index // (rows * cols), index // cols % rows, index % cols)
         count = 1
@@ -63,11 +65,11 @@ class TileGrid:
         return count
 
 
-def kept_tiles(tiles: Any, sparsity: float | Fraction) -> Any:
+def kept_tiles(tiles: Size, sparsity: float | Fraction) -> Size:
     """How many of `tiles` key tiles each query tile keeps: clamp(ceil((1 - sparsity) * tiles), 1, tiles).
 
-    `sparsity` is read as the fraction its decimal text spells (0.7 is 7/10, though no float is), so
-    that the result is exact and also holds for symbolic `tiles`.
+    `sparsity` is read as the fraction that its decimal text spells (0.7 as 7/10), so that the result is exact
+    and holds for symbolic `tiles` too.
     """
     share = 1 - Fraction(str(sparsity))
     if share <= 0:
@@ -78,7 +80,7 @@ def kept_tiles(tiles: Any, sparsity: float | Fraction) -> Any:
 def kept_queries(window_tokens: int, sparsity: float | Fraction, least: float) -> int:
     """How many queries of a full window a pruner keeps: ceil(max(least, 1 - sparsity) * window_tokens).
 
-    All of them at sparsity 0; more sparsity than `1 - least` is left to the keys.
+    At sparsity 0 it keeps all; sparsity beyond `1 - least` is left to the selection of keys.
     """
     share = max(Fraction(str(least)), 1 - Fraction(str(sparsity)))
     return max(1, ceil_div(share.numerator * window_tokens, share.denominator))

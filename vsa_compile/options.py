@@ -1,11 +1,11 @@
-"""The backend's options: frozen, comparable (Dynamo compares them to decide on a recompile), checked."""
+"""The backend's options: checked, frozen, and comparable, as Dynamo compares them to decide on recompiles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeGuard
 
 import torch
 
@@ -17,7 +17,7 @@ FALLBACKS = ("dense", "error")
 
 
 class OptionsDict(TypedDict, total=False):
-    """The options by name, as a user writes them; `Options` says what they mean."""
+    """The options by name, as a user writes them; see `Options` for their meaning."""
 
     sparsity: float | SparsitySchedule
     method: str
@@ -32,24 +32,25 @@ class OptionsDict(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """What `torch.compile(model, backend="vsa", options={...})` takes; field by field.
+    """The options of `torch.compile(model, backend="vsa", options={...})`.
 
     sparsity: share of query-key work NOT computed, from 0 (dense SDPA) to below 1; or a SparsitySchedule.
     method: "vsa", "bsa", "sta", or a name given to `vsa_compile.register_method`.
     tile: (frames, rows, cols) tokens of a tile.
-    min_tokens: calls with fewer video tokens stay dense, where sparsity does not pay. None is where the
-        kernel at hand starts to beat dense attention, by a measured table: `python -m vsa_compile doctor`
-        shows both.
-    dense_layers: transformer blocks that stay dense: by index, which means the block of that index in every
-        list of blocks that the model has, or by module path ("single_transformer_blocks.1"), which means that
-        module and all in it. Where a path has several numbers ("stages.0.blocks.11"), only paths will do.
+    min_tokens: calls with fewer video tokens stay dense. None: the size from which the kernel at hand is
+        known to beat dense attention, by a measured table that `python -m vsa_compile doctor` shows.
+    dense_layers: transformer blocks that stay dense. An index means the block of that index in every list of
+        blocks of the model; a module path ("single_transformer_blocks.1") means that module and everything
+        in it. Where a path has several numbers ("stages.0.blocks.11"), only paths are unambiguous.
     grid: (frames, rows, cols) in tokens, for graphs that do not show it.
     fallback: "dense", or "error" to raise when a call that looks like video attention is refused.
     mode: as torch.compile's mode ("max-autotune", "reduce-overhead", ...).
-    inductor: config patches handed to Inductor unchanged, kept as sorted pairs.
+    inductor: config patches that are passed to Inductor unchanged, kept as sorted pairs.
 
-    Values are checked however they come, and brought into one form, in which equal options compare equal.
-    Raises OptionError, naming what came and what is allowed.
+        vsa_compile.Options(sparsity=0.9, dense_layers=(0, 1))
+
+    Values are brought into one form, so that equal options compare equal. Raises OptionError, which names
+    the value that came and what is allowed.
     """
 
     sparsity: float | SparsitySchedule = 0.875
@@ -67,17 +68,16 @@ class Options:
             object.__setattr__(self, name, read(getattr(self, name)))
 
     @classmethod
-    def read(cls, options: Mapping[str, Any] | Options | None = None, *, mode: str | None = None) -> Options:
-        """Check user options and freeze them.
-
-        Raises OptionError, naming the nearest known key or what is allowed.
-        """
+    def read(
+        cls, options: Mapping[str, object] | Options | None = None, *, mode: str | None = None
+    ) -> Options:
+        """Check user options and freeze them. Raises OptionError, for an unknown key with the nearest one."""
         if isinstance(options, Options):
             options = {field.name: getattr(options, field.name) for field in fields(options)}
             options = {name: value for name, value in options.items() if name != "mode" or value is not None}
         if options is not None and not isinstance(options, Mapping):
             raise OptionError(bad_value("options", options, "a dict", 'For example {"sparsity": 0.875}.'))
-        given = dict(options or {})
+        given: dict[str, Any] = dict(options or {})
         known = {field.name for field in fields(cls)}
         for key in given:
             if key not in known:
@@ -88,18 +88,18 @@ class Options:
         return cls(**given)
 
 
-def is_int(value: object) -> bool:
-    """Whether it is an integer: Python's, numpy's, or a symbolic one while torch traces; no bool."""
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer (Python's, numpy's, or a symbolic one while torch traces) and no bool."""
     return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:
-    """numpy's integers as Python's: only those can be written into a graph."""
+    """numpy's integers as Python's: a graph can hold only those as literals."""
     return int(value) if isinstance(value, Integral) else value
 
 
-def read_sparsity(value: Any) -> float:
-    """A number in [0, 1), else OptionError."""
+def read_sparsity(value: object) -> float:
+    """A number in [0, 1). Raises OptionError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         allowed = "a number from 0 (dense) to below 1: the share of query-key work that is NOT computed"
         raise OptionError(bad_value("sparsity", value, allowed, "0.875 keeps one tile in eight."))
@@ -116,20 +116,20 @@ def _three_positive_ints(name: str, value: Any, example: str) -> tuple[int, int,
     return tuple(map(_plain, items))  # pyright: ignore[reportReturnType]
 
 
-def read_method(value: Any) -> str:
-    """A string, else OptionError; whether there is such a method, `methods.get` tells."""
+def read_method(value: object) -> str:
+    """A string. Raises OptionError. Whether a method of that name exists, `methods.get` checks."""
     if not isinstance(value, str):
         raise OptionError(bad_value("method", value, "the name of a sparse attention method", "Try 'vsa'."))
     return value
 
 
-def read_tile(value: Any) -> Tile:
-    """Three positive integers, else OptionError."""
+def read_tile(value: object) -> Tile:
+    """Three positive integers. Raises OptionError."""
     return _three_positive_ints("tile", value, "The papers use (4, 4, 4).")
 
 
-def read_grid(value: Any) -> Grid:
-    """Three positive integers, else OptionError."""
+def read_grid(value: object) -> Grid:
+    """Three positive integers. Raises OptionError."""
     example = "It counts tokens, e.g. (21, 30, 52) for 81 frames of 480x832 in Wan."
     return Grid(*_three_positive_ints("grid", value, example))
 
@@ -152,14 +152,14 @@ def _read_dense_layers(value: Any) -> tuple[int | str, ...]:
     return tuple(sorted({_plain(item) for item in items}, key=lambda item: (isinstance(item, str), item)))
 
 
-def _read_fallback(value: Any) -> str:
+def _read_fallback(value: object) -> str:
     if value not in FALLBACKS:
         raise OptionError(bad_value("fallback", value, " or ".join(map(repr, FALLBACKS))))
     return value
 
 
-def _read_mode(value: Any) -> str | None:
-    """A string or None, else OptionError; which modes there are, torch tells."""
+def _read_mode(value: object) -> str | None:
+    """A string or None. Raises OptionError. Whether torch has such a mode, the backend checks."""
     if value is not None and not isinstance(value, str):
         raise OptionError(
             bad_value("mode", value, "a mode of torch.compile, such as 'max-autotune', or None")
@@ -167,9 +167,9 @@ def _read_mode(value: Any) -> str | None:
     return value
 
 
-def _read_inductor(value: Any) -> tuple[tuple[str, Any], ...]:
+def _read_inductor(value: object) -> tuple[tuple[str, Any], ...]:
     if isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
-        value = dict(value)  # as Options keeps them
+        value = dict(value)  # the form in which Options keeps them
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return tuple(sorted(value.items()))
     raise OptionError(bad_value("inductor", value, "a dict of Inductor config patches by name"))

@@ -57,7 +57,7 @@ TABLE: tuple[Row, ...] = tuple(
 _OPENING = """\
 # Bad inputs
 
-What happens to inputs that are wrong, odd or at the edge: an error that says what came, what is allowed and
+What happens to inputs that are wrong, unusual or extreme: an error that says what came, what is allowed and
 the way out; a call that stays dense, with its reason; or the right result. "A model" goes through
 `torch.compile(model, backend="vsa")`; everything else is `vsa_compile.attention`, by hand, unless it says so.
 

@@ -44,7 +44,7 @@ ROWS = (
     Row("X19", "key_padding_mask all True", masked_by_hand(ones(1, TOKENS)), COMPUTED),
     Row(
         "X19",
-        "key_padding_mask all False: the video's keys take part all the same",
+        "key_padding_mask all False: the video's keys take part anyway",
         masked_by_hand(~ones(1, TOKENS)),
         COMPUTED,
     ),

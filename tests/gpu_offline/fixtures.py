@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from once import shared_folder
 
 from gpu_offline.offline import Build, load_builds
-from gpu_offline.steps import run_once, shared_folder
+from gpu_offline.steps import run_once
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -153,7 +152,7 @@ def run_case(folder: Path, case: Case | Selection, fault: Fault | None, result: 
     """Writes FOLDER/<result>.pt."""
     program = Program.load(folder / f"{case.name}.json")
     if fault is not None:
-        program = replace(program, source=fault.put_into(program.source))
+        program = fault.put_into_program(program)
     try:
         _, _, tensors = case.call()
         outcome: Any = run_program(program, tensors)

@@ -40,34 +40,37 @@ from vsa_compile.ops import gpu
 from vsa_compile.ops.gpu import call, configs, eager, graph, launch, render
 
 # What a rendered kernel could get wrong where the template is right.
+_TEXT, _GROUPED = "text_on_both_sides_with_padding", "backward_grouped_heads_fp16"
 FAULTS = {
     "plain_output_axes_swapped": Fault(
-        "text_on_both_sides_with_padding", "idx_n * OUTPUT_stride_1 + idx_h * OUTPUT_stride_2",
-        "idx_n * OUTPUT_stride_2 + idx_h * OUTPUT_stride_1",
+        _TEXT, "attend_fwd",
+        "idx_b * OUTPUT_stride_0 + idx_n * OUTPUT_stride_1 + idx_h * OUTPUT_stride_2",
+        "idx_b * OUTPUT_stride_0 + idx_n * OUTPUT_stride_2 + idx_h * OUTPUT_stride_1",
     ),
-    "plain_store_not_masked": Fault("ragged_grid_and_counts", ", acc, mask=mask)", ", acc)"),
+    "plain_store_not_masked": Fault("ragged_grid_and_counts", "attend_fwd", "acc, mask=mask", "acc"),
     "plain_keys_with_strides_of_queries": Fault(
-        "text_on_both_sides_with_padding", "= K_stride_0, K_stride_1", "= Q_stride_0, Q_stride_1"
+        _TEXT, "attend_fwd",
+        "K_stride_0, K_stride_1, K_stride_2, K_stride_3", "Q_stride_0, Q_stride_1, K_stride_2, K_stride_3",
     ),
     "plain_size_of_another_tensor": Fault(
-        "text_of_different_lengths_bf16", "NKV = K_size_2", "NKV = Q_size_2"
+        "text_of_different_lengths_bf16", "attend_fwd", "NKV = K_size_2", "NKV = Q_size_2"
     ),
     "plain_size_of_another_dimension": Fault(
-        "ragged_grid_and_counts", "cols = tl.cast(SITE_size_2", "cols = tl.cast(SITE_size_1"
+        "ragged_grid_and_counts", "attend_fwd", "SITE_size_2", "SITE_size_1"
     ),
     "plain_padding_of_the_first_batch_alone": Fault(
-        "text_on_both_sides_with_padding", "PADDING + idx_b * PADDING_stride_0", "PADDING + idx_b * 0"
+        _TEXT, "attend_fwd", "PADDING + idx_b * PADDING_stride_0", "PADDING"
     ),
     "plain_gradient_in_the_axes_of_queries": Fault(
-        "backward_grouped_heads_fp16",
-        "= GRAD_OUT_stride_0, GRAD_OUT_stride_1, GRAD_OUT_stride_2",
-        "= GRAD_OUT_stride_0, GRAD_OUT_stride_2, GRAD_OUT_stride_1",
+        _GROUPED, "attend_dkdv",
+        "GRAD_OUT_stride_0, GRAD_OUT_stride_1, GRAD_OUT_stride_2, GRAD_OUT_stride_3",
+        "GRAD_OUT_stride_0, GRAD_OUT_stride_2, GRAD_OUT_stride_1, GRAD_OUT_stride_3",
     ),
     "plain_starts_of_the_first_head_alone": Fault(
-        "backward_grouped_heads_fp16", "idx_h * OUTPUT_stride_1 + column", "idx_h * 0 + column"
+        _GROUPED, "transpose_lists", "idx_h * OUTPUT_stride_1", "0"
     ),
     "plain_counts_of_the_first_row_alone": Fault(
-        "select_by_threshold", "+ idx_m * OUTPUT_stride_2", "+ idx_m * 0"
+        "select_by_threshold", "select", "idx_m * OUTPUT_stride_2", "0"
     ),
 }  # fmt: skip
 LEAVES = ("select", "attend", "attend_backward")
@@ -184,13 +187,15 @@ def run_plain(case: Case | Selection, fault: Fault | None) -> list[Tensor]:
         kernel[grid](**arguments)
         launched[name] = arguments
 
-    def fresh(size: tuple, dtype: torch.dtype, _: torch.device) -> launch.Value:
+    def fresh(size: tuple, dtype: torch.dtype, _: torch.device) -> launch.TensorIR:
         stride = torch.empty(size, device="meta").stride()
-        return launch.Value(memory.fresh(tuple(size), stride, dtype))
+        return launch.TensorIR(memory.fresh(tuple(size), stride, dtype))
 
     def faulty(*arguments: Any) -> render.Source:
         source = plainly(*arguments)
-        return source._replace(text=fault.put_into(source.text)) if fault.right in source.text else source
+        if source.name != f"vsa_{fault.template}":
+            return source
+        return source._replace(text=fault.put_into(source.name, source.text))
 
     plainly = render.render
     function, integers, tensors = case.call()

@@ -30,13 +30,13 @@ model of diffusers or transformers, or one in plain PyTorch, with random weights
 tests compare the calls that are sparse, their grid and their sequences with this table, on grids such as
 5x6x7 and 5x7x6 and with symbolic sizes, and the converted model with the eager one, gradients included.
 
-"Where the grid comes from" is what shows frames, rows and cols. *graph*: the sizes of the inputs alone, so
-a model called with another size is compiled for it. *prepare*: `vsa_compile.prepare(model)`, which reads it
-from the call, and keeps models whole whose text has a length that is data. *video_grid*:
-`with vsa_compile.video_grid(frames, rows, cols):` around the call, and `options={"grid": ...}` for one grid.
+"Where the grid comes from" says what shows frames, rows and cols. *graph*: the sizes of the inputs alone, so
+a model called with another size is compiled for it. *prepare*: `vsa_compile.prepare(model)`, which learns it
+from the call, and keeps models with text of a data-dependent length in one graph. *video_grid*:
+`with vsa_compile.video_grid(frames, rows, cols):` around the call, or `options={"grid": ...}` for one grid.
 
-In a sequence, *video* is what is made sparse; every other part is attended to by all tokens, and attends to
-all. *history* is an earlier part of the video, *copy* the same video once more.
+In a sequence, *video* is the part that becomes sparse; every other part is attended to by all tokens, and
+attends to all. *history* is an earlier part of the video, *copy* the same video once more.
 
 This page is written by `python tests/zoo`.
 
@@ -49,7 +49,7 @@ This page is written by `python tests/zoo`.
 NOTHING = """
 ## Models that stay as they are
 
-No call of these is 3D self-attention that provably may be pruned; each keeps its attention.
+No call of these is provably 3D self-attention over one video; they keep their attention.
 
 | model | sparse / all calls | what stays dense |
 |---|---|---|

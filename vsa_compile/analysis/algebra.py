@@ -1,10 +1,9 @@
 """Axis algebra: every dimension of every value is an ordered product of axes, or a concatenation of them.
 
-An `Axis` says *which* tokens stand along a dimension: two values have the same axis where position i of both
-is the same token. Its `Form` says *how* they are arranged: of which factors or runs the axis is made, and
-which axes of which value these are. Operations that align two values teach each form what the other knows
-(`unify.py`), and leave their axes two: one table of positions may serve two videos.
-No tensors, no graph: sizes are ints or sympy, compared by algebra alone.
+An `Axis` says *which* tokens lie along a dimension: two values have the same axis if position i of both is
+the same token. Its `Form` says *how* they are arranged: into which factors or runs, and which axes of which
+value these are. An operation that aligns two values unifies their forms (`unify.py`), but not their axes: one
+table of positions may serve two videos. No tensors, no graph: sizes are ints or sympy, compared by algebra.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ _serial = count()
 
 
 class Form:
-    """How the positions along an axis are arranged, shared by all axes that were aligned with each other.
+    """How the positions along an axis are arranged; shared by all axes that were aligned with each other.
 
     An atom, a product of forms (`parts`) or a concatenation of forms (`segments`). `origins` says which axis
     of which multi-dimensional value an atom is: tokens whose three atoms are three axes of one value, in
-    increasing position, are raster. `rigid`: the order is not what any operand shows, since a reordering or
-    an operation that nobody knows made it; a rigid form is unified with nothing. `by`: the name of that
-    reordering.
+    increasing order, are raster. `rigid`: a reordering or an unknown operation made the order, so it is not
+    that of any operand; a rigid form is unified with nothing. `by`: the name of the reordering.
     """
 
     __slots__ = ("by", "forward", "origins", "parts", "rigid", "segments", "size")
@@ -50,7 +48,7 @@ class Form:
         return self.parts is None and self.segments is None
 
     def found(self) -> Form:
-        """The form that this one was unified with."""
+        """The representative of the forms that this one was unified with."""
         form = self
         while form.forward is not None:
             form = form.forward
@@ -60,10 +58,10 @@ class Form:
 class Axis:
     """The tokens of one dimension: a node with a form, a product (`parts`) or a concatenation (`segments`).
 
-    `whole` is the axis that a piece was split from; `cut` the one that a run was cut from, `thinned` the one
-    that every so many positions were taken from. `members` are the
-    axes whose tokens a node has elementwise together (the sum of two videos has those of both). `shown` is
-    the size as the graph has it, where `size` is spelled as a quotient of others.
+    `whole` is the axis that a piece was split from, `cut` the one that a run was cut from, `thinned` the one
+    of which every n-th position was taken. `members` are the axes whose tokens a node combines elementwise:
+    the sum of two videos has both. `shown` is the size as the graph spells it, if `size` is spelled as a
+    quotient of other sizes.
     """
 
     __slots__ = (
@@ -79,13 +77,13 @@ class Axis:
         self.form: Form | None = form or Form(size, origins, rigid)
         self.parts: tuple[Axis, ...] | None = None
         self.segments: tuple[Axis, ...] | None = None
-        self.pieces: tuple[Axis, ...] | None = None  # what the form says that a node is made of
+        self.pieces: tuple[Axis, ...] | None = None  # of a node, as its form says
         self.whole: Axis | None = None
         self.cut: Cut | None = None
         self.thinned: Axis | None = None
         self.members: frozenset[Axis] = frozenset((self,))
         self.respelled: Axis | None = None
-        # Equal results are one object: products and concatenations that begin here, runs, joins.
+        # One object per result: products and concatenations that begin here, runs, joins.
         self.made: dict[tuple, Axis] = {}
         self.runs: list[Axis] = []
         self.joins: dict[object, Axis] = {}
@@ -102,19 +100,19 @@ class Axis:
 
 
 def unit() -> Axis:
-    """An axis of size 1: it carries nothing and is aligned with nothing."""
+    """An axis of size 1. It holds no information and is unified with nothing."""
     return Axis(1)
 
 
 def is_atom(axis: Axis) -> bool:
-    """Whether nothing is known of what an axis is made of."""
+    """Whether an axis is not known to be made of others."""
     return (
         axis.form is not None and axis.parts is None and axis.segments is None and axis.form.found().is_atom
     )
 
 
 def form_of(axis: Axis) -> Form:
-    """The form of any axis, that of a product or a concatenation made of those of its pieces."""
+    """The form of an axis; for a product or a concatenation, made of the forms of its pieces."""
     if axis.form is None:
         axis.form = Form(axis.size)
         if axis.segments is not None:
@@ -125,20 +123,20 @@ def form_of(axis: Axis) -> Form:
 
 
 def rigid(axis: Axis) -> str:
-    """UNKNOWN or REORDERED where some of an axis is rigid, else ""."""
+    """UNKNOWN or REORDERED if a part of an axis is rigid, else ""."""
     kinds = {form_of(leaf).rigid for leaf in leaves(axis)}
     return REORDERED if REORDERED in kinds else UNKNOWN if UNKNOWN in kinds else ""
 
 
 def leaves(axis: Axis) -> Iterator[Axis]:
-    """What an axis is made of in the end, concatenations that are factors taken apart."""
+    """The innermost pieces of an axis, through products and concatenations."""
     for piece in segments(axis):
         for factor in factors(piece):
             yield from [factor] if len(segments(factor)) == 1 else leaves(factor)
 
 
 def origins(axis: Axis) -> set[Origin]:
-    """Which axes of which values a node is; nothing for a product."""
+    """Which axes of which values a node is; empty for a product."""
     return form_of(axis).origins
 
 
@@ -156,7 +154,7 @@ def _composite(kind: str, size: Size, pieces: tuple[Axis, ...]) -> Axis:
 
 
 def multiply(axes: Sequence[Axis]) -> Axis:
-    """The product, first factor slowest."""
+    """The product of axes, first factor slowest."""
     known = tuple(factor for axis in axes for factor in factors(axis))
     if len(known) == 1:
         return known[0]
@@ -164,7 +162,7 @@ def multiply(axes: Sequence[Axis]) -> Axis:
 
 
 def concatenate(axes: Sequence[Axis]) -> Axis:
-    """The concatenation; empty segments vanish, and runs of one axis that follow each other are one run."""
+    """The concatenation; empty segments are dropped, and adjacent runs of one axis become one run."""
     pieces = [piece for axis in axes for piece in segments(axis) if not equal(piece.size, 0)]
     known = tuple(segment for piece in _adjoined(pieces) for segment in segments(piece))
     if len(known) == 1:
@@ -176,7 +174,7 @@ def concatenate(axes: Sequence[Axis]) -> Axis:
 
 
 def run(axis: Axis, start: Size, stop: Size) -> Axis:
-    """axis[start:stop], of which nothing is known but where it came from."""
+    """axis[start:stop], of which only its origin is known."""
     base, offset = (axis.cut[0], axis.cut[1]) if axis.cut else (axis, 0)
     start, stop = offset + start, offset + stop
     for known in base.runs:
@@ -198,19 +196,19 @@ def _adjoined(pieces: Sequence[Axis]) -> list[Axis]:
 
 
 def _adjoin(left: Axis, right: Axis) -> Axis | None:
-    """The run that two runs are together, or the axis itself where they are all of it."""
+    """Two adjacent runs as one run, or as the axis if they are all of it; None if they are not adjacent."""
     if left.cut is None or right.cut is None:
         return None
     (base, start, middle), (other, begin, stop) = left.cut, right.cut
     if not (equal(middle, begin) and same(base, other)):
         return None
     if is_atom(base) and not (is_atom(left) and is_atom(right)):
-        return None  # a run of it was marked: the runs know more than the axis that they were cut from
+        return None  # a run was marked: the runs know more than the axis that they were cut from
     return base if equal(start, 0) and equal(stop, base.size) else run(base, start, stop)
 
 
 def pieces(axis: Axis) -> tuple[Axis, ...]:
-    """What a node's form says that it is made of. The pieces of a join are joins of its members' pieces."""
+    """The pieces that a node's form names. The pieces of a join are joins of its members' pieces."""
     if axis.parts is not None or axis.segments is not None:
         return axis.parts or axis.segments or ()
     if axis.pieces is None:
@@ -231,7 +229,7 @@ def pieces(axis: Axis) -> tuple[Axis, ...]:
 
 
 def _fit_last(axis: Axis, is_product: bool) -> None:
-    """Where the pieces' sizes are spelled otherwise than the whole's, the last is what is left of that."""
+    """Let the sizes of the pieces make up that of the whole: the last piece becomes what the others leave."""
     made = list(axis.pieces or ())
     rest: Size = 1 if is_product else 0
     for piece in made[:-1]:
@@ -242,7 +240,7 @@ def _fit_last(axis: Axis, is_product: bool) -> None:
 
 
 def factors(axis: Axis) -> list[Axis]:
-    """Atoms and concatenations whose ordered product is `axis`; factors of size 1 are left out."""
+    """The atoms and concatenations whose ordered product is `axis`, without factors of size 1."""
     if axis.parts is not None:
         return [factor for part in axis.parts for factor in factors(part)]
     if axis.segments is None and form_of(axis).parts is not None:
@@ -251,7 +249,7 @@ def factors(axis: Axis) -> list[Axis]:
 
 
 def segments(axis: Axis) -> list[Axis]:
-    """The pieces of a concatenation, in order; of anything else, the axis itself."""
+    """The pieces of a concatenation, in order; for any other axis, the axis itself."""
     if axis.segments is not None:
         return [piece for segment in axis.segments for piece in segments(segment)]
     if axis.parts is None and form_of(axis).segments is not None:
@@ -267,10 +265,10 @@ def split(atom: Axis, sizes: Sequence[Size]) -> tuple[Axis, ...]:
 
 
 def wholes(axis: Axis, *, opaque: bool = False) -> list[Axis]:
-    """The factors of `axis`, with atoms that were split and stand together again put back whole.
+    """The factors of `axis`, in which the pieces of a split atom that stand together again are that atom.
 
-    Windows in one block split rows and cols for good; the tokens of the next block are still rows and
-    cols. Atoms without origins are put back only if `opaque`: bare tokens are one, their grid is not.
+    Windows in one block split rows and cols for good, but the tokens of the next block are still rows and
+    cols. Atoms without origins are restored only if `opaque`: bare tokens are one atom, their grid is not.
     """
     result: list[Axis] = []
     for factor in factors(axis):
@@ -284,13 +282,13 @@ def wholes(axis: Axis, *, opaque: bool = False) -> list[Axis]:
 
 
 def derived(axis: Axis, size: Size) -> Axis:
-    """A new axis that runs along `axis` at another resolution (convolution, pooling, padding)."""
+    """A new axis parallel to `axis` at another resolution (convolution, pooling, padding)."""
     known = [source for source in segments(axis) if origins(source)]
     return Axis(size, origins(known[0]) if len(known) == 1 else (), rigid=rigid(axis))
 
 
 def respelled(axis: Axis, size: Size) -> Axis:
-    """The tokens of `axis` under another size that they are proved to have: one axis, whoever asks."""
+    """The tokens of `axis` under another spelling of their size, proved equal; always the same object."""
     if axis.respelled is None or not equal(axis.respelled.size, size):
         axis.respelled = Axis(size)
     return axis.respelled
@@ -308,7 +306,7 @@ def same(a: Axis, b: Axis) -> bool:
     left, right = factors(a), factors(b)
     if len(left) != len(right):
         return False
-    if not left:  # of size 1: there is nothing to confuse, unless both were cut out at a known place
+    if not left:  # of size 1: the same, unless both were cut out at known places
         return a.cut is None or b.cut is None
     if len(left) == 1 and left[0] is a and right[0] is b:
         return False
@@ -316,7 +314,7 @@ def same(a: Axis, b: Axis) -> bool:
 
 
 def includes(a: Axis, b: Axis) -> bool:
-    """Whether position i of `a` has token i of `b`, and perhaps others."""
+    """Whether position i of `a` holds token i of `b`, and perhaps others."""
     if a is b or same(a, b):
         return True
     for taken in (segments, factors):
@@ -329,7 +327,7 @@ def includes(a: Axis, b: Axis) -> bool:
 
 
 def mark_origins(axes: Sequence[Axis], origin: Hashable) -> None:
-    """Record that `axes` are axes of one value; products and concatenations are not atoms, so skipped."""
+    """Record that `axes` are axes of one value; skips products and concatenations, which are no atoms."""
     for position, axis in enumerate(axes):
         if is_atom(axis) and not form_of(axis).rigid and not equal(axis.size, 1):
             form_of(axis).origins.add((origin, position))

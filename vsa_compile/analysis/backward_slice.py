@@ -1,8 +1,6 @@
-"""What a value is computed from, as far back as the layers that made its tokens' features."""
+"""What a value is computed from, back to the layers that made its features."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch.fx import Node
 
@@ -11,15 +9,16 @@ from .optable import entry_of
 from .walk import Analysis
 
 
-def nearest(analysis: Analysis, node: Any, name: str) -> list[Node]:
-    """The calls of the operator `name` that `node` is computed from, without other layers between.
+def nearest(analysis: Analysis, node: object, name: str) -> list[Node]:
+    """The calls of the operator `name` (of its table entry) that `node` is computed from, with no other layer
+    in between.
 
-    `name` is that of its entry in the table. Follows what is no layer, and what is written into a value; goes
-    out of checkpointed bodies through their inputs, and into none.
+    Follows operators that are no layers, and writes into a value. Leaves checkpointed bodies through their
+    inputs, and enters none.
     """
     found: list[Node] = []
     seen: set[Node] = set()
-    left = [node]
+    left: list[object] = [node]
     while left:
         node = left.pop()
         if not isinstance(node, Node) or node in seen:
@@ -30,7 +29,7 @@ def nearest(analysis: Analysis, node: Any, name: str) -> list[Node]:
             found.append(node)
         elif node.op == "placeholder":
             left.append(analysis.outer.get(node))
-        elif entry is not None and entry.name == "vsa_compile::gate":  # passes its first argument on
+        elif entry is not None and entry.name == "vsa_compile::gate":  # returns its first argument
             left.append(node.args[0])
         elif is_call(node) and not (entry is not None and entry.layer):
             left += node.all_input_nodes

@@ -1,6 +1,6 @@
-"""Memory: which values share it, and what a write to one makes of the others.
+"""Memory: which values share it, and what a write to one means for the others.
 
-Values that share memory are told by their example values' storages, through views and into checkpointed
+Values share memory if their example values share a storage; that covers views, and the inputs of checkpointed
 bodies.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch.fx import Node
 
@@ -24,7 +23,7 @@ from .values import Known, Taken, Value, unknown
 
 
 class Memory:
-    """What is known of every value now, and of the writes so far."""
+    """What is known of every value at this point of the walk, and the writes so far."""
 
     def __init__(self, proofs: Proofs) -> None:
         self.values: dict[Node, Value] = {}
@@ -33,13 +32,13 @@ class Memory:
         self.writers: dict[Hashable, list[Node]] = defaultdict(list)
 
     def define(self, node: Node, value: Value) -> None:
-        """A new value. What is a view of a memory that was written to is so as it is now."""
+        """Add a value. For a view of memory that was written to, `value` describes the present content."""
         self.values[node] = value
         for key in self.keys(node):
             self.sharing[key].append(node)
 
-    def keys(self, node: Any) -> set[Hashable]:
-        """The memories that a node's tensors lie in."""
+    def keys(self, node: object) -> set[Hashable]:
+        """Keys of the memories that hold a node's tensors."""
         keys = (
             {storage_of(tensor) for tensor in tensors_in(example_of(node))}
             if isinstance(node, Node)
@@ -47,7 +46,7 @@ class Memory:
         )
         return keys - {None}
 
-    def stamp(self, node: Any) -> int:
+    def stamp(self, node: object) -> int:
         """How often the memory of a value has been written to."""
         return sum(len(self.writers[key]) for key in self.keys(node))
 
@@ -56,7 +55,7 @@ class Memory:
         return [writer for key in self.keys(node) for writer in self.writers[key]]
 
     def write(self, writer: Node, written: Node, now: Known | None) -> None:
-        """`written` holds `now` from here on, or nobody knows what."""
+        """Record that `written` holds `now` from here on; None: its content is unknown."""
         before = self.values.get(written)
         for key in self.keys(written):
             self.writers[key].append(writer)
@@ -84,15 +83,16 @@ class Memory:
     def _seen_through(
         self,
         known: Value,
-        example: Any,
+        example: object,
         before: Known,
         now: Known,
         placed: Mapping[Axis, Axis],
         complete: bool,
     ) -> Value:
-        """What is known of a value after a write to another that shares its memory.
+        """What is known of a value after a write to another value that shares its memory.
 
-        `placed`: what axes became of which the write was to one position; `complete`: it was to all of it.
+        `placed`: axis -> new axis, for axes of which one position was written. `complete`: the write covered
+        all of the memory.
         """
         if isinstance(known, tuple) and isinstance(example, (tuple, list)) and len(known) == len(example):
             return tuple(
@@ -118,7 +118,7 @@ class Memory:
                 axes = [axis or kept for axis, kept in zip(found, axes, strict=True)]
             elif not apart:
                 return unknown(example)
-        if apart:  # of one memory all the same: the axes that it was written with are those of all of it
+        if apart:  # disjoint, but in one memory: the new axes of the whole hold here too
             return replace(known, axes=axes, taken=taken)
         fact = self._fact_through(known, axes, now, complete)
         return Known(axes, fact, known.table and now.table, taken=taken)
@@ -134,6 +134,6 @@ class Memory:
 
 
 def _apart(one: Taken, other: Taken) -> bool:
-    """Whether two values are at different positions of one axis."""
+    """Whether two values lie at different positions of one axis."""
     places = dict(one)
     return any(axis in places and None not in (at, places[axis]) and at != places[axis] for axis, at in other)

@@ -1,9 +1,9 @@
 """What is known of the values of a mask, or of the integers that masks are made from. Never looks at data.
 
-A `Fact` holds claims about runs of one dimension, the keys say, whatever the position in the others:
-`is` (every entry is this constant), `position` (entry i is i + value), `at least` (every entry is no less).
-A claim's run ends at the dimension's end where `stop` is None. Claims are kept as they are proved; what no
-claim covers is unknown. `rows` names what a mask between tokens was made from: see `Rows`.
+A `Fact` holds claims about runs of one dimension, the keys for instance, for all positions in the others.
+Kinds: `is` (every entry is this constant), `position` (entry i is i + value), `at least` (no entry is less).
+`stop` None means the end of the dimension. Only proved claims are kept; nothing is known of entries without a
+claim. `rows` says of what a mask between tokens was made: see `Rows`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Rows:
-    """A 4-D mask that repeats the rows of a key padding (B or 1, 1, 1, N), has them as columns, or both.
+    """A 4-D mask that repeats a key padding (B or 1, 1, 1, N) as rows, as columns, or both.
 
-    `content` is the padding as it was then: its node, and how often its memory had been written to.
+    `content` identifies the padding: its node, and how often its memory had been written to.
     """
 
     how: Literal["rows", "columns", "both"]
@@ -69,9 +69,9 @@ def constant(value: Any) -> Fact:
 
 
 class Proofs:
-    """Comparisons of sizes by algebra, and by what the graph guards already; adds no guard.
+    """Comparisons of sizes by algebra and by the graph's present guards; adds no guard.
 
-    `respelled` writes sizes that are data and count the same as one symbol.
+    `respelled` rewrites data-dependent sizes so that those known to be equal are one symbol.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class Proofs:
         self._known, self.respelled = known_at_least, respelled
 
     def at_least(self, a: Size, b: Size) -> bool:
-        """a >= b for all values of the symbols that the graph is for."""
+        """Whether a >= b for all values of the symbols."""
         difference = self.respelled(a - b)
         if isinstance(difference, (bool, int, float)):
             return difference >= 0
         return bool(difference.is_nonnegative) or equal(difference, 0) or self._known(a, b)
 
     def all_are(self, fact: Fact | None, value: Any, start: Size, stop: Size) -> bool:
-        """Whether every entry of [start, stop) is `value`, by claims that follow each other."""
+        """Whether every entry of [start, stop) is `value`, by a chain of adjacent claims."""
         left = [claim for claim in fact.claims if claim.kind == "is" and claim.value == value] if fact else []
         reached = start
         while not self.at_least(reached, stop):
@@ -102,7 +102,7 @@ class Proofs:
         return True
 
     def lower_bound(self, fact: Fact | None) -> Size | None:
-        """A size that every entry is at least."""
+        """A size that no entry is below."""
         for claim in fact.everywhere if fact else ():
             if claim.kind == "position":
                 return claim.value
@@ -111,7 +111,7 @@ class Proofs:
         return None
 
     def overlap(self, a: Claim, b: Claim) -> tuple[Size, Size | None] | None:
-        """The run that two claims share, if there is one and the order of their ends is known."""
+        """The run that two claims share; None if there is none or the order of their ends is unknown."""
         start = self._one(a.start, b.start, highest=True)
         ends = [claim.stop for claim in (a, b) if claim.stop is not None]
         stop = None if not ends else ends[0] if len(ends) == 1 else self._one(ends[0], ends[1], highest=False)
@@ -129,7 +129,7 @@ class Proofs:
     def pairwise(
         self, facts: Sequence[Fact], result: Callable[[Claim, Claim], tuple[Kind, Any] | None]
     ) -> Iterable[Claim]:
-        """What holds where a claim of the first fact and one of the second hold together, each once."""
+        """The claims that `result` makes of each overlapping pair of one claim from either fact."""
         found: dict[Claim, None] = {}
         for a in facts[0].claims:
             for b in facts[1].claims:
@@ -140,8 +140,8 @@ class Proofs:
 
 
 def fitting(fact: Fact | None, dtype: torch.dtype) -> Fact | None:
-    """The claims that hold for a value of this dtype too: bounds and positions in integers that do not wrap
-    at such sizes, constants that the dtype can hold."""
+    """The claims that hold after a cast to `dtype`: bounds and positions in integers too wide to wrap
+    at such sizes, constants that the dtype can represent."""
     if fact is None:
         return None
     claims = []
@@ -173,7 +173,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def shifted(fact: Fact | None, before: Size, size: Size, proofs: Proofs) -> list[Claim]:
-    """A piece's claims, as claims of the concatenation in which `before` entries stand in front of it."""
+    """The claims of a piece, moved by the `before` entries that precede it in a concatenation."""
     claims = []
     for claim in fact.claims if fact else ():
         run = proofs.overlap(claim, Claim("is", None, 0, size))
@@ -200,7 +200,7 @@ def cut_out(fact: Fact, start: Size, stop: Size, proofs: Proofs) -> Fact:
 
 
 def both(a: Fact | None, b: Fact | None, proofs: Proofs) -> Fact | None:
-    """What holds of a value that is one or the other, entry by entry."""
+    """What holds if every entry comes from one of two values, it is not known from which."""
     if a is None or b is None or (a.dim != b.dim and not (a.everywhere and b.everywhere)):
         return None
     facts = [a, b] if a.dim == b.dim else [Fact(a.everywhere), Fact(b.everywhere)]

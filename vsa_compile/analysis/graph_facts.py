@@ -13,15 +13,15 @@ from ..torch_compat import size_expression
 from .sizes import Size
 
 
-def sizes_of(example: Any) -> list[Size] | None:
-    """The sizes of a tensor as ints or sympy expressions; None for anything that is no tensor."""
+def sizes_of(example: object) -> list[Size] | None:
+    """The sizes of a tensor as ints or sympy expressions; None for anything else."""
     if not isinstance(example, torch.Tensor):
         return None
     return [size_expression(size) for size in example.shape]
 
 
-def example_of(node: Any) -> Any:
-    """The example value of a node (Dynamo's or export's name for it), or the literal itself."""
+def example_of(node: object) -> Any:
+    """The example value of a node, under Dynamo's or export's name for it; a literal itself."""
     if not isinstance(node, Node):
         return node
     meta = node.meta
@@ -32,15 +32,15 @@ def is_call(node: Node) -> bool:
     return node.op in ("call_function", "call_method")
 
 
-def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    """A raw argument, found by name or position, whichever was used: a Node, a literal, or `default`."""
+def argument(node: Node, position: int, name: str, default: object = None) -> Any:
+    """A raw argument, passed by name or by position: a Node, a literal, or `default`."""
     if name in node.kwargs:
         return node.kwargs[name]
     return node.args[position] if position < len(node.args) else default
 
 
 def bodies_of(module: GraphModule, node: Node) -> Iterator[GraphModule]:
-    """The graphs that a higher-order operator is handed."""
+    """The graphs that are passed to a higher-order operator."""
     for value in node.args:
         if isinstance(value, Node) and value.op == "get_attr":
             body = getattr(module, str(value.target), None)
@@ -48,8 +48,8 @@ def bodies_of(module: GraphModule, node: Node) -> Iterator[GraphModule]:
                 yield body
 
 
-def tensors_in(value: Any) -> Iterator[Any]:
-    """The tensors of an example value, lists and dictionaries taken apart."""
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """The tensors in an example value, also inside lists and dictionaries."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -61,10 +61,10 @@ def tensors_in(value: Any) -> Iterator[Any]:
 
 
 def module_path(node: Node) -> str:
-    """The innermost module's path as `named_modules` spells it, or "" where the graph has none."""
+    """The path of the innermost module, as `named_modules` spells it; "" if the graph has none."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
-    path = path.replace(".forward.__self__", "")  # what prepare put before a block's own forward
+    path = path.replace(".forward.__self__", "")  # prepare wraps forwards
     path = re.sub(r"getattr\((.*?), ?'(\w+)'\)", r"\1.\2", path)
     path = re.sub(r"\.__dict__\['_modules'\]", "", path)
     path = re.sub(r"^[LG]\['\w+'\]", "", path)

@@ -1,4 +1,4 @@
-"""What an axis becomes where some of its positions are written."""
+"""The axis of a value after some of its positions were written."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from .values import Known, Taken
 class Write:
     """A write of one value into another.
 
-    `blank`: what was written into held nobody's tokens. `tokens`: what is written is somebody's.
+    `blank`: the target held nobody's tokens before. `tokens`: the written value holds somebody's tokens.
     """
 
     blank: bool
     tokens: bool
 
     def held(self, old: Axis, new: Axis, *, everywhere: bool, all_of_it: bool) -> Axis:
-        """The axis of what held `old` and holds `new` in some entries now.
+        """The axis of a dimension that held `old` and of which some entries hold `new` now.
 
-        `everywhere`: positions of this dimension were written from end to end; `all_of_it`: in all other
-        dimensions, too.
+        `everywhere`: the whole length of this dimension was written. `all_of_it`: so was that of all others.
         """
         if old is new or not self.tokens or equal(new.size, 1) != equal(old.size, 1):
             return old
@@ -41,10 +40,10 @@ class Write:
         return new if all_of_it else join([old, new])
 
     def placed(self, taken: Taken, content: Taken, *, all_of_it: bool) -> Iterator[tuple[Axis, Axis]]:
-        """(axis, what it becomes) for each position that was written into, x.select(1, i) say.
+        """(axis, the axis that it becomes) for each axis of which a single position was written.
 
-        `content`: of which positions of which axes that is what was written. A token of which that is not
-        known is one of its own; positions that were filled in another order are in none.
+        `content`: the positions that the written value is of. If that is unknown, the position holds a token
+        of its own; positions that were filled in another order have no order.
         """
         if not self.tokens:
             return
@@ -61,7 +60,7 @@ class Write:
             yield axis, Axis(axis.size, rigid=REORDERED) if order(now) == REORDERED else now
 
     def content(self, known: Known, written: Known, *, all_of_it: bool) -> Taken:
-        """Of which positions alone is what a value holds that was written into."""
+        """The single positions that a value is of after it was written into."""
         if not self.tokens or known.taken == written.taken:
             return known.taken
         return written.taken if self.blank or all_of_it else ()

@@ -1,8 +1,6 @@
-"""Pieces of an axis by their places: cut out, found again, replaced by others."""
+"""Pieces of an axis: cutting, finding and replacing them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from .algebra import (
     REORDERED,
@@ -22,16 +20,16 @@ from .algebra import (
 from .sizes import Size, at_most, equal
 
 
-def cut(axis: Axis, start: Any, stop: Any) -> Axis:
-    """axis[start:stop]: the axis itself, segments of a concatenation and runs of them, or a run of it."""
+def cut(axis: Axis, start: Size, stop: Size) -> Axis:
+    """axis[start:stop]: the axis itself, some of its segments and runs of them, or a run of it."""
     if equal(start, 0) and equal(stop, axis.size):
         return axis
-    begin: Any = 0
+    begin: Size = 0
     taken: list[Axis] = []
     for segment in segments(axis):
         end = begin + segment.size
         first, last = _between(start, begin, end), _between(stop, begin, end)
-        if first is None or last is None:  # where the ends lie is data
+        if first is None or last is None:  # the order of the ends depends on data
             return run(axis, start, stop)
         if not equal(first, last):
             all_of_it = equal(first, begin) and equal(last, end)
@@ -40,8 +38,8 @@ def cut(axis: Axis, start: Any, stop: Any) -> Axis:
     return concatenate(taken) if taken else run(axis, start, stop)
 
 
-def _between(position: Any, begin: Any, end: Any) -> Any:
-    """A position, no less than begin and no more than end; None if that is not known."""
+def _between(position: Size, begin: Size, end: Size) -> Size | None:
+    """`position` clamped to [begin, end]; None if their order is not known."""
     if at_most(position, begin):
         return begin
     if at_most(end, position):
@@ -50,18 +48,18 @@ def _between(position: Any, begin: Any, end: Any) -> Any:
 
 
 def put(axis: Axis, start: Size, piece: Axis) -> Axis:
-    """The axis whose positions from `start` on hold a piece."""
+    """The axis after `piece` was put at `start`."""
     stop = start + piece.size
     return concatenate([cut(axis, 0, start), piece, cut(axis, stop, axis.size)])
 
 
 def put_somewhere(axis: Axis, piece: Axis) -> Axis:
-    """The axis some of whose positions hold a piece."""
+    """The axis after `piece` was put at unknown positions."""
     return Axis(axis.size, rigid=REORDERED if rigid(piece) == REORDERED else UNKNOWN)
 
 
 def place(piece: Axis, axis: Axis) -> Size | None:
-    """Where in an axis a piece of it starts; None where it is not found, or in more places than one."""
+    """Where a piece of an axis starts; None if it is not found, or found twice."""
     if _is(piece, axis):
         return 0
     first, begin = segments(piece)[0], 0
@@ -88,12 +86,12 @@ def _start_within(piece: Axis, segment: Axis) -> Size | None:
 
 
 def _is(piece: Axis, axis: Axis) -> bool:
-    """Whether an axis is the piece; one of size 1 is told by nothing but being the same object."""
+    """Whether an axis is the piece; axes of size 1 must be the same object."""
     return piece is axis or (not equal(piece.size, 1) and same(piece, axis))
 
 
 def replaced(axis: Axis, old: Axis, new: Axis) -> Axis | None:
-    """`axis` with `new` for `old`, which is all of it, a factor, or a piece of it; None if it has none."""
+    """`axis` with `new` for `old`, which is all of it, a factor or a piece; None if `old` is not in it."""
     if _is(old, axis):
         return new
     if old.thinned is not None and same(old.thinned, axis):
@@ -114,12 +112,12 @@ def _nodes(axis: Axis) -> list[Axis]:
 
 
 def order(axis: Axis) -> str:
-    """How rigid an axis is; REORDERED, too, where runs of it follow each other in another order."""
+    """The rigidity of an axis; REORDERED, too, if its runs follow each other in another order."""
     return REORDERED if _turned(axis) else rigid(axis)
 
 
 def _turned(axis: Axis) -> bool:
-    """Whether runs of one axis follow each other in another order than there."""
+    """Whether runs of one axis follow each other in another order than in that axis."""
     behind: dict[Axis, Size] = {}
     for segment in segments(axis):
         inner = [factor for factor in factors(segment) if len(segments(factor)) > 1]
@@ -134,6 +132,6 @@ def _turned(axis: Axis) -> bool:
 
 
 def reordered_by(axis: Axis) -> str:
-    """What put an axis into another order."""
+    """The operator that put an axis into another order, or a description."""
     names = (form_of(leaf).by for leaf in leaves(axis))
     return next(filter(None, names), "its runs follow each other in another order than where they come from")

@@ -1,9 +1,9 @@
-"""A reshape in axis algebra: the same factors in the same order, under other dimensions."""
+"""Reshapes in axis algebra: the same factors in the same order, under other dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 from ..torch_compat import is_floor_division
 from .algebra import REORDERED, UNKNOWN, Axis, factors, is_atom, multiply, rigid, split, unit
@@ -11,9 +11,9 @@ from .sizes import Size, divided, equal, product, quotient_of_floor
 
 
 def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
-    """The dimensions of a reshape of `axes` to `sizes`, which have the same product.
+    """The dimensions after a reshape of `axes` to `sizes`, which have the same product.
 
-    Atoms that straddle an output boundary are split; of dimensions that cannot be followed nothing is known.
+    Atoms across a boundary of output dimensions are split; dimensions that cannot be followed are unknown.
     """
     before, after = _kept(axes, sizes), 0
     if before < len(sizes):
@@ -29,7 +29,7 @@ def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
 
 
 def _kept(axes: Sequence[Axis], sizes: Sequence[Size]) -> int:
-    """How many leading dimensions a reshape leaves as they are."""
+    """How many leading dimensions a reshape keeps."""
     pairs = zip(axes, sizes, strict=False)
     return next(
         (i for i, (axis, size) in enumerate(pairs) if not equal(axis.size, size)), min(len(axes), len(sizes))
@@ -37,10 +37,10 @@ def _kept(axes: Sequence[Axis], sizes: Sequence[Size]) -> int:
 
 
 def _fits(inside: Sequence[Axis], wanted: Sequence[Size]) -> bool:
-    """Whether a reshape can be followed to its end, if it cuts an n into n // d and d.
+    """Whether a reshape can be followed to its end, in case it cuts an n into n // d and d.
 
-    That n is divided without a remainder then, each n // d * d being n at most and the products being equal;
-    where something is left over it need not be.
+    If so, n is divided without a remainder: each n // d * d is at most n, and the products are equal. If
+    something is left over, that does not follow.
     """
     rehearsed = [_Rehearsed(factor.size, is_atom(factor)) for factor in inside]
     made = _filled(rehearsed, wanted)
@@ -48,7 +48,7 @@ def _fits(inside: Sequence[Axis], wanted: Sequence[Size]) -> bool:
 
 
 class _Rehearsed:
-    """A factor that is cut on paper."""
+    """A factor that is cut on trial: the axis stays as it is."""
 
     def __init__(self, size: Size, atom: bool, parent: _Rehearsed | None = None) -> None:
         self.size, self.atom, self.parent, self.cut_by_floor = size, atom, parent, False
@@ -63,7 +63,7 @@ class _Rehearsed:
 
 
 class _Real:
-    """A factor, which is split where it is cut."""
+    """A factor whose axis is split when it is cut."""
 
     def __init__(self, axis: Axis) -> None:
         self.axis, self.size, self.atom = axis, axis.size, is_atom(axis)
@@ -75,8 +75,11 @@ class _Real:
         pass
 
 
-def _filled(factors: Sequence[Any], sizes: Sequence[Size]) -> list[list[Any]]:
-    """The factors of each dimension, as far as they can be followed."""
+Factor = TypeVar("Factor", _Rehearsed, _Real)
+
+
+def _filled(factors: Sequence[Factor], sizes: Sequence[Size]) -> list[list[Factor]]:
+    """The factors of each dimension, as far as the reshape can be followed."""
     pending, result, left = [*factors][::-1], [], list(sizes)
     while left:
         if pending and (pieces := _pieces(pending[-1], left)):
@@ -89,23 +92,23 @@ def _filled(factors: Sequence[Any], sizes: Sequence[Size]) -> list[list[Any]]:
     return result
 
 
-def _pieces(factor: Any, sizes: Sequence[Size]) -> list[Any]:
-    """An atom cut into the first few of `sizes`, if the last of these is spelled as its rest.
+def _pieces(factor: Factor, sizes: Sequence[Size]) -> list[Factor]:
+    """An atom cut into the first few of `sizes`, if the last of them is spelled as a quotient by the others.
 
-    So Dynamo spells tokens that become (frames, rows, cols) of symbolic sizes: cols is
-    tokens // (frames * rows), of which algebra does not see that it is a quotient without a remainder.
+    That is how Dynamo spells tokens that become (frames, rows, cols) of symbolic sizes: cols is
+    tokens // (frames * rows), and algebra does not see that this quotient has no remainder.
     """
     for stop in range(2, len(sizes) + 1) if factor.atom else ():
         last, before = sizes[stop - 1], product(sizes[: stop - 1])
         if is_floor_division(last) and last.args[0] == factor.size and equal(last.args[1], before):
             factor.by_floor()
-            return factor.cut(sizes[:stop])
+            return factor.cut(sizes[:stop])  # pyright: ignore[reportReturnType]
     return []
 
 
-def _take(pending: list[Any], size: Size) -> list[Any] | None:
-    """Pop factors whose product is `size`, cutting the last one if need be."""
-    taken: list[Any] = []
+def _take(pending: list[Factor], size: Size) -> list[Factor] | None:
+    """Pop factors whose product is `size`, cutting the last one if necessary."""
+    taken: list[Factor] = []
     while not equal(size, 1):
         if not pending:
             return None
@@ -126,8 +129,8 @@ def _take(pending: list[Any], size: Size) -> list[Any] | None:
     return taken
 
 
-def _rest(factor: Any, size: Size) -> Size | None:
-    """What an atom leaves if `size` is taken."""
+def _rest(factor: Factor, size: Size) -> Size | None:
+    """What is left of an atom after `size` is taken."""
     rest = divided(factor.size, size)
     if rest is None and (rest := quotient_of_floor(factor.size, size)) is not None:
         factor.by_floor()

@@ -1,4 +1,4 @@
-"""Reading a token axis: a sequence of segments, each a video with its grid, or something else."""
+"""Reads a token axis as a sequence of segments, each a video with its grid or something else."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .sizes import equal
 
 @dataclass(frozen=True)
 class Segment:
-    """One run of a token sequence. `grid` is set where the run is raster video tokens.
+    """One run of a token sequence. `grid` is set if the run is raster video tokens.
 
-    `factors`: how many axes it is made of. `in_windows`: these are pieces of a video's axes, whose other
-    pieces lie elsewhere. `order`: how rigid it is, and whether runs of it were swapped.
+    `factors`: the number of axes that it is made of. `in_windows`: these are pieces of a video's axes, whose
+    other pieces lie elsewhere. `order`: its rigidity, REORDERED also if runs of it were swapped.
     """
 
     axis: Axis
@@ -36,7 +36,7 @@ class Segment:
 
 
 def read_segments(axis: Axis, batch: Sequence[Axis] = ()) -> list[Segment]:
-    """The segments of a token axis, in sequence order; `batch` are the axes that lie before it."""
+    """The segments of a token axis, in order; `batch` are the axes of the dimensions in front of it."""
     apart = {factor.whole for one in batch for factor in factors(one) if factor.whole is not None}
     return [_read(segment, apart) for segment in segments(axis)]
 
@@ -45,14 +45,14 @@ def _read(axis: Axis, apart: set[Axis]) -> Segment:
     atoms = wholes(axis)
     raster = is_raster(atoms)
     in_windows = raster and any(_is_window(atom, apart) for atom in atoms)
-    placed = order(axis)  # rows may have been swapped inside an axis that a table of positions speaks of
+    placed = order(axis)  # rows may have been swapped inside an axis that has origins
     shown = raster and not in_windows and placed != REORDERED
     grid = Grid(*(atom.shown for atom in atoms)) if shown else None
     return Segment(axis, axis.size, grid, len(atoms), in_windows, placed)
 
 
 def is_raster(atoms: list[Axis]) -> bool:
-    """Whether three atoms are three axes of one value, in their order there."""
+    """Whether three atoms are three axes of one value, in that value's order."""
     if len(atoms) != 3:
         return False
     positions: dict[object, list[int]] = {}
@@ -63,17 +63,17 @@ def is_raster(atoms: list[Axis]) -> bool:
 
 
 def out_of_order(atoms: list[Axis]) -> bool:
-    """Whether axes of one value follow each other in another order than there."""
+    """Whether axes of one value follow each other in another order than in that value."""
     known = [dict(origins(atom)) for atom in atoms]
     pairs = [(a[value], b[value]) for a, b in combinations(known, 2) for value in a.keys() & b.keys()]
     return any(first > second for first, second in pairs)
 
 
 def _is_window(atom: Axis, apart: set[Axis]) -> bool:
-    """Whether an axis is what a video's axis has inside of windows, or across them.
+    """Whether an axis is the part of a video's axis inside of a window, or the part across windows.
 
-    Patches are cut off behind: (rows, pixels of a patch). A batch dimension (position 0) may be taken apart,
-    and so may tokens of which nothing was known.
+    A patch is cut off behind, (rows, pixels of a patch), so it is no window. A batch dimension (position 0)
+    may be split, and so may tokens of which nothing was known.
     """
     piece, whole = atom, atom.whole
     while whole is not None:
@@ -91,14 +91,14 @@ def same_tokens(a: Axis, b: Axis) -> bool:
 
 
 def within(tokens: Axis, keys: Axis) -> Size | None:
-    """Where tokens start in a run of keys that holds them: all of it, or cut from it. None if unknown."""
+    """Where `tokens` start in a run of keys that is the same or that they were cut from; None if unknown."""
     if equal(tokens.size, 1) or same_tokens(tokens, keys):
         return None if equal(tokens.size, 1) else 0
     return tokens.cut[1] if tokens.cut is not None and same_tokens(tokens.cut[0], keys) else None
 
 
 def offset(segments: Sequence[Segment], index: int) -> Size:
-    """Where a segment starts."""
+    """Where a segment starts in its sequence."""
     total: Size = 0
     for segment in segments[:index]:
         total = total + segment.size

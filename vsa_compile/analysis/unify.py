@@ -1,4 +1,4 @@
-"""What two axes that meet in one operation teach each other, and which axis their result has."""
+"""Unification of the forms of two axes, and the axis of an elementwise result."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from .algebra import (
 )
 from .sizes import at_most, divided, equal
 
-_MOST_MEMBERS = (
-    8  # a join of more counts as an axis of its own: residual streams would add one with each layer
-)
+_MOST_MEMBERS = 8  # larger joins count as new axes: a residual stream would gain a member per layer
 
 
 def unify(a: Axis, b: Axis) -> bool:
-    """Let the forms of two axes of equal size know what the other does; False where they contradict.
+    """Unify the forms of two axes of equal size; False if they contradict each other.
 
-    That the sizes are equal is the operation's word: they need not be spelled so (210 tokens, a table of
-    5 * rows * cols). A rigid axis neither learns nor teaches.
+    The operation implies that the sizes are equal; their spellings may differ (210 tokens, and a table of
+    5 * rows * cols). A rigid axis takes no part.
     """
     if a is b or equal(a.size, 1) or equal(b.size, 1):
         return True
@@ -40,7 +38,7 @@ def unify(a: Axis, b: Axis) -> bool:
 
 
 def meet(left: Sequence[Axis], right: Sequence[Axis]) -> bool:
-    """Unify the dimensions of two values, unless these show that their axes are in different orders."""
+    """Unify the dimensions of two values, unless their known axes are in different orders; then False."""
     pairs = [(a, b) for a, b in zip(left, right, strict=True) if not (equal(a.size, 1) or equal(b.size, 1))]
     if all(a is b for a, b in pairs):
         return True
@@ -57,7 +55,7 @@ def _atoms(a: Axis, b: Axis) -> Iterable[tuple[Axis, Axis]]:
 
 
 def _in_one_order(pairs: Sequence[tuple[Axis, Axis]]) -> bool:
-    """Whether axes that are known on both sides follow each other in the same order there.
+    """Whether axes that are known on both sides have the same order on both.
 
     (frames, rows, cols) of one latent beside (cols, frames, rows) of another of the same sizes do not.
     """
@@ -82,7 +80,7 @@ def _unify(a: Form, b: Form) -> bool:
         return _align_segments(_flat(a)[::-1], _flat(b)[::-1])
     if a.parts is not None and b.parts is not None:
         return _align(a, b)
-    left, right = _real(a), _real(b)  # a concatenation against a product of one real factor
+    left, right = _real(a), _real(b)  # a concatenation against a product that has one real factor
     if len(left) == len(right) == 1 and (left[0] is not a or right[0] is not b):
         return _unify(left[0], right[0])
     return False
@@ -94,7 +92,7 @@ def _flat(form: Form) -> list[Form]:
 
 
 def _real(form: Form) -> list[Form]:
-    """The factors of a form but for those of size 1."""
+    """The factors of a form without those of size 1."""
     form = form.found()
     if form.parts is not None:
         return [leaf for part in form.parts for leaf in _real(part)]
@@ -110,7 +108,7 @@ def _bind(atom: Form, other: Form) -> bool:
     known = dict(other.origins)
     if any(known.get(value, position) != position for value, position in atom.origins):
         return False  # two axes of one value
-    atom.forward = other  # an atom or a concatenation, whose pieces are not axes of that value: it is
+    atom.forward = other  # an atom, or a concatenation, which as a whole is the axis of that value
     other.origins |= atom.origins
     return True
 
@@ -121,7 +119,7 @@ def _occurs(atom: Form, form: Form) -> bool:
 
 
 def _align(a: Form, b: Form) -> bool:
-    """Unify two products, splitting the larger atom where they interleave."""
+    """Unify two products, splitting the larger atom where factors overlap."""
     parts = a.parts or (), b.parts or ()
     if len(parts[0]) == len(parts[1]):
         pairs = list(zip(*parts, strict=True))
@@ -145,7 +143,7 @@ def _align(a: Form, b: Form) -> bool:
 
 
 def _align_segments(left: list[Form], right: list[Form]) -> bool:
-    """Unify two concatenations, last segment first, cutting the longer atom where they interleave."""
+    """Unify two concatenations from the last segment on, cutting the longer atom where segments overlap."""
     agreed = True
     while left and right:
         x, y = left.pop(), right.pop()
@@ -167,23 +165,23 @@ def _opaque(form: Form) -> bool:
 
 
 def _cut_in_two(atom: Form, first: Form) -> list[Form]:
-    """An atom as a run as long as `first` and the rest; these in reverse order."""
+    """Cut an atom into a run as long as `first` and the rest; returned in reverse order."""
     atom.segments = (Form(first.size), Form(atom.size - first.size))
     return [*atom.segments[::-1]]
 
 
 def _halved(atom: Form, first: Form, rest: object) -> Form:
-    """Split an atom into what `first` is and the rest, which is returned."""
+    """Split an atom into a factor that is unified with `first` and the rest, which is returned."""
     atom.parts = tuple(Form(size, atom.origins, atom.rigid) for size in (first.size, rest))
     _unify(atom.parts[0], first)
     return atom.parts[1]
 
 
 def join(axes: Iterable[Axis]) -> Axis:
-    """The axis of what has the tokens of several axes together, elementwise.
+    """The axis of a value that combines the tokens of several axes elementwise.
 
-    A rigid axis adds nothing to others: x + shuffled(x) has token i of x in position i, and more. Where
-    their forms contradict each other, nothing is known of the result.
+    A rigid axis adds nothing to others: position i of x + shuffled(x) holds token i of x, and more. If the
+    forms contradict each other, the result is unknown.
     """
     result, *others = dict.fromkeys(axes)
     for other in others:
@@ -192,7 +190,7 @@ def join(axes: Iterable[Axis]) -> Axis:
 
 
 def contradiction(*axes: Axis) -> Axis:
-    """What stands where operands show different orders: an order of its own, if anything is known of one."""
+    """The axis where operands show different orders: reordered, unless no order is known of any of them."""
     return Axis(axes[0].size, rigid=UNKNOWN if all(rigid(axis) == UNKNOWN for axis in axes) else REORDERED)
 
 
@@ -233,12 +231,12 @@ def _is_rigid_node(axis: Axis) -> bool:
 
 
 def _node(a: Axis, b: Axis) -> Axis:
-    """The axis with the tokens of two nodes of one form, one object however it was come by."""
+    """The axis with the tokens of two nodes of one form; the same object for the same members."""
     members = a.members | b.members
     if members in (a.members, b.members):
         return a if members == a.members else b
     if a.cut and b.cut and equal(a.cut[1], b.cut[1]) and equal(a.cut[2], b.cut[2]):
-        base = _join(a.cut[0], b.cut[0])  # the same run of both is the run of both
+        base = _join(a.cut[0], b.cut[0])  # the same run of two axes is the run of their join
         if not _is_rigid_node(base):
             return run(base, *a.cut[1:])
     first = min(members, key=lambda member: member.serial)

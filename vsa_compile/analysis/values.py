@@ -1,10 +1,10 @@
-"""What is known of a value (`Known`), and what an entry of the op table sees of a call (`OpCall`)."""
+"""What is known of a value (`Known`), and a call as an entry of the table of operators sees it (`OpCall`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
@@ -24,10 +24,10 @@ Taken = tuple[tuple[Axis, int | None], ...]
 class Known:
     """What is known of one tensor.
 
-    `axes`: one per dimension. `fact`: of its entries, if it is a mask or what masks are made of. `table`: it
-    was computed from constants, parameters and positions alone, so that its tokens are nobody's. `given`: it
-    is an input of the graph, or a cast or view of one. `taken`: (axis, i) for each dimension of which it has
-    position i alone, as x.unbind(1)[i] has; None for an i that is not known.
+    `axes`: one per dimension. `fact`: what is known of its entries, for masks and their ingredients. `table`:
+    it is computed from constants, parameters and positions alone, so its tokens are nobody's. `given`: it is
+    an input of the graph, or a cast or view of one. `taken`: (axis, i) for each axis of which it holds
+    position i alone, as x.unbind(1)[i] does; i is None if not known.
     """
 
     axes: Layout
@@ -41,11 +41,12 @@ class Known:
         return f"{self.axes} {marks}".rstrip()
 
 
-Value = Any  # Known for a tensor, a tuple of Values for a tuple or list, else None
+Value: TypeAlias = "Known | tuple[Value, ...] | None"  # of a tensor; of a tuple or list; of anything else
+Result: TypeAlias = "Layout | Value | tuple[Layout | Value, ...]"  # of a layout rule; None: unknown
 
 
-def unknown(example: Any, rigid: str = UNKNOWN) -> Value:
-    """The value about which nothing but its sizes is known."""
+def unknown(example: object, rigid: str = UNKNOWN) -> Value:
+    """A value of which only the sizes are known."""
     sizes = sizes_of(example)
     if sizes is not None:
         return Known([unit() if equal(size, 1) else Axis(size, rigid=rigid) for size in sizes])
@@ -56,16 +57,17 @@ def unknown(example: Any, rigid: str = UNKNOWN) -> Value:
 
 @dataclass
 class OpCall:
-    """One call under analysis. Arguments are found by name or position, whichever was used.
+    """One call under analysis; arguments are found by name or position.
 
-    `read` gives what is known of an argument, `stamp` how often its memory was written to, `proofs` compares
-    sizes. `in_place`: the entry's own name was spelled with an underscore or an augmented assignment.
+    `read` returns what is known of an argument, `stamp` how often its memory was written to; `proofs`
+    compares sizes. `in_place`: the call uses the in-place spelling of its entry, with an underscore or an
+    augmented assignment.
     """
 
     node: Node
     name: str
-    read: Callable[[Any], Value]
-    stamp: Callable[[Any], int]
+    read: Callable[[object], Value]
+    stamp: Callable[[object], int]
     proofs: Proofs
     in_place: bool = False
     example: Any = field(init=False)
@@ -73,35 +75,35 @@ class OpCall:
     def __post_init__(self) -> None:
         self.example = example_of(self.node)
 
-    def arg(self, position: int, name: str, default: Any = None) -> Any:
+    def arg(self, position: int, name: str, default: object = None) -> Any:
         """The raw argument: a Node, a literal, or `default`."""
         return argument(self.node, position, name, default)
 
     def rest(self, position: int, name: str) -> Sequence[Any]:
-        """Varargs that may also come as one sequence: x.view(2, 3) and x.view((2, 3))."""
+        """Varargs that may also be passed as one sequence: x.view(2, 3) and x.view((2, 3))."""
         value = self.arg(position, name, ())
         return value if isinstance(value, (tuple, list)) else self.node.args[position:]
 
-    def known(self, argument: Any) -> Known | None:
+    def known(self, argument: object) -> Known | None:
         """What is known of a tensor argument."""
         value = self.read(argument)
         return value if isinstance(value, Known) else None
 
-    def layout(self, argument: Any) -> Layout | None:
+    def layout(self, argument: object) -> Layout | None:
         known = self.known(argument)
         return known.axes if known else None
 
     @property
-    def self_(self) -> Any:
-        """The first argument, under whatever name."""
+    def self_(self) -> object:
+        """The first argument, under any of its names."""
         for name in ("self", "input", "x", "tensor"):
             if name in self.node.kwargs:
                 return self.node.kwargs[name]
         return self.node.args[0] if self.node.args else None
 
     @property
-    def other(self) -> Any:
-        """The second argument of a binary operation, under whatever name."""
+    def other(self) -> object:
+        """The second argument of a binary operation, under any of its names."""
         for name in ("other", "exponent", "value", "mat2", "vec2"):
             if name in self.node.kwargs:
                 return self.node.kwargs[name]
@@ -115,13 +117,13 @@ class OpCall:
     def sizes(self) -> list[Size]:
         return sizes_of(self.example) or []
 
-    def literal(self, argument: Any) -> Any:
-        """An int or sympy size of an argument that is a literal, a SymInt or a node that holds one."""
+    def literal(self, argument: object) -> Any:
+        """The size that a literal, a SymInt or a node that holds one stands for; other values as they are."""
         value = example_of(argument)
         return size_expression(value) if isinstance(value, (int, torch.SymInt)) else value
 
-    def fact(self, argument: Any) -> Fact | None:
-        """What is known of the entries of a tensor or a number, as positions from the right."""
+    def fact(self, argument: object) -> Fact | None:
+        """What is known of the entries of a tensor or a number."""
         known = self.known(argument)
         if known is not None:
             return _uniform_if_one(known)
@@ -132,7 +134,7 @@ class OpCall:
         return None if size is None else constant(size)
 
     def tensors(self) -> list[Known]:
-        """What is known of all tensor arguments, but for `out`."""
+        """What is known of all tensor arguments except `out`."""
         values = (*self.node.args, *(value for name, value in self.node.kwargs.items() if name != "out"))
         return list(_tensors(self.read(values)))
 
@@ -146,7 +148,7 @@ def _tensors(value: Value) -> Iterator[Known]:
 
 
 def _uniform_if_one(known: Known) -> Fact | None:
-    """A claim of position 0 of a dimension of size 1 is one of every entry."""
+    """In a dimension of size 1, a claim of position 0 holds for every entry."""
     fact = known.fact
     if fact is None or len(known.axes) < -fact.dim or not equal(known.axes[fact.dim].size, 1):
         return fact
@@ -156,10 +158,10 @@ def _uniform_if_one(known: Known) -> Fact | None:
 
 
 def broadcast(operands: Sequence[Known], sizes: Sequence[Size]) -> Layout:
-    """Axes of an elementwise result of `sizes`: what is aligned learns from each other, from the right.
+    """The axes of an elementwise result of `sizes`; aligned dimensions are unified, from the right.
 
-    The result has the tokens of its operands together, those of tables only if all are tables: what a table
-    of positions is added to keeps its own, and two values that share one stay two.
+    The result combines the tokens of its operands; tables count only if all operands are tables. A value to
+    which positions are added keeps its tokens, and two values that share a table of positions stay two.
     """
     rows = [(one, [unit()] * (len(sizes) - len(one.axes)) + one.axes) for one in operands]
     rows = [(one, axes) for one, axes in rows if len(axes) == len(sizes)]
@@ -170,7 +172,7 @@ def broadcast(operands: Sequence[Known], sizes: Sequence[Size]) -> Layout:
     for dim, size in enumerate(sizes):
         axes = [rows[i][1][dim] for i in carriers]
         own = [axis for axis in axes if equal(axis.size, size)]
-        if not own:  # stretched by a table
+        if not own:  # expanded by a table
             own = [axes[dim] for _, axes in rows if equal(axes[dim].size, size)]
         if equal(size, 1):
             result.append(_single(axes))
@@ -184,25 +186,25 @@ def broadcast(operands: Sequence[Known], sizes: Sequence[Size]) -> Layout:
 
 
 def _single(axes: Sequence[Axis]) -> Axis:
-    """The axis of size 1 that is known to be cut from another, if there is but one."""
+    """The axis of size 1 that is cut from another one, if there is exactly one."""
     runs = {axis for axis in axes if axis.cut is not None}
     return runs.pop() if len(runs) == 1 else unit()
 
 
 def _undisputed(axes: Sequence[Axis]) -> Axis:
-    """The one axis that is not rigid, or nothing."""
+    """The only axis that is not rigid, if there is one; else a contradiction."""
     sure = list(dict.fromkeys(axis for axis in axes if not rigid(axis)))
     return sure[0] if len(sure) == 1 else contradiction(*axes)
 
 
 def align(a: Axis, b: Axis) -> Axis:
-    """The axis of two dimensions that an operation pairs, position by position."""
+    """The axis of two dimensions that an operation pairs position by position."""
     unify(a, b)
     return join([a, b])
 
 
 def taken_at(axis: Axis, index: Any) -> Taken:
-    """Position `index` of an axis, counted from its start, if both are numbers."""
+    """Position `index` of an axis, counted from its start if both are numbers."""
     if equal(axis.size, 1):
         return ()
     known = isinstance(index, int) and isinstance(axis.size, int)

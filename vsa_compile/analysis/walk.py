@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import sympy
 from torch.fx import GraphModule, Node
@@ -18,7 +17,7 @@ from ..torch_compat import (
     shape_environment,
     size_hint,
 )
-from .algebra import REORDERED, Axis, form_of, mark_origins
+from .algebra import REORDERED, Axis, Form, form_of, mark_origins
 from .effects import Memory
 from .facts import Proofs
 from .graph_facts import argument, bodies_of, example_of, is_call, sizes_of
@@ -29,7 +28,7 @@ from .values import Known, OpCall, Value, unknown
 log = logging.getLogger(__name__)
 
 ATTENTION = "scaled_dot_product_attention"
-# One node for projections and attention together, which Dynamo does not look into.
+# Operators with projections and attention in one node, which Dynamo does not trace into.
 WHOLE_LAYERS = (
     "multi_head_attention_forward",
     "_native_multi_head_attention",
@@ -37,16 +36,16 @@ WHOLE_LAYERS = (
 )
 _ARGUMENTS = ("query", "key", "value", "attn_mask")
 
-# Bodies whose inputs and outputs are plainly the arguments and results of the call.
+# Operators whose body takes the call's arguments and returns its results, unchanged.
 TRANSPARENT = ("higher_order::tag_activation_checkpoint",)
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One SDPA node: the graph module that owns it, and the op whose body encloses it, if any.
+    """One SDPA node: the graph module that owns it, and the operator whose body encloses it, if any.
 
-    `known` is what was known of its tensor arguments when it ran. `padding`: the (B or 1, 1, 1, N) mask p,
-    and what was known of it, where attn_mask is p & p.transpose(2, 3): padding sees nobody.
+    `known`: what was known of its tensor arguments when it ran. `padding`: if attn_mask is
+    p & p.transpose(2, 3), so that padding sees nothing: p, (B or 1, 1, 1, N), and what was known of it.
     """
 
     node: Node
@@ -56,7 +55,7 @@ class AttentionCall:
     padding: tuple[Node, Known] | None = field(default=None, hash=False, compare=False)
 
     def tokens(self, name: str) -> Axis | None:
-        """The token axis of an argument (..., N, D), as it was."""
+        """The token axis of an argument (..., N, D) when the call ran."""
         known = self.known.get(name)
         return known.axes[-2] if known is not None and len(known.axes) >= 2 else None
 
@@ -68,10 +67,10 @@ class Analysis:
         self.module = module
         self.environment = shape_environment(module)
         self.calls: list[AttentionCall] = []
-        self.outer: dict[Node, Any] = {}  # body placeholder -> argument of the call
-        self.transforms = False  # under torch.func
-        self.equal_counts: dict[Any, Size] = {}  # sizes that are data and equal others
-        self.failures: list[str] = []  # operators whose entry failed
+        self.outer: dict[Node, object] = {}  # placeholder of a body -> argument of the call
+        self.transforms = False  # whether the graph is under torch.func
+        self.equal_counts: dict[Size, Size] = {}  # data-dependent size -> the size that it equals
+        self.failures: list[str] = []  # names of operators whose entry failed
         self.proofs = Proofs(self._known_at_least, self._respelled)
         self.memory = Memory(self.proofs)
 
@@ -81,15 +80,15 @@ class Analysis:
         return self.memory.values
 
     def hint(self, size: Size) -> int:
-        """A size on the example inputs; adds no guard."""
+        """A size in the example inputs; adds no guard."""
         return size_hint(size, self.environment)
 
-    def tokens(self, argument: Any) -> Axis | None:
+    def tokens(self, argument: object) -> Axis | None:
         """The token axis of a (..., N, D) value."""
         value = self.values.get(argument) if isinstance(argument, Node) else None
         return value.axes[-2] if isinstance(value, Known) and len(value.axes) >= 2 else None
 
-    def read(self, argument: Any) -> Value:
+    def read(self, argument: object) -> Value:
         if isinstance(argument, (tuple, list)):
             return tuple(self.read(item) for item in argument)
         return self.values.get(argument) if isinstance(argument, Node) else None
@@ -102,7 +101,7 @@ class Analysis:
 
 
 def analyse(module: GraphModule) -> Analysis:
-    """Find every SDPA call of a captured graph, and what is known of every value around it."""
+    """Find every SDPA call of a captured graph, and what is known of every value."""
     analysis = Analysis(module)
     _Walk(analysis).graph(module, None)
     for line in described(analysis) if log.isEnabledFor(logging.DEBUG) else ():
@@ -111,7 +110,7 @@ def analyse(module: GraphModule) -> Analysis:
 
 
 def described(analysis: Analysis) -> Iterator[str]:
-    """One line for each value: what is known of it at the end of the graph."""
+    """One line per value: what is known of it at the end of the graph."""
     for node, value in analysis.values.items():
         if value is not None:
             yield f"{node.name}: {value if isinstance(value, Known) else [str(one) for one in value]}"
@@ -120,10 +119,10 @@ def described(analysis: Analysis) -> Iterator[str]:
 class _Walk:
     def __init__(self, analysis: Analysis) -> None:
         self.analysis, self.memory = analysis, analysis.memory
-        self.counted: dict[Any, Size] = {}
+        self.counted: dict[object, Size] = {}
         self.walked: set[GraphModule] = set()
 
-    def graph(self, module: GraphModule, arguments: tuple[Any, ...] | None) -> Value:
+    def graph(self, module: GraphModule, arguments: tuple[object, ...] | None) -> Value:
         inputs = iter(arguments or ())
         for node in module.graph.nodes:
             if node.op == "placeholder" and arguments is not None:
@@ -155,8 +154,8 @@ class _Walk:
             entry.in_place if entry else False,
         )  # fmt: skip
         value, becomes = self.applied(entry, call)
-        for axis in _reordered((value, becomes)):
-            axis.form.by = axis.form.by or call.name
+        for form in _reordered((value, becomes)):
+            form.by = form.by or call.name
         self.write(node, entry, value, becomes)
         if entry is not None and (entry.becomes is not None or entry.in_place):
             value = self.analysis.read(first_argument(node))
@@ -178,7 +177,7 @@ class _Walk:
             self.analysis.transforms = True
 
     def padding(self, mask: Known | None, module: GraphModule) -> tuple[Node, Known] | None:
-        """The padding that a mask was made of for rows and columns, if it is still what it was then."""
+        """The padding of which a mask has both rows and columns, unless it was written to since."""
         rows = mask.fact.rows if mask is not None and mask.fact is not None else None
         if rows is None or rows.how != "both":
             return None
@@ -188,19 +187,19 @@ class _Walk:
         return (node, known) if kept and isinstance(known, Known) else None
 
     def applied(self, entry: Entry | None, call: OpCall) -> tuple[Value, Known | None]:
-        """(what is known of the result, of the first argument afterwards)."""
+        """(what is known of the result, what is known of the first argument afterwards)."""
         if entry is None:
             return None, None
         try:
             return value_of(entry, call), entry.becomes(call) if entry.becomes else None
-        except Exception:  # a spelling that the entry was not written for must not break a working model
+        except Exception:  # an unforeseen spelling must not break a working model
             self.analysis.failures.append(entry.name)
             counters()["vsa_compile"]["failed_entries"] += 1
             log.warning("the entry of %s failed; its result counts as unknown", entry.name, exc_info=True)
             return None, None
 
     def write(self, node: Node, entry: Entry | None, value: Value, becomes: Known | None) -> None:
-        """Make known what a call writes: its result, what its entry says, or nothing."""
+        """Apply a call's writes: its result, what its entry says, or unknown content."""
         first = first_argument(node)
         for written in written_by(node, entry):
             now = None
@@ -210,13 +209,13 @@ class _Walk:
                 (written is first and entry.in_place) or written is node.kwargs.get("out")
             ):
                 now = value if isinstance(value, Known) else None
-            now = None if now is None else _checked(now, written)
-            self.memory.write(node, written, now)
+            checked = None if now is None else _checked(now, written)
+            self.memory.write(node, written, checked if isinstance(checked, Known) else None)
 
     def count(self, node: Node) -> None:
-        """Sizes from data that are equal since they count the same mask: x[~mask] and y[~mask] are as long.
+        """Note data-dependent sizes that are equal because they count the same mask: x[~mask] and y[~mask].
 
-        Every `~mask` is another value to torch, and so every x[~mask] has a size of its own.
+        For torch every `~mask` is a new value, and so every x[~mask] has a size symbol of its own.
         """
         index = node.args[1]
         if not isinstance(index, Node) or str(getattr(example_of(index), "dtype", "")) != "torch.bool":
@@ -226,8 +225,8 @@ class _Walk:
         if not isinstance(size, int) and isinstance(size, sympy.Symbol) and size != known:
             self.analysis.equal_counts[size] = known
 
-    def _content(self, mask: Node) -> Any:
-        """A key that two masks share if they are the same: a node as it is now, or its complement."""
+    def _content(self, mask: Node) -> object:
+        """A key that is the same for masks with the same content: a node and its state, or a complement."""
         entry = entry_of(mask) if is_call(mask) else None
         unwritten = not self.memory.writers_of(mask)
         if (
@@ -242,7 +241,7 @@ class _Walk:
         return mask, self.memory.stamp(mask)
 
     def enclosed(self, body: GraphModule, name: str) -> None:
-        """Record the attention calls of a body that is not analysed, so that each gets its refusal."""
+        """Record the attention calls of a body that is not analysed, so that each gets a refusal."""
         for node in body.graph.nodes:
             if is_call(node):
                 entry = entry_of(node)
@@ -252,17 +251,18 @@ class _Walk:
                     self.enclosed(inner, name)
 
 
-def _reordered(value: Value) -> Iterator[Any]:
-    """The axes of a value that are in an order of their own."""
+def _reordered(value: Value) -> Iterator[Form]:
+    """The forms of a value's axes that are reordered."""
     if isinstance(value, Known):
-        yield from (axis for axis in value.axes if axis.form is not None and axis.form.rigid == REORDERED)
+        forms = (axis.form for axis in value.axes)
+        yield from (form for form in forms if form is not None and form.rigid == REORDERED)
     elif isinstance(value, tuple):
         for item in value:
             yield from _reordered(item)
 
 
 def _source(module: GraphModule, node: Node) -> Value:
-    """An input, parameter or constant; the dimensions of one with four or more are axes of one value.
+    """An input, parameter or constant. Its dimensions, if four or more, are axes of one value.
 
     Of four, all but the second, which is where pictures have their channels.
     """
@@ -281,11 +281,11 @@ def _source(module: GraphModule, node: Node) -> Value:
 
 
 def _checked(value: Value, node: Node) -> Value:
-    """Hold an entry's answer against the real output; what does not fit becomes unknown."""
+    """Check an entry's answer against the real output; what does not fit becomes unknown."""
     return _fitted(value, example_of(node))
 
 
-def _fitted(value: Value, example: Any) -> Value:
+def _fitted(value: Value, example: object) -> Value:
     sizes = sizes_of(example)
     if sizes is not None:
         if not isinstance(value, Known) or len(value.axes) != len(sizes):
@@ -300,7 +300,7 @@ def _fitted(value: Value, example: Any) -> Value:
 
 
 def _sized(axis: Axis, size: Size) -> Axis:
-    """An axis of a real size; one whose size its rule did not know gets it here."""
+    """The axis if it has the real size, else a new one. An axis of yet unknown size gets the real one."""
     if isinstance(axis.size, sympy.Dummy):
         axis.size = axis.shown = form_of(axis).size = size
     return axis if equal(axis.size, size) else Axis(size)

@@ -1,1 +1,1 @@
-"""Judges every attention call of an analysed graph, and rewrites the ones that become sparse."""
+"""Judges every attention call of an analysed graph, and rewrites those that become sparse."""

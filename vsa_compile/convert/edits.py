@@ -1,6 +1,6 @@
-"""New nodes as plain values, and how they get into a graph: all of them, or none.
+"""New nodes as plain values, and their insertion into a graph: all of them, or none.
 
-What can go wrong goes wrong while a `New` is made, which computes its example value and touches no graph.
+Whatever can fail happens while a `NewNode` is made, which computes its example value but touches no graph.
 """
 
 from __future__ import annotations
@@ -13,52 +13,51 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 
 from ..analysis.graph_facts import example_of
-from ..torch_compat import on_examples
+from ..torch_compat import FakeMode, on_examples
 
 
 @dataclass(frozen=True, eq=False)
-class New:
-    """A node that is not in a graph yet: the call of an operator, which exported programs allow, too.
+class NewNode:
+    """The call of an operator (which exported programs allow) that is not in a graph yet.
 
-    args: literals, nodes, other News, and lists of them. example: what it gives on the example inputs.
-    meta: all else that is known of it. of_inputs: whether it is made of the graph's inputs, beside which it
-    is put.
+    args: literals, nodes, other NewNodes, and lists of them. example: the result on the example inputs. meta:
+    the other metadata. of_inputs: it is computed from the graph's inputs alone, and inserted next to them.
     """
 
     target: Callable[..., Any]
-    args: tuple[Any, ...]
+    args: tuple[object, ...]
     example: Any
-    meta: Mapping[str, Any]
+    meta: Mapping[str, object]
     of_inputs: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """`by` takes the place of `node`; `strides`: examples of nodes behind it whose strides change by that."""
+    """`by` replaces `node`; `strides`: new examples for later nodes whose strides change by that."""
 
     owner: GraphModule
     node: Node
-    by: New
+    by: NewNode
     strides: Mapping[Node, Any] = field(default_factory=dict)
 
 
-def new(mode: Any, like: Node, target: Callable[..., Any], *args: Any) -> New:
-    """A call whose example value is computed, under the fake mode of the graph. Described as `like` is."""
-    return New(target, args, on_examples(mode, target, *_mapped(args, value_of)), like.meta)
+def new_node(mode: FakeMode | None, like: Node, target: Callable[..., Any], *args: object) -> NewNode:
+    """A new call, with its example computed under the fake mode `mode`, and the metadata of `like`."""
+    return NewNode(target, args, on_examples(mode, target, *_mapped(args, example_of_argument)), like.meta)
 
 
-def value_of(argument: Any) -> Any:
-    """The example value of a node, there already or new; of anything else, itself."""
-    return argument.example if isinstance(argument, New) else example_of(argument)
+def example_of_argument(argument: object) -> Any:
+    """The example value of a node or a NewNode; any other argument itself."""
+    return argument.example if isinstance(argument, NewNode) else example_of(argument)
 
 
 def apply(edits: list[Edit]) -> None:
-    """Edit the graphs. If anything fails on the way, all that was done is undone, and the error raised.
+    """Edit the graphs. If anything fails, undo everything and raise the error.
 
-    What comes last cannot fail on graphs that passed `lint`: unused nodes go, and code is generated.
+    The last steps, erasing unused nodes and generating code, cannot fail on graphs that passed `lint`.
     """
     owners = list(dict.fromkeys(edit.owner for edit in edits))
-    done: list[Callable[[], Any]] = []  # what takes each step back
+    done: list[Callable[[], object]] = []  # undoes each step
     try:
         replacements = _insert(edits, done)
         for edit, replacement in zip(edits, replacements, strict=True):
@@ -79,14 +78,14 @@ def apply(edits: list[Edit]) -> None:
         owner.recompile()
 
 
-def _insert(edits: list[Edit], done: list[Callable[[], Any]]) -> list[Node]:
-    """Put all News into the graphs, each once and behind what it is computed from; those that replace."""
-    made: dict[New, Node] = {}
+def _insert(edits: list[Edit], done: list[Callable[[], object]]) -> list[Node]:
+    """Insert all NewNodes, each once and after its arguments; returns the replacement of each edit."""
+    made: dict[NewNode, Node] = {}
     first = {edit.owner: _first_call(edit.owner.graph) for edit in edits}
     for edit in edits:
         graph = edit.owner.graph
         for value in _in_order(edit.by, made):
-            arguments = _mapped(value.args, lambda x: made[x] if isinstance(x, New) else x)
+            arguments = _mapped(value.args, lambda x: made[x] if isinstance(x, NewNode) else x)
             with graph.inserting_before(first[edit.owner] if value.of_inputs else edit.node):
                 node = graph.call_function(value.target, arguments)
             done.append(partial(graph.erase_node, node))
@@ -96,19 +95,19 @@ def _insert(edits: list[Edit], done: list[Callable[[], Any]]) -> list[Node]:
     return [made[edit.by] for edit in edits]
 
 
-_OF_VALUES = ("example_value", "val", "tensor_meta")  # what of a node's meta speaks of its value
+_OF_VALUES = ("example_value", "val", "tensor_meta")  # metadata about the node's value
 
 
 def _first_call(graph: Graph) -> Node:
     return next(node for node in graph.nodes if node.op != "placeholder")
 
 
-def _in_order(value: New, made: Mapping[New, Node]) -> list[New]:
-    """A New and all that it needs and that is not made yet, each behind what it needs itself."""
-    found: dict[New, None] = {}
+def _in_order(value: NewNode, made: Mapping[NewNode, Node]) -> list[NewNode]:
+    """A NewNode and those that it needs and that are not inserted yet, in an order to insert them in."""
+    found: dict[NewNode, None] = {}
 
-    def visit(one: Any) -> None:
-        if isinstance(one, New) and one not in made and one not in found:
+    def visit(one: object) -> None:
+        if isinstance(one, NewNode) and one not in made and one not in found:
             _mapped(one.args, visit)
             found[one] = None
 
@@ -116,8 +115,8 @@ def _in_order(value: New, made: Mapping[New, Node]) -> list[New]:
     return list(found)
 
 
-def _mapped(argument: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of every argument, also of those in lists; torch.fx.map_arg knows nodes alone."""
+def _mapped(argument: object, function: Callable[[Any], Any]) -> Any:
+    """`function` of every argument, also inside lists; torch.fx.map_arg handles nodes alone."""
     if isinstance(argument, (list, tuple)):
         mapped = (_mapped(item, function) for item in argument)
         return list(mapped) if isinstance(argument, list) else tuple(mapped)
@@ -125,5 +124,5 @@ def _mapped(argument: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _key(node: Node) -> str:
-    """Dynamo's name for an example value, or export's."""
+    """The metadata key of the example value: Dynamo's or export's."""
     return "example_value" if "example_value" in node.meta else "val"

@@ -1,6 +1,6 @@
 """Judges every SDPA call of a graph: a Conversion, or a Refusal with its reason.
 
-Reads graphs and layouts; changes nothing, and knows none of our operators.
+Reads graphs and layouts, changes nothing, and knows none of our operators.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from ..analysis.values import Known
 from ..analysis.walk import AttentionCall
 from ..grid import Grid
 from ..ops.break_even import KernelAtHand, kernel_at_hand
+from ..ops.functional import DTYPES
 from ..options import Options
 from ..torch_compat import depends_on_data, guard_at_least, guard_equal
 from . import refusals
-from .markers import gates_of, misfit
+from .gate_matching import gate_misfit, gates_of
 from .no_video import fills, why_no_video
 from .refusals import Reason, Refused
 
 MAX_HEAD_WIDTH = 256
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
 
@@ -45,13 +44,13 @@ class Conversion:
     q_start: Size
     kv_start: Size
     key_padding: Node | None
-    query_padding: bool  # whether queries that are padding, too, see nothing
+    query_padding: bool  # whether padding queries see nothing, too
     scale: float | None
-    gate: Node | None = None  # (B, N, H * D), of all queries or of the video alone
+    gate: Node | None = None  # (B, N, H * D), for all queries or for the video alone
 
     @property
     def video(self) -> Segment:
-        """The segment of the queries that is made sparse."""
+        """The segment of the queries that becomes sparse."""
         offsets = (offset(self.segments, i) for i in range(len(self.segments)))
         return next(s for s, at in zip(self.segments, offsets, strict=True) if equal(at, self.q_start))
 
@@ -70,7 +69,7 @@ Decision = Conversion | Refusal
 
 
 def wants_hint(decision: Decision) -> bool:
-    """Whether a hinted grid made this decision, or might have."""
+    """Whether the decision used a hinted grid, or would change with one."""
     hidden = not any(segment.grid for segment in decision.segments)
     return hidden and (
         isinstance(decision, Conversion) or decision.reason.slug == refusals.unknown_grid().slug
@@ -80,9 +79,9 @@ def wants_hint(decision: Decision) -> bool:
 def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str = "") -> list[Decision]:
     """One Conversion or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
 
-    Where the number of tokens is symbolic, min_tokens becomes a guard of the graph, so that Dynamo
-    compiles again when a call crosses it; `guard=False` only looks at the example inputs. `why` is what
-    the process knows of a hidden grid.
+    If the number of tokens is symbolic, the comparison with min_tokens becomes a guard of the graph, so that
+    Dynamo recompiles when a call crosses it; `guard=False` only looks at the example inputs. `why`: the
+    process's reason why a grid is unknown.
     """
     read = [_segments(analysis, call) for call in analysis.calls]
     shows_video = any(segment.grid for segments in read for segment in segments)
@@ -91,9 +90,9 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
         name = module_path(call.node)
         try:
-            site = _judge(analysis, call, name, segments, options, shows_video, guard)
-            _check_tokens(analysis, site, options, guard)
-            decisions.append(_with_gate(analysis, site, gate))
+            conversion = _judge(analysis, call, name, segments, options, shows_video, guard)
+            _check_tokens(analysis, conversion, options, guard)
+            decisions.append(_with_gate(analysis, conversion, gate))
         except Refused as refused:
             unknown = refused.reason == refusals.unknown_grid()
             reason = refusals.unknown_grid(why) if unknown else refused.reason
@@ -101,18 +100,18 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     return decisions
 
 
-def _with_gate(analysis: Analysis, site: Conversion, gate: Node | Reason | None) -> Conversion:
-    """The site with the gate that reaches its queries."""
+def _with_gate(analysis: Analysis, conversion: Conversion, gate: Node | Reason | None) -> Conversion:
+    """The conversion with the gate that reaches its queries. Raises Refused if the gate does not fit."""
     if isinstance(gate, Node):
-        query = attention_arguments(site.call.node)["query"]
-        gate = misfit(analysis, query, site.video, gate) or gate
+        query = attention_arguments(conversion.call.node)["query"]
+        gate = gate_misfit(analysis, query, conversion.video, gate) or gate
     if isinstance(gate, Reason):
         raise Refused(gate)
-    return site if gate is None else replace(site, gate=gate)
+    return conversion if gate is None else replace(conversion, gate=gate)
 
 
 def attention_arguments(node: Node) -> dict[str, Any]:
-    """SDPA's arguments by name, however they were spelled."""
+    """SDPA's arguments by name, however they were passed."""
     return {**_DEFAULTS, **dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
 
 
@@ -128,7 +127,7 @@ def _segments(analysis: Analysis, call: AttentionCall) -> tuple[Segment, ...]:
 
 
 def _read(call: AttentionCall, name: str) -> tuple[Segment, ...]:
-    """The runs of the queries or of the keys, as they were when the call ran."""
+    """The segments of the queries or the keys, as known when the call ran."""
     tokens = call.tokens(name)
     return tuple(read_segments(tokens, call.known[name].axes[:-3])) if tokens is not None else ()
 
@@ -178,7 +177,7 @@ def _video(
     shows_video: bool,
     guard: bool,
 ) -> tuple[Grid, Size, Size]:
-    """The grid of the video tokens, and where they start among the queries and the keys."""
+    """The grid of the video tokens, and where they start among queries and keys."""
     keys = _read(call, "key")
     shared = [
         (q.grid, offset(segments, i), offset(keys, j))
@@ -203,11 +202,11 @@ def _hinted(
     keys: tuple[Segment, ...],
     guard: bool,
 ) -> tuple[Grid, Size, Size] | None:
-    """The one segment that a hinted grid fits: as long, and not shown to be arranged otherwise.
+    """The single segment that a hinted grid fits: of the same length, and not shown to be arranged otherwise.
 
-    Its keys are the same tokens. Of queries and keys that are inputs of the graph nothing is known, and each
-    may be the video as a whole; otherwise equal length does not make them one.
-    A symbolic length that happens to fit becomes a guard of the graph: the grid is a constant.
+    Its keys must be the same tokens; equal length alone proves nothing. The exception are queries and keys
+    that are both inputs of the graph, of which nothing is known: each may be the video as a whole. If a
+    symbolic length fits in the example inputs, it becomes a guard, since the grid is a constant.
     """
     fit = [(i, q) for i, q in enumerate(segments) if fills(analysis, q, grid)]
     places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
@@ -220,7 +219,7 @@ def _hinted(
     i, j, at, others = places[0]
     values = call.tokens("value")
     pinned = [(segments[i].size, grid.tokens), (others, grid.tokens)]
-    if values is not None:  # which in a graph of q, k and v alone are tokens of their own
+    if values is not None:  # in a graph of q, k and v alone they are separate tokens
         pinned.append((values.size, analysis.hint(values.size)))
     for size, tokens in pinned if guard else ():
         if not isinstance(size, int):
@@ -234,7 +233,7 @@ def _check_call(arguments: dict[str, Any]) -> None:
     if _constant(arguments, "is_causal"):
         raise Refused(refusals.causal())
     q, k, v = (example_of(arguments[name]) for name in ("query", "key", "value"))
-    for x in (q, k, v):  # a subclass (DTensor, ...) may lack what the operator is made of
+    for x in (q, k, v):  # subclasses (DTensor, ...) may not support what the operator consists of
         if type(x).__name__ not in ("FakeTensor", "Tensor", "Parameter"):
             raise Refused(refusals.subclass(type(x).__name__))
     shapes = [sizes_of(x) or [] for x in (q, k, v)]
@@ -256,12 +255,12 @@ def _check_call(arguments: dict[str, Any]) -> None:
 
 
 def _as_many(keys: Size, values: Size) -> bool:
-    """Whether there are as many values as keys; where that is data, the operator checks it when it runs."""
+    """Whether there are as many values as keys; if that depends on data, the operator checks at run time."""
     return equal(keys, values) or depends_on_data(keys) or depends_on_data(values)
 
 
 def _constant(arguments: dict[str, Any], name: str) -> Any:
-    """A scalar argument. dynamic=True makes a graph value of every float; its value becomes a guard."""
+    """A scalar argument. Under dynamic=True a float is a value of the graph; it is guarded then."""
     value = example_of(arguments[name])
     if isinstance(value, torch.SymFloat):
         return float(value)
@@ -273,7 +272,7 @@ def _constant(arguments: dict[str, Any], name: str) -> Any:
 def _key_padding(
     analysis: Analysis, known: Known | None, arguments: dict[str, Any], start: Size, stop: Size
 ) -> Node | None:
-    """The mask node (B or 1, 1, 1, Nkv) if it masks non-video keys alone; refused otherwise."""
+    """The mask node (B or 1, 1, 1, Nkv) if it masks non-video keys alone. Raises Refused otherwise."""
     mask = arguments["attn_mask"]
     if mask is None:
         return None
@@ -293,14 +292,14 @@ def _key_padding(
     return mask
 
 
-def _check_tokens(analysis: Analysis, site: Conversion, options: Options, guard: bool) -> None:
-    """Enough of them for the kernel at hand to beat dense attention, or as many as the options ask for."""
-    tokens, least, kernel = site.grid.tokens, options.min_tokens, None
+def _check_tokens(analysis: Analysis, conversion: Conversion, options: Options, guard: bool) -> None:
+    """Check for enough tokens: as many as the options ask for, or for the kernel to beat dense attention."""
+    tokens, least, kernel = conversion.grid.tokens, options.min_tokens, None
     hint = analysis.hint(tokens)
     if hint == 0:
         raise Refused(refusals.data_dependent())
     if least is None:
-        kernel = kernel_of(site, options)
+        kernel = kernel_of(conversion, options)
         least = kernel.least
         if least is None:
             raise Refused(refusals.slower(kernel.name, kernel.faster))
@@ -314,14 +313,15 @@ def _check_tokens(analysis: Analysis, site: Conversion, options: Options, guard:
         raise Refused(refusals.too_few_tokens(hint, least))
 
 
-def kernel_of(site: Conversion, options: Options) -> KernelAtHand:
-    """What the site would run through. Under autocast the output has the type that is computed in."""
-    out, query = example_of(site.call.node), example_of(attention_arguments(site.call.node)["query"])
+def kernel_of(conversion: Conversion, options: Options) -> KernelAtHand:
+    """The kernel that would serve the call. Its dtype is the output's, which autocast may have changed."""
+    node = conversion.call.node
+    out, query = example_of(node), example_of(attention_arguments(node)["query"])
     return kernel_at_hand(out.device, out.dtype, options.tile, query.shape[-1])
 
 
 def _check_layer(name: str, options: Options) -> None:
-    """A number in dense_layers is a block's index in every list of blocks; a path, a module and all in it."""
+    """An index in dense_layers means that block in every list of blocks; a path, a module and all in it."""
     if not options.dense_layers:
         return
     if not name:

@@ -1,4 +1,4 @@
-"""Why queries show no video, for people, and whether a hint may say that they are one."""
+"""Why the queries of a call show no video, and whether a hint may say that they are one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .refusals import Reason
 
 
 def fills(analysis: Analysis, segment: Segment, grid: Grid) -> bool:
-    """Whether a hinted grid may say what the graph does not of a segment: nothing contradicts it.
+    """Whether a hinted grid may apply to a segment: it has as many tokens, and nothing contradicts it.
 
-    Tokens of an order that the graph makes, looked-up ids, and axes whose order is another are no video; axes
-    that are known in part may be (frames, rows * cols).
+    Reordered tokens, looked-up ids and axes in another order are no video; axes that are known in part may be
+    (frames, rows * cols).
     """
     if analysis.hint(segment.size) != grid.tokens or segment.order == REORDERED or segment.in_windows:
         return False
@@ -46,7 +46,7 @@ def why_no_video(
     )
     longest = max(segments, key=lambda segment: analysis.hint(segment.size))
     as_long = equal(offset(segments, len(segments)), offset(keys, len(keys)))
-    # Or the keys are those tokens and others: [text | video] for queries that are the video alone.
+    # The keys may contain those tokens and others: [text | video] for queries that are the video alone.
     same = same or any(within(longest.axis, k.axis) is not None for k in keys)
     if not same and _told_apart_by_data(segments, keys):
         return refusals.lengths_are_data()
@@ -65,7 +65,7 @@ def why_no_video(
 
 
 def _told_apart_by_data(segments: tuple[Segment, ...], keys: tuple[Segment, ...]) -> bool:
-    """Whether queries and keys may be the same tokens after all, cut apart at a length that is data."""
+    """Whether queries and keys may be the same tokens after all, cut at a data-dependent length."""
     pairs = list(zip(segments, keys, strict=False))
     data = [depends_on_data(q.size) and depends_on_data(k.size) for q, k in pairs]
     alike = len(segments) == len(keys) and any(data)
@@ -73,8 +73,8 @@ def _told_apart_by_data(segments: tuple[Segment, ...], keys: tuple[Segment, ...]
 
 
 def _split_by_stranger(tokens: Axis) -> bool:
-    """Whether n tokens are x * (n // x), with an x that the graph does not know to be an axis of them (frames
-    that it counts in another input, say). Two axes in writing, they may be three."""
+    """Whether n tokens are x * (n // x), with an x that is not known to be an axis of them (the number of
+    frames in another input, for instance). Such tokens have two axes in writing, but may have three."""
     sizes = [factor.size for factor in factors(tokens)]
     return any(
         not isinstance(rest, int) and is_floor_division(rest) and equal(rest.args[1], size)
@@ -83,14 +83,14 @@ def _split_by_stranger(tokens: Axis) -> bool:
 
 
 def _batch(call: AttentionCall) -> list[Axis]:
-    """What the queries' batch dimension is made of."""
+    """The factors of the queries' batch dimension."""
     return [factor for axis in call.known["query"].axes[:-3] for factor in factors(axis)]
 
 
 def _is_one_axis(tokens: Axis, batch: list[Axis]) -> bool:
     """Whether tokens are known to be one axis of a value: looked-up ids, or frames with rows in the batch.
 
-    That they are one axis of an input alone says nothing: it may be (batch, 3, tokens, 2) coordinates.
+    An axis of an input proves nothing: the input may be coordinates, (batch, 3, tokens, 2).
     """
     for value, _ in origins(tokens):
         inputs = isinstance(value, Node) and value.op in ("placeholder", "get_attr")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an attention call stays dense. `slug` names the counter, `text` is for people.
+    """Why an attention call stays dense. `slug` names the counter; `text` is for people.
 
-    `asked` tells whether the call looked like one that the user wanted converted: `fallback="error"`
-    raises on those, and lets cross-attention or a text encoder pass.
+    `asked`: whether the call looks like one that the user wants converted. `fallback="error"` raises for
+    those; cross-attention or a text encoder passes.
     """
 
     slug: str
@@ -19,7 +19,7 @@ class Reason:
 
 
 class Refused(Exception):
-    """Raised on the way to a decision: it is a refusal, for this reason."""
+    """Raised while a call is judged, when it is refused."""
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -52,9 +52,9 @@ def cross() -> Reason:
 def lengths_are_data() -> Reason:
     return Reason(
         "data-dependent",
-        "the graph has symbolic sizes and cuts the sequence at a length that is data, so that queries and "
-        "keys cannot be told to be the same tokens; torch.compile(..., dynamic=False) compiles each size "
-        "with numbers, which tell it",
+        "the graph has symbolic sizes and cuts the sequence at a data-dependent length, so that queries and "
+        "keys cannot be proved to be the same tokens; torch.compile(..., dynamic=False) compiles each size "
+        "with numbers, for which they can",
         asked=True,
     )
 
@@ -122,7 +122,7 @@ def gate_shape(came: str, wanted: str) -> Reason:
 
 def gate_tokens() -> Reason:
     return Reason(
-        "gate-tokens", "its gate is not of the tokens of its queries, nor of their video", asked=True
+        "gate-tokens", "its gate belongs to other tokens than its queries or their video", asked=True
     )
 
 
@@ -133,7 +133,7 @@ def shared_body() -> Reason:
 
 
 def unknown_grid(why: str = "") -> Reason:
-    """`why`: what a prepared model that runs says of it."""
+    """`why`: the reason that a running prepared model gives."""
     way_out = (
         "call vsa_compile.prepare(model), again if its forward was replaced since, "
         'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number'
@@ -143,7 +143,7 @@ def unknown_grid(why: str = "") -> Reason:
 
 
 def not_learned(why: str) -> str:
-    """What a prepared model says of calls that it did not mark."""
+    """The reason that a prepared model gives for calls that it did not mark."""
     return (
         f"vsa_compile.prepare did not learn them either: {why or 'no argument of the model shows them'}. If "
         "they are video, call the model within `with vsa_compile.video_grid(frames, rows, cols):`, in "
@@ -173,23 +173,23 @@ def too_few_tokens(tokens: int, least: int) -> Reason:
     return Reason("few-tokens", f"{tokens} video tokens are below min_tokens={least}; dense is faster there")
 
 
-_ALL_THE_SAME = 'options={"min_tokens": 0} makes it sparse all the same'
+_ANYWAY = 'options={"min_tokens": 0} makes it sparse anyway'
 
 
 def before_break_even(tokens: int, least: int, kernel: str, measured: bool) -> Reason:
-    beats = "beats" if measured else "is taken to beat, unmeasured,"
-    text = f"{kernel} {beats} dense attention from {least} on; {_ALL_THE_SAME}"
+    beats = "beats" if measured else "is assumed, not measured, to beat"
+    text = f"{kernel} {beats} dense attention from {least} on; {_ANYWAY}"
     return Reason("few-tokens", f"{tokens} video tokens are too few: {text}")
 
 
 def slower(kernel: str, faster: str) -> Reason:
-    """`faster`: what gives a faster kernel, or ""."""
-    ways_out = "; ".join(filter(None, (faster, _ALL_THE_SAME)))
-    text = f"{kernel} is at no size known to beat dense attention; {ways_out}"
+    """`faster`: how to get a faster kernel, or ""."""
+    ways_out = "; ".join(filter(None, (faster, _ANYWAY)))
+    text = f"{kernel} is not known to beat dense attention at any size; {ways_out}"
     return Reason("slower", text, asked=True)
 
 
-# Reasons of a call that could be sparse, and would be slower.
+# Reasons of calls that could be sparse but would be slower.
 OF_SPEED = frozenset(["few-tokens", "slower"])
 
 
@@ -242,13 +242,13 @@ def several_indices(path: str) -> Reason:
 def no_layer_path() -> Reason:
     return Reason(
         "no-layer-path",
-        "dense_layers is set, but this call has no module path, or no number in it, to tell its block by",
+        "dense_layers is set, but this call has no module path, or no number in it, that names its block",
         asked=True,
     )
 
 
 def enclosed(name: str) -> Reason:
-    """A call that is part of node `name` of the graph."""
+    """A call inside of the operator `name`."""
     if name.startswith("autograd_function"):
         text = "the call is inside a torch.autograd.Function, whose hand-written backward would not match"
         return Reason("autograd-function", text, asked=True)
@@ -268,9 +268,9 @@ def func_transform() -> Reason:
 def not_captured() -> Reason:
     return Reason(
         "not-captured",
-        "Dynamo has this call in no graph and runs it eagerly: the graph breaks, often where a size is data "
-        '(TORCH_LOGS="graph_breaks" shows where). Call vsa_compile.prepare(model), or compile with '
-        "fullgraph=True: both capture sizes that are data",
+        "Dynamo has this call in no graph and runs it eagerly: the graph breaks, often at a data-dependent "
+        'size (TORCH_LOGS="graph_breaks" shows where). Call vsa_compile.prepare(model), or compile with '
+        "fullgraph=True: both capture data-dependent sizes",
     )
 
 

@@ -1,6 +1,6 @@
-"""Where it matters that the sparse output lies in memory otherwise than SDPA's.
+"""Whether it matters that the sparse output has other strides than SDPA's.
 
-The kernels write (B, N, H, D); SDPA may write (B, H, N, D). Views, aliases and who gets the output can tell.
+The kernels write (B, N, H, D); SDPA may write (B, H, N, D). Views, aliases and users of the output can tell.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.fx import Graph, Node, map_arg
 from torch.utils._pytree import tree_leaves
 
-from ..analysis.algebra import equal
+from ..analysis.algebra import Size, equal
 from ..analysis.graph_facts import example_of, sizes_of
 from ..analysis.optable import name_of
-from ..torch_compat import on_examples, size_expression, surely_true
-from .edits import New, new
+from ..torch_compat import FakeMode, on_examples, size_expression, surely_true
+from .edits import NewNode, new_node
 
 aten = torch.ops.aten
 
-# Their results are new and contiguous, whatever the strides of their inputs are.
+# Their results are new and contiguous, whatever the strides of their inputs.
 _CONTIGUOUS = ("linear", "matmul", "bmm", "mm", "addmm", "baddbmm")
-# They read memory as it lies.
+# They read memory as it is laid out.
 _RAW = (
     "as_strided",
     "as_strided_copy",
@@ -44,34 +44,36 @@ def places_of(graph: Graph) -> dict[Node, int]:
 
 
 def same_strides(a: Tensor, b: Tensor) -> bool:
-    """Whether two layouts of a shape are one. Adds no guard."""
+    """Whether two tensors of one shape have the same layout. Adds no guard."""
     return all(
         equal(size, 1) or equal(size_expression(one), size_expression(other))
         for size, one, other in zip(sizes_of(a) or [], a.stride(), b.stride(), strict=True)
     )
 
 
-def in_order_of(node: Node, value: New, mode: Any, hint: Callable[[Any], int]) -> New:
-    """`value` copied, so that its dimensions lie in memory in the order of those of `node`, without gaps.
+def in_order_of(node: Node, value: NewNode, mode: FakeMode | None, hint: Callable[[Size], int]) -> NewNode:
+    """`value`, copied so that its dimensions lie in memory in the order of those of `node`, without gaps.
 
-    Every view of `node` is then possible of it. `hint` says how large a size is on the example inputs.
+    It then allows every view that `node` allows. `hint` returns a size in the example inputs.
     """
     strides = [hint(size_expression(stride)) for stride in example_of(node).stride()]
     order = sorted(range(len(strides)), key=lambda dim: (-strides[dim], dim))
     if order == sorted(order):
-        return new(mode, node, aten.contiguous.default, value)
+        return new_node(mode, node, aten.contiguous.default, value)
     back = [order.index(dim) for dim in range(len(order))]
-    packed = new(mode, node, aten.contiguous.default, new(mode, node, aten.permute.default, value, order))
-    return new(mode, node, aten.permute.default, packed, back)
+    permuted = new_node(mode, node, aten.permute.default, value, order)
+    packed = new_node(mode, node, aten.contiguous.default, permuted)
+    return new_node(mode, node, aten.permute.default, packed, back)
 
 
-def changed_by(value: New, node: Node, mode: Any, places: Mapping[Node, int]) -> dict[Node, Any] | None:
-    """Where `value` takes the place of `node`: the examples of what is computed from it, if their strides
-    change. None if that can matter to anyone: to a view, to a write through what is an alias of it in one
-    layout alone, to an operator that is not torch's, or to who gets the results of the graph.
+def changed_by(
+    value: NewNode, node: Node, mode: FakeMode | None, places: Mapping[Node, int]
+) -> dict[Node, Any] | None:
+    """The effect of `value` in the place of `node`: the new examples of later nodes whose strides change.
 
-    Runs the users of the output on example values, as far as the difference goes: most models transpose and
-    reshape at once, after which there is none.
+    None if the change matters: to a view, to a write through an alias that exists in one layout only, to an
+    operator that is not torch's, or to users of the graph's outputs. Runs the users of the output on example
+    values as long as there is a difference: most models transpose and reshape at once, which ends it.
     """
     now: dict[Node, Any] = {node: value.example}
     changed = {node}
@@ -79,7 +81,7 @@ def changed_by(value: New, node: Node, mode: Any, places: Mapping[Node, int]) ->
     seen: set[Node] = set()
     heapify(left)
     while left:
-        _, user = heappop(left)  # in the order of the graph, so that all its inputs were here before
+        _, user = heappop(left)  # in graph order, so that all its inputs were visited before
         if user in seen:
             continue
         seen.add(user)
@@ -114,22 +116,22 @@ def changed_by(value: New, node: Node, mode: Any, places: Mapping[Node, int]) ->
 
 
 def _is_torchs(node: Node) -> bool:
-    """Whether a node calls an operator of torch itself, or one of ours, and no body."""
+    """Whether a node calls an operator of torch itself or of ours, without a body."""
     target: Any = node.target
     if node.op == "call_method":
         return hasattr(Tensor, target)
     if isinstance(target, torch._ops.OpOverload):
         return target.namespace in ("aten", "prims", "vsa_compile")
-    module = (getattr(target, "__module__", None) or "torch").split(".")[
-        0
-    ]  # of built-in functions it is None
+    name = getattr(target, "__module__", None) or "torch"  # None for built-in functions
     bodies = isinstance(target, torch._ops.HigherOrderOperator)
-    return node.op == "call_function" and not bodies and module in ("torch", "_operator", "builtins")
+    return (
+        node.op == "call_function" and not bodies and name.split(".")[0] in ("torch", "_operator", "builtins")
+    )
 
 
-def _written(node: Node) -> Any:
-    """What a node writes into, None if into nothing. The operators that write into several are not torch's
-    everyday ones, and count as `_is_torchs` does."""
+def _written(node: Node) -> object:
+    """The argument that a node writes into; None if it writes none. Operators that write several arguments
+    are rare, and `_is_torchs` does not count them."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if "out" in node.kwargs:
         return node.kwargs["out"]
@@ -142,7 +144,7 @@ def _written(node: Node) -> Any:
     return None
 
 
-def _same(before: Any, after: Any) -> bool:
+def _same(before: object, after: object) -> bool:
     """Whether two example values of one node have the same strides, or are the same numbers."""
     olds, news = tree_leaves(before), tree_leaves(after)
     if len(olds) != len(news):
@@ -156,7 +158,7 @@ def _same(before: Any, after: Any) -> bool:
     return True
 
 
-def _shares(result: Any, argument: Any) -> bool:
-    """Whether a result is memory of an argument."""
+def _shares(result: object, argument: object) -> bool:
+    """Whether a result shares memory with an argument."""
     storages = {x.untyped_storage()._cdata for x in tree_leaves(argument) if isinstance(x, Tensor)}
     return any(isinstance(x, Tensor) and x.untyped_storage()._cdata in storages for x in tree_leaves(result))

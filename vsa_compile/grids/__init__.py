@@ -1,1 +1,1 @@
-"""Where a grid comes from when the graph hides it: what a model is given, and what its blocks are told."""
+"""Finds the grid where the graph hides it: from a model's inputs, for the model's blocks."""

@@ -1,7 +1,7 @@
-"""What diffusers' models are given that tells their grid, and by what it knows their blocks.
+"""How the arguments of diffusers' models determine the grid, and by which class it knows their blocks.
 
-Most arguments tell it by shapes or integers. Positions tell it by their values, and their names stand for
-classes: who takes `video_coords` is an LTX.
+Most do by shapes or integers. Positions do by their values; the names of their arguments stand for classes: a
+model that takes `video_coords` is an LTX.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import importlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..convert import refusals
-from .positions import Grid, VideoTokens, largest_raster, raster, runs
+from ..grid import GridSizes
+from .positions import VideoTokens, largest_raster, raster, runs
 
 # --- By shapes and integers -----------------------------------------------------------------------
 
-# Where frames, rows and cols are in the shape of a five-dimensional `hidden_states`.
+# The axes of frames, rows and cols in a five-dimensional `hidden_states`.
 _AXES = {
     "CogVideoXTransformer3DModel": (1, 3, 4),
     "ConsisIDTransformer3DModel": (1, 3, 4),
     "AnyFlowTransformer3DModel": (1, 3, 4),
     "Kandinsky5Transformer3DModel": (1, 2, 3),
 }
-_PACKED = ("num_frames", "height", "width")  # of classes whose hidden_states are (B, N, C)
+_PACKED = ("num_frames", "height", "width")  # arguments of classes whose hidden_states are (B, N, C)
 
 
-def by_shapes(model: nn.Module, given: Mapping[str, Any]) -> VideoTokens | None:
-    """From what a traced call knows too: the model's configuration, shapes and integers."""
+def by_shapes(model: nn.Module, given: Mapping[str, object]) -> VideoTokens | None:
+    """From what is also known in a traced call: the model's configuration, shapes and integers."""
     hidden = given.get("hidden_states")
     if not isinstance(hidden, Tensor):
         return None
@@ -47,8 +47,8 @@ def by_shapes(model: nn.Module, given: Mapping[str, Any]) -> VideoTokens | None:
     return VideoTokens((-(-frames // patch[0]), rows // patch[1], cols // patch[2]))
 
 
-def _patch_size(config: Any) -> Grid | None:
-    """(frames, rows, cols) of a patch as diffusers' configurations spell it."""
+def _patch_size(config: object) -> GridSizes | None:
+    """(frames, rows, cols) of a patch in a diffusers configuration."""
     patch = getattr(config, "patch_size", None)
     if isinstance(patch, (tuple, list)) and len(patch) == 3:
         return tuple(patch)
@@ -61,7 +61,7 @@ def _patch_size(config: Any) -> Grid | None:
 
 
 def _cosmos3(shapes: Sequence, indices: Tensor, text: int, length: int) -> VideoTokens:
-    """Items of vision one after the other, each a grid: the largest is the video. Text has its own blocks."""
+    """Items of vision in sequence, each a grid: the largest is the video. Text has blocks of its own."""
     sizes = [math.prod(shape) for shape in shapes]
     item = sizes.index(max(sizes))
     before = sum(sizes[:item])
@@ -72,7 +72,7 @@ def _cosmos3(shapes: Sequence, indices: Tensor, text: int, length: int) -> Video
 
 
 def _minimax_h3(positions: Tensor, indices: Tensor) -> VideoTokens:
-    """Rows of all kinds, packed by index."""
+    """Tokens of all kinds, packed by index."""
     return largest_raster(positions[indices].cpu(), indices.cpu(), len(positions))
 
 
@@ -86,7 +86,7 @@ def _coordinates(coords: Tensor) -> VideoTokens:
 
 
 def _tables(hidden: Tensor, tables: Sequence[Tensor]) -> VideoTokens:
-    """Rotary tables, for all tokens of hidden (B, N, C): every channel turns along one axis."""
+    """Rotary tables, for all tokens of hidden (B, N, C): every channel varies along one axis."""
     tokens = hidden.shape[1]
     table = tables[0]
     axis = next((axis for axis in (table.dim() - 2, 1) if table.shape[axis] == tokens), None)
@@ -94,7 +94,7 @@ def _tables(hidden: Tensor, tables: Sequence[Tensor]) -> VideoTokens:
     return VideoTokens(grid, why=refusals.not_one_grid("video_rotary_emb"))
 
 
-# Each with the names of its arguments: the first whose arguments are all there reads them.
+# Rules with the names of their arguments; the first rule with all arguments present is used.
 POSITIONS = {
     _cosmos3: ("vision_token_shapes", "vision_sequence_indexes", "und_len", "sequence_length"),
     _minimax_h3: ("position_ids", "video_indices"),
@@ -107,7 +107,7 @@ POSITIONS = {
 
 
 def know_as(made: type, base: type) -> None:
-    """Caches (FirstBlockCache, MagCache, SEACache, layer skipping) look blocks up by their class: `made`, which
+    """Caches (FirstBlockCache, MagCache, SEACache, layer skipping) look blocks up by class: `made`, which
     stands for `base`, is found as that."""
     name = "diffusers.hooks._helpers"
     if base.__module__.startswith("diffusers.") or name in sys.modules:

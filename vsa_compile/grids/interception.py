@@ -1,10 +1,10 @@
-"""Taking the place of a module's forward, so that copies, hooks of others and undoing keep working.
+"""Replacing a module's forward such that copies, hooks of other libraries and undoing keep working.
 
-The class of the module becomes a subclass of the same name whose forward is ours, as FSDP2 does it: what
-makes a new module of an old one's class and `__dict__` (accelerate's compile_regions), or takes
-`module.forward.__func__` (Accelerator.prepare), then still has the forward of the right module. A forward
-that somebody put on the module itself is wrapped where it is, or inside, where it is known to keep the
-module's own one (accelerate's and diffusers' hooks), which outlasts the hook.
+The module's class is replaced by a subclass of the same name with our forward, as in FSDP2. So code that
+makes a new module from an old one's class and `__dict__` (accelerate's compile_regions), or that takes
+`module.forward.__func__` (Accelerator.prepare), gets the forward of the right module. A forward that somebody
+put on the module itself is wrapped in place; or, if it is known to keep the module's own forward
+(accelerate's and diffusers' hooks), the kept one is replaced, which outlasts the hook.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import inspect
 import itertools
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -27,16 +27,16 @@ _MARK = "_vsa_compile_interception"
 
 
 class Prepared:
-    """One prepared model: what its blocks share. A copy of the model is another one."""
+    """One prepared model: what its blocks share. A copy of the model gets one of its own."""
 
     def __init__(self) -> None:
         self.number = next(_numbers)
         self.reader = Reader()
         self.undone = False
-        self.captures = True  # whether Dynamo is to capture sizes that are data
-        self._classes: dict[tuple[type, Any], type] = {}
+        self.captures = True  # whether Dynamo should capture data-dependent sizes
+        self._classes: dict[tuple[type, Role], type] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+    def __deepcopy__(self, memo: dict[int, object]) -> Prepared:
         copy = memo[id(self)] = Prepared()
         return copy
 
@@ -44,13 +44,13 @@ class Prepared:
         return Prepared, ()
 
     def subclass(self, base: type, role: Role) -> type:
-        """`base` with a forward in that role."""
+        """A subclass of `base` with a forward in that role."""
         if (base, role) not in self._classes:
 
             def own(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-                if not isinstance(module, made):  # released since, and somebody kept the bound method
+                if not isinstance(module, made):  # released since, but somebody kept the bound method
                     return base.forward(module, *args, **kwargs)
-                plain: Any = super(made, module)  # looks it up: others may patch the class
+                plain: Any = super(made, module)  # looked up at each call: others may patch the class
                 return plain.forward(*args, **kwargs)
 
             entries = {
@@ -62,13 +62,14 @@ class Prepared:
                 _MARK: (self, role, base),
             }
             quiet = () if issubclass(base, _Unregistered) else (_Unregistered,)
-            made = type(base)(base.__name__, (*quiet, base), entries)
+            metaclass: Any = type(base)
+            made: Any = metaclass(base.__name__, (*quiet, base), entries)
             self._classes[base, role] = made
             know_as(made, base)
         return self._classes[base, role]
 
-    def forward(self, inner: Callable, base: type, role: Role, taken: Any = None) -> Callable:
-        """A function (module, ...) in that role around another. `taken`: the forward on the module itself."""
+    def forward(self, inner: Callable, base: type, role: Role, taken: object = None) -> Callable:
+        """A function (module, ...) in that role around `inner`. `taken`: the forward on the module itself."""
         wrapped: Any = functools.wraps(base.forward)(role(inner, self, base))
         wrapped.__signature__ = inspect.signature(base.forward)
         del wrapped.__wrapped__  # Accelerator.unwrap_model would unwrap this too
@@ -76,8 +77,8 @@ class Prepared:
         return wrapped
 
     def name(self, base: type) -> str:
-        """For code of its own for each class of each prepared model: by code object Dynamo counts the
-        versions that it compiled, up to a limit."""
+        """A name for the code object of each class of each prepared model: by code object Dynamo counts
+        compiled versions, up to a limit."""
         return f"{base.__name__}_forward_{self.number}"
 
 
@@ -89,10 +90,10 @@ class _Unregistered:
 
 
 Role = Callable[[Callable, Prepared, type], Callable]
-"""(forward, prepared model, class) -> the function in its place."""
+"""(forward, prepared model, class) -> the function that replaces the forward."""
 
 
-def _reduce(module: nn.Module, protocol: Any) -> tuple:
+def _reduce(module: nn.Module, protocol: SupportsIndex) -> tuple:
     """For copy and pickle: the class is made anew, and shared by the modules of one copy."""
     prepared, role, base = getattr(type(module), _MARK)
     make, arguments, *rest = super(type(module), module).__reduce_ex__(protocol)
@@ -101,14 +102,14 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple:
     return _again, (prepared, role, make, base, *arguments[1:]), *rest
 
 
-def _again(prepared: Prepared, role: Role, make: Callable, base: type, *arguments: Any) -> Any:
+def _again(prepared: Prepared, role: Role, make: Callable, base: type, *arguments: object) -> nn.Module:
     module = make(base, *arguments)
     module.__class__ = prepared.subclass(base, role)
     return module
 
 
 def prepared_as(module: nn.Module, role: Role) -> Prepared | None:
-    """What the module was intercepted for in that role, and not released since."""
+    """The prepared model for which a module is intercepted in that role; None if it is not (any more)."""
     for cls in type(module).__mro__:
         prepared, its_role, _ = cls.__dict__.get(_MARK, (None, None, None))
         if its_role is role and not prepared.undone:
@@ -118,7 +119,7 @@ def prepared_as(module: nn.Module, role: Role) -> Prepared | None:
 
 
 def intercept(module: nn.Module, role: Role, prepared: Prepared) -> None:
-    """Once or again: after it calls of the module pass through the role."""
+    """Route the calls of a module through the role; may be repeated."""
     cls = type(module)
     if not _passes(cls, role, prepared) and not isinstance(module, torch.jit.ScriptModule):
         module.__class__ = cls = prepared.subclass(cls, role)
@@ -143,8 +144,8 @@ def _passes(cls: type, role: Role, prepared: Prepared) -> bool:
 
 
 def release(module: nn.Module, prepared: Prepared) -> None:
-    """Undo the interception, and what was undone before and lay below it; where somebody has wrapped it since,
-    it stays and only passes on."""
+    """Undo the interception, and undone ones below it. A wrapper that somebody has wrapped since stays, and
+    only passes calls on."""
     owner, _, taken = getattr(module.__dict__.get("forward"), _MARK, (None, None, None))
     if owner is prepared and taken is not None:
         module.forward = taken
@@ -157,7 +158,7 @@ def release(module: nn.Module, prepared: Prepared) -> None:
 
 
 def _replace_own(module: nn.Module, forward: Callable) -> bool:
-    """Put `forward` wherever the module's own forward is kept bound; whether it was anywhere."""
+    """Put `forward` wherever the module's own bound forward is kept; returns whether it was anywhere."""
     classes = {cls.__dict__.get("forward") for cls in type(module).__mro__} | {forward}
     found = False
     for holder, name in _places(module):
@@ -169,13 +170,13 @@ def _replace_own(module: nn.Module, forward: Callable) -> bool:
     return found
 
 
-def _of_class(function: Any) -> bool:
-    """Whether it is the forward of a class that `Prepared.subclass` made."""
+def _of_class(function: object) -> bool:
+    """Whether a function is the forward of a class that `Prepared.subclass` made."""
     return hasattr(function, _MARK) and getattr(function, _MARK)[2] is None
 
 
-def _places(module: nn.Module) -> Iterator[tuple[Any, str]]:
-    """Where a module's own forward may be kept: on itself, by accelerate's hooks, by diffusers' hooks."""
+def _places(module: nn.Module) -> Iterator[tuple[object, str]]:
+    """Where a module's own forward may be kept: on itself, or by accelerate's or diffusers' hooks."""
     if "forward" in module.__dict__:
         yield module, "forward"
     if "_old_forward" in module.__dict__:

@@ -1,6 +1,6 @@
-"""Where the video lies in the sequence of a model's blocks, and how positions of tokens tell it.
+"""Where the video lies in the sequence of a model's blocks, and how token positions show it.
 
-Reading the values of positions waits for the device, so each tensor is read once.
+Reading position values makes the host wait for the device, so each tensor is read once.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..convert import refusals
+from ..grid import GridSizes
 from ..torch_compat import version_of
-
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class VideoTokens:
-    """The video is tokens start.. of a sequence of `length`, which is all video where that is None.
+    """Where the video is in the sequence of a model's blocks; the result of a rule of `register_grid_rule`.
 
-    Or it could not be found: grid is None, and `why` says so to people.
+        VideoTokens((21, 30, 52), start=512, length=512 + 21 * 30 * 52)  # 512 text tokens, then the video
+
+    grid: (frames, rows, cols) in tokens; None if it was not found, with `why` as the reason for people. The
+    video is tokens start.. of a sequence of `length`, or the whole sequence if `length` is None.
     """
 
-    grid: Grid | None
+    grid: GridSizes | None
     start: int = 0
     length: int | None = None
     why: str = ""
@@ -37,22 +38,22 @@ class VideoTokens:
 
 
 class Reader:
-    """Reads the values of positions, and remembers what it read while the same tensors come again."""
+    """Reads position values, and remembers the result for as long as the same tensors come again."""
 
     def __init__(self) -> None:
-        self._last: tuple[list[weakref.ref], list[Any], VideoTokens] | None = None
+        self._last: tuple[list[weakref.ref], list[object], VideoTokens] | None = None
 
     def video(
-        self, rules: Mapping[Callable[..., VideoTokens], tuple[str, ...]], given: Mapping[str, Any]
+        self, rules: Mapping[Callable[..., VideoTokens], tuple[str, ...]], given: Mapping[str, object]
     ) -> VideoTokens | None:
-        """By the first rule all of whose arguments are there; None where there is none."""
+        """The result of the first rule whose arguments are all present; None if there is none."""
         for rule, names in rules.items():
             values = [given.get(name) for name in names]
             if all(value is not None for value in values):
                 return self._remembered(rule, values)
         return None
 
-    def _remembered(self, rule: Any, values: list[Any]) -> VideoTokens:
+    def _remembered(self, rule: Callable[..., VideoTokens], values: list[object]) -> VideoTokens:
         tensors = [value for value in _flat(values) if isinstance(value, Tensor)]
         rest = [value for value in _flat(values) if not isinstance(value, Tensor)]
         state = [rule, rest, [version_of(tensor) for tensor in tensors]]
@@ -66,7 +67,7 @@ class Reader:
         return video
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def _flat(value: object) -> Iterator[object]:
     if isinstance(value, (tuple, list)):
         for item in value:
             yield from _flat(item)
@@ -78,7 +79,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def largest_raster(positions: Tensor, indices: Tensor, length: int) -> VideoTokens:
-    """The longest run of tokens that follow each other, in the sequence as on the axes, if it is a grid."""
+    """The longest run of tokens that is consecutive in the sequence and in raster order, if it is a grid."""
     start, stop = max(runs(torch.cat([positions, indices[:, None]], 1)), key=lambda run: run[1] - run[0])
     grid = raster(positions[start:stop])
     if grid is None:
@@ -88,8 +89,8 @@ def largest_raster(positions: Tensor, indices: Tensor, length: int) -> VideoToke
 
 
 def runs(places: Tensor) -> list[tuple[int, int]]:
-    """(start, stop) of the runs of (N, K) in which the last column counts up by one, and the others (if there
-    are any) rise in the order of a dictionary."""
+    """(start, stop) of the runs of (N, K) in which the last column counts up by one and the other columns, if
+    any, rise in lexicographic order."""
     steps = places[1:].double() - places[:-1].double()
     goes_on = steps[:, -1] == 1
     rises = torch.zeros_like(goes_on) if steps.shape[1] > 1 else goes_on
@@ -99,12 +100,12 @@ def runs(places: Tensor) -> list[tuple[int, int]]:
     return list(itertools.pairwise(ends))
 
 
-def raster(table: Tensor) -> Grid | None:
-    """(frames, rows, cols) if every column of a table (N, K) varies along one of the three axes alone, and no
-    two neighbours on an axis have the same values; else None. One row or one column is no video."""
+def raster(table: Tensor) -> GridSizes | None:
+    """(frames, rows, cols) if every column of a table (N, K) varies along one of three axes alone, and
+    neighbours on an axis always differ; else None. A single row or column is no video."""
     tokens = len(table)
     differs = table != table[:1]
-    firsts = differs.int().argmax(0)[differs.any(0)].unique().tolist()  # where each column changes first
+    firsts = differs.int().argmax(0)[differs.any(0)].unique().tolist()  # where each column first changes
     for cols in firsts:
         for area in (*firsts, tokens):
             fits = 1 < cols < area and area % cols == 0 and tokens % area == 0
@@ -114,7 +115,7 @@ def raster(table: Tensor) -> Grid | None:
 
 
 def _one_axis_each(box: Tensor) -> bool:
-    """(frames, rows, cols, K)."""
+    """Whether every column of (frames, rows, cols, K) varies along one axis, and neighbours differ."""
     varies = []
     for axis in range(3):
         steps = box.narrow(axis, 1, box.shape[axis] - 1) != box.narrow(axis, 0, box.shape[axis] - 1)

@@ -1,8 +1,8 @@
 """`prepare(model)`: tells graphs that hide the grid of their tokens what it is, and keeps graphs whole.
 
-Blocks that are compiled one by one, graphs behind a break, and models that get their positions as data show
-no (frames, rows, cols). A prepared model learns them at every call, as a value of that call: its blocks mark
-what enters them while the call runs, in its thread, and while a backward computes it again; never later.
+Blocks that are compiled one by one, graphs after a break, and models that get positions as data do not show
+(frames, rows, cols). A prepared model learns them at every call, as a value of that call: its blocks mark
+their input while the call runs, in its thread, and while a backward recomputes it; never later.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from ..convert.refusals import not_learned, not_learned_of_these
 from ..errors import ArgumentError, bad_value, captured_in_vain
+from ..grid import GridSizes
 from ..runtime.calls import ModelCall, running
 from ..torch_compat import capture_failures, capturing, forget_compiled, known_equal, no_frame, own_code
+from .grid_rules import learn
 from .interception import Prepared, intercept, prepared_as, release
 from .positions import VideoTokens
 from .recompute import resume_in_backward
-from .registry import learn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,24 +31,26 @@ Model = TypeVar("Model", bound=nn.Module)
 def prepare(model: Model) -> Model:
     """Make `model` tell its graphs the token grid, whichever part of it is compiled; returns the model.
 
-    Call it once, before anything runs, on a transformer that is compiled block by block
-    (`compile_repeated_blocks`), or that `explain` says hides its grid. The grid of a call is read from the
-    model's inputs where there is a rule (`register_grid_rule`), or from its patch embedding (the first
-    convolution whose kernel is its stride). Positions that are data (coordinates, rotary tables, token
-    indices) are read once for each tensor, which waits for the device; compile the model itself or its
-    blocks for that, not what calls it.
+        vsa_compile.prepare(model)
+        model.compile_repeated_blocks(backend="vsa")
 
-    The grid belongs to the call that learned it, and to backwards that compute this call again: threads and
-    resolutions do not mix. It holds for all that this call runs: where it calls another model that is
-    compiled and has as many tokens in an order that no graph shows, prepare that one too. Where something
-    bypasses the model's forward (assigns another to the module), its blocks are told nothing and stay dense,
-    with that reason; call `prepare` again after it.
+    Call it once, before anything runs, for a transformer that is compiled block by block, or whose grid is
+    hidden according to `explain`. The grid of a call is learned from the model's inputs if there is a rule
+    (`register_grid_rule`), else from its patch embedding (the first convolution whose kernel is its stride).
+    Positions that are data (coordinates, rotary tables, token indices) are read once per tensor, for which
+    the host waits; compile the model itself or its blocks in that case, not code that calls it.
 
-    Also lets Dynamo capture `.item()` and `nonzero` inside the model, which keeps models whole that pick
-    their text tokens by a mask (and says so if Dynamo cannot do that, and goes on without), and cut no graph
-    by the buckets of DistributedDataParallel: there compile the blocks, so that gradients are sent while
-    others are computed. The uncompiled model computes what it did. It can be copied and pickled: the copy is
-    prepared, apart from the original. `unprepare(model)` undoes.
+    The grid belongs to the call that learned it and to backwards that recompute this call, so threads and
+    resolutions do not mix. It applies to everything inside this call: if that includes another compiled model
+    with as many tokens, in an order that no graph shows, prepare that one too. If something bypasses the
+    model's forward (by assigning another one to the module), the blocks learn nothing and stay dense, with
+    that reason; call `prepare` again afterwards.
+
+    Dynamo also captures `.item()` and `nonzero` inside the model, which keeps models in one graph that select
+    text tokens by a mask; if Dynamo fails at that, a warning says so and the model runs without. And Dynamo
+    splits no graph at the buckets of DistributedDataParallel; compile the blocks there, so that communication
+    overlaps with computation. The uncompiled model computes what it did. Copies and pickles are prepared too,
+    independently of the original. `unprepare(model)` undoes it.
     Raises ArgumentError if `model` is no torch.nn.Module.
     """
     inner = _plain(model)
@@ -60,7 +63,7 @@ def prepare(model: Model) -> Model:
 
 
 def unprepare(model: Model) -> Model:
-    """Undo `prepare(model)`; returns the model. Does nothing to a model that is not prepared.
+    """Undo `prepare(model)`; returns the model. A model that is not prepared stays as it is.
 
     Raises ArgumentError if `model` is no torch.nn.Module.
     """
@@ -71,7 +74,7 @@ def unprepare(model: Model) -> Model:
         for module in inner.modules():
             release(module, prepared)
             for key, hook in [*module._forward_hooks.items()]:
-                if isinstance(hook, _Watching) and hook.prepared is prepared:
+                if isinstance(hook, _PatchWatcher) and hook.prepared is prepared:
                     del module._forward_hooks[key]
     return model
 
@@ -83,7 +86,7 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost module lists, but for plain layers: those are handed what a block computed."""
+    """The members of the outermost module lists, except plain layers, which get what a block computed."""
     for child in model.children():
         if isinstance(child, nn.ModuleList):
             plain = (getattr(block, "_orig_mod", block) for block in child)
@@ -122,19 +125,19 @@ def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
             end(call, leave, out)
         return out
 
-    # Uncompiled, it can read values. Where compiled code calls the model it is traced all the same.
+    # Uncompiled, it can read values. If compiled code calls the model, it is traced nevertheless.
     return no_frame(learning_forward)
 
 
 def _begin(
-    model: nn.Module, prepared: Prepared, given: dict[str, Any]
+    model: nn.Module, prepared: Prepared, given: dict[str, object]
 ) -> tuple[ModelCall, Callable[[], None]]:
     call = ModelCall(prepared.number)
     _tell(call, learn(model, given, prepared.reader))
     return call, running.begin(call)
 
 
-def _end(call: ModelCall, leave: Callable[[], None], out: Any) -> None:
+def _end(call: ModelCall, leave: Callable[[], None], out: object) -> None:
     leave()
     resume_in_backward(call, out)
 
@@ -145,8 +148,8 @@ def _tell(call: ModelCall, video: VideoTokens) -> None:
 
 
 def _handed(forward: Callable) -> Callable:
-    """Takes what was learned as an argument. To Dynamo the ints of an argument may be symbolic, those that it
-    first meets in a closure or behind a module are constants."""
+    """Pass what was learned as an argument: Dynamo can make ints of an argument symbolic, while ints that it
+    first meets in a closure or on a module are constants."""
 
     def handed(module: nn.Module, call: ModelCall, *args: Any, **kwargs: Any) -> Any:
         return forward(module, *args, **kwargs) if call.met else None
@@ -155,8 +158,8 @@ def _handed(forward: Callable) -> Callable:
 
 
 def _whole(handed: Callable, prepared: Prepared) -> Callable:
-    """`handed`, in whose frames Dynamo captures sizes that are data, unless it fails at that; no graph is cut
-    where a bucket of DistributedDataParallel ends, which would part the marks from their attention calls."""
+    """`handed`, with Dynamo capturing data-dependent sizes unless it fails at that. No graph is split at the
+    buckets of DistributedDataParallel, which would separate marks from their attention calls."""
 
     def whole(*args: Any, **kwargs: Any) -> Any:
         if prepared.captures:
@@ -166,7 +169,7 @@ def _whole(handed: Callable, prepared: Prepared) -> Callable:
             except capture_failures() as error:
                 forget_compiled()  # else frames that were compiled before the failure lead to it again
                 with capturing(sizes_that_are_data=False):
-                    out = handed(*args, **kwargs)  # raises again what is no matter of capturing
+                    out = handed(*args, **kwargs)  # raises again if capturing is not the cause
                 prepared.captures = False
                 warnings.warn(captured_in_vain(type(args[0]).__name__, str(error)), stacklevel=3)
                 return out
@@ -176,8 +179,8 @@ def _whole(handed: Callable, prepared: Prepared) -> Callable:
     return whole
 
 
-class _Watching:
-    """A hook of the first convolution whose kernel is its stride: learns from what it makes."""
+class _PatchWatcher:
+    """A forward hook of the first convolution whose kernel is its stride: learns the grid from its output."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
@@ -195,9 +198,9 @@ class _Watching:
 def _watch_patches(model: nn.Module, prepared: Prepared) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.kernel_size == module.stride:
-            hooks = [hook for hook in module._forward_hooks.values() if isinstance(hook, _Watching)]
+            hooks = [hook for hook in module._forward_hooks.values() if isinstance(hook, _PatchWatcher)]
             if not any(hook.prepared is prepared for hook in hooks):
-                module.register_forward_hook(_Watching(prepared))
+                module.register_forward_hook(_PatchWatcher(prepared))
             return
 
 
@@ -205,9 +208,9 @@ def _watch_patches(model: nn.Module, prepared: Prepared) -> None:
 
 
 def _marking(forward: Callable, prepared: Prepared, cls: type) -> Callable:
-    """Marks the first tensor that enters a block and is as long as the video of the call that runs, unless
-    another one of its shape enters too."""
-    calls, number = running, prepared.number  # of a closure: the ints of a global are constants to Dynamo
+    """Marks the first tensor that enters a block and is as long as the video of the running call, unless
+    another tensor of its shape enters too."""
+    calls, number = running, prepared.number  # in a closure: Dynamo takes ints of globals for constants
 
     def marking_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -225,7 +228,7 @@ def _mark_first(args: tuple, kwargs: dict[str, Any], call: ModelCall) -> tuple[t
     if not fit:
         return args, kwargs
     first, *others = fit
-    # Text of the video's length and width: nothing tells which of the two is the video.
+    # Text of the same shape as the video: nothing tells which of the two is the video.
     if any(named[name].shape == named[first].shape and named[name] is not named[first] for name in others):
         return args, kwargs
     start = None if call.length is None else call.start
@@ -233,8 +236,8 @@ def _mark_first(args: tuple, kwargs: dict[str, Any], call: ModelCall) -> tuple[t
     return tuple(named[index] for index in range(len(args))), {name: named[name] for name in kwargs}
 
 
-def _grid_of(value: Any, call: ModelCall) -> tuple[int, int, int] | None:
-    """The grid that was learned, if (B, N, C) or (N, C) is as long as the sequence that holds the video."""
+def _grid_of(value: object, call: ModelCall) -> GridSizes | None:
+    """The learned grid, if `value`, (B, N, C) or (N, C), is as long as the sequence that holds the video."""
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         return None
     grid = call.grid

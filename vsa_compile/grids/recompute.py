@@ -1,15 +1,13 @@
-"""The grid of a call, while a backward computes its blocks again.
+"""The grid of a call while a backward recomputes its blocks.
 
-Checkpointed blocks run a second time within the backward, after the call is over. When gradients reach what
-the call returned, its backward begins; nodes of one call are not mixed with those of another, as autograd
-takes those first that were made last. What comes after them has smaller numbers than the call's
-(`Running.in_force`).
+Checkpointed blocks run a second time within the backward, after the call is over. A call's backward begins
+when gradients reach its outputs. Backward nodes of different calls do not interleave, as autograd runs the
+nodes that were made last first. Nodes from before the call have smaller numbers (`Running.in_force`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +16,8 @@ from ..runtime.calls import ModelCall, running
 from ..torch_compat import after_backward, backward_running
 
 
-def resume_in_backward(call: ModelCall, out: Any) -> None:
-    """Let `call` be running again when a backward arrives at what it returned, until this backward ends."""
+def resume_in_backward(call: ModelCall, out: object) -> None:
+    """Let `call` run again from when a backward reaches its outputs until this backward ends."""
     known = call.grid is not None or call.images is not None
     if known and torch.is_grad_enabled():
         running.remember(call)
@@ -30,11 +28,11 @@ def resume_in_backward(call: ModelCall, out: Any) -> None:
 
 
 class _Resuming:
-    """A hook of what a call returned."""
+    """A gradient hook on the outputs of a call."""
 
     def __init__(self, call: ModelCall) -> None:
         self.call = call
-        self.backwards: set[int] = set()  # those that run, and have arrived
+        self.backwards: set[int] = set()  # ids of running backwards that have reached the call
 
     def __call__(self, grad: Tensor) -> None:
         number = backward_running()
@@ -50,8 +48,8 @@ class _Resuming:
         after_backward(ended)
 
 
-def _tensors(out: Any) -> Iterator[Tensor]:
-    """The tensors that a model returned: in tuples, dicts and objects with attributes."""
+def _tensors(out: object) -> Iterator[Tensor]:
+    """The tensors that a model returned, also in tuples, dicts and objects with attributes."""
     if isinstance(out, Tensor):
         yield out
     elif isinstance(out, Mapping):

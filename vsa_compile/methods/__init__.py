@@ -1,6 +1,6 @@
-"""Sparse attention methods: each one short file of plain PyTorch on top of the leaf operators.
+"""Sparse attention methods: each is one short file of plain PyTorch on top of the leaf operators.
 
-A method is a small frozen description, a `Method` of parts, or any function (q, k, v, gate, site) -> out, all
+A method is a `Method`, a frozen composition of parts, or any function (q, k, v, gate, site) -> out, all
 (B, H, N, D). It calls `torch.ops.vsa_compile.select` and `torch.ops.vsa_compile.attend` and names no device.
 """
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError, no_coarse_output
+from ..grid import Grid, Size, Tile
 from .prune import Queries, WindowPruner, all_queries
 from .select import Selector
 from .site import Site, per_query_head
@@ -17,9 +17,9 @@ from .site import Site, per_query_head
 
 @dataclass(frozen=True)
 class MeanDot:
-    """Scores a (query tile, key tile) pair by the scaled dot product of its mean query and mean key.
+    """Scores a (query tile, key tile) pair: the scaled dot product of mean query and mean key.
 
-    In fp32 or wider, whatever the inputs. Costs N D reads and 2 M^2 D FLOPs a head: 1 / E^2 of dense.
+    In fp32 or wider. Costs N D reads and 2 M^2 D FLOPs per head, 1 / E^2 of dense attention.
     """
 
     def __call__(self, pooled_q: Tensor, k: Tensor, site: Site) -> Tensor:
@@ -31,9 +31,9 @@ class MeanDot:
 
 @dataclass(frozen=True)
 class GatedCoarse:
-    """Adds gate * coarse: softmax attention between tile means, every token its tile's row.
+    """Adds gate * coarse: softmax attention between tile means, repeated to the tokens of each tile.
 
-    VSA (arXiv 2505.13389, section 2.2). The only way in which a selection's scores are trained.
+    VSA (arXiv 2505.13389, section 2.2). The scores of a selection are trained through this part alone.
     """
 
     def __call__(self, fine: Tensor, scores: Tensor, v: Tensor, gate: Tensor, site: Site) -> Tensor:
@@ -47,16 +47,18 @@ class GatedCoarse:
 class Method:
     """partition -> pruner -> pool -> scorer -> selector -> attention -> residual -> restore.
 
-    The partition is the call's own: `tile` of the options. Everything else is a field.
+        register_method("nearest", Method(selector=TopK() | OwnTiles()))
+
     selector: which key tiles every query tile attends to.
-    scorer: what the selector ranks by; None for static selections.
-    pruner: which queries attend at all; None: all do.
+    scorer: the scores that the selector ranks; None for static selections.
+    pruner: which queries attend; None: all.
     residual: what a gate adds; None: a gate is an error.
+    The partition is the `tile` of the call's options.
 
     Called with q (B, H, Nq, D), k and v (B, Hkv, Nkv, D), gate like q or None, and the Site; returns
-    (B, H, Nq, D). Sparsity 0 is dense SDPA, where the papers start to anneal from. A selection has no
-    gradient: q, k and v are trained through what is attended to, the scores by the residual alone.
-    Raises ArgumentError on a gate that no residual uses.
+    (B, H, Nq, D). Sparsity 0 is dense SDPA, where the papers' schedules start. The selection itself has no
+    gradient: q, k and v are trained through the attention, the scores through the residual alone.
+    Raises ArgumentError for a gate that no residual uses.
     """
 
     selector: Selector
@@ -69,7 +71,7 @@ class Method:
             raise ArgumentError(no_coarse_output())
         if site.sparsity == 0 and gate is None:
             return site.dense(q, k, v)
-        # Of several uses of the scores the coarse output alone has a gradient.
+        # Only the coarse output sends a gradient through the scores.
         seen_q, seen_k = (q, k) if gate is not None else (q.detach(), k.detach())
         coarse_scores = None
         if gate is not None:
@@ -87,10 +89,10 @@ class Method:
             fine = self.residual(fine, coarse_scores, v, gate, site)
         return fine.transpose(1, 2)
 
-    def attended(self, q: Tensor, site: Site) -> tuple[Any, Any]:
-        """How many video queries attend, and to how many key tiles each on average. `q` may be on "meta"."""
+    def attended(self, q: Tensor, site: Site) -> tuple[Size, Size]:
+        """How many video queries attend, and to how many key tiles each on average; `q` may be on meta."""
         queries = all_queries(q, site) if self.pruner is None else self.pruner(q, site)
-        rows = site.tiles if queries.raster is None else queries.raster
+        rows = site.boxes if queries.raster is None else queries.raster
         return rows.grid.tokens, self.selector.expected(queries)
 
     def _attend(self, queries: Queries, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
@@ -99,19 +101,19 @@ class Method:
         ranked = None if scores is None or self.scorer is None else scores.detach()
         tiles, counts = self.selector.lists(ranked, queries)
         lists = (*q.shape[:2], *counts.shape[2:])
-        packed: tuple[Any, ...] = () if queries.packed is None else queries.packed
+        packed: tuple[Grid, Tile] | tuple[()] = () if queries.packed is None else queries.packed
         out, *_ = torch.ops.vsa_compile.attend(
-            q, k, v, tiles.expand(*lists, -1), counts.expand(lists), site.tiles.grid, site.tiles.tile,
+            q, k, v, tiles.expand(*lists, -1), counts.expand(lists), site.boxes.grid, site.boxes.tile,
             site.q_start, site.kv_start, site.key_padding, site.scale, *packed,
         )  # fmt: skip
         return out if self.pruner is None else self.pruner.restore(out, queries)
 
 
 def _add_gated(fine: Tensor, gate: Tensor, coarse: Tensor, site: Site) -> Tensor:
-    """All (B, N, H, D), so that Inductor can fuse this into the kernel's epilogue."""
-    video, start = site.tiles.grid.tokens, site.q_start
+    """fine + gate * coarse, all (B, N, H, D), so that Inductor can fuse this into the kernel's epilogue."""
+    video, start = site.boxes.grid.tokens, site.q_start
     tail = fine.shape[1] - video - start
     if isinstance(start, int) and isinstance(tail, int) and start == tail == 0:
         return fine + gate * coarse
-    # Padding the coarse rows with zeros beats slicing fine: no copy of the text rows.
+    # Padding the coarse rows with zeros, unlike slicing fine, copies no text rows.
     return fine + gate * F.pad(coarse, (0, 0, 0, 0, start, tail))

@@ -1,7 +1,7 @@
-"""Which queries attend: all of them, or those that a window keeps, packed so that kernel tiles are full.
+"""Which queries attend: all, or those that a pruner keeps per window, packed so that kernel tiles are full.
 
-Notation: B batch, H heads, N video tokens, D head width, W windows, E places of a window, S slots: places
-of a window whose query attends, P = W * S packed queries.
+Notation: B batch, H heads, N video tokens, D head width, W windows, E places of a window, S slots (places
+whose query attends), P = W * S packed queries.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .site import Site, box_sums, spread
 
 
 class Windows(NamedTuple):
-    """A video cut into W windows of E places; border windows leave places empty."""
+    """A video cut into W windows of E places; in border windows some places are empty."""
 
     boxes: TileGrid
     slot: Tensor  # (N,) int64: window * E + place, of each raster token
-    token: Tensor  # (W, E) int64: the raster token of each place; of an empty one, the centre's
-    real: Tensor  # (W, E) bool: the places that hold a token
+    token: Tensor  # (W, E) int64: the raster token at each place; at an empty place, the centre's
+    real: Tensor  # (W, E) bool: whether a place holds a token
     centre: Tensor  # (W,) int64: the place of the centre
 
     @classmethod
@@ -37,7 +37,7 @@ class Windows(NamedTuple):
             along = torch.arange(size, device=device)
             window = window[..., None] * n + along // extent
             place = place[..., None] * extent + along % extent
-            # (n, extent), as two of the six dimensions: windows first, then places
+            # (n, extent), as two of six dimensions: three of windows, then three of places
             start = torch.arange(n, device=device) * extent
             at = start[:, None] + torch.arange(extent, device=device)
             shape = [1] * 6
@@ -56,35 +56,35 @@ class Windows(NamedTuple):
 
 @dataclass(frozen=True)
 class Queries:
-    """The queries that attend, non-video ones where they were, and what is left to save of their keys.
+    """The queries that attend (non-video queries keep their places), and the sparsity left for their keys.
 
-    q: (B, H, Nq, D). site: the call, with the sparsity and the count that are left for the keys.
-    boxes: the query tiles, Mq of them, in tokens of the video. The other fields say how they are packed.
+    q: (B, H, Nq, D). site: the call, with the sparsity and count that are left for the keys. boxes: the Mq
+    query tiles, in tokens of the video. The other fields say how the queries are packed.
     """
 
     q: Tensor
     site: Site
     boxes: TileGrid
-    raster: TileGrid | None = None  # of the packed queries: W windows along its axes, S slots to a window
+    raster: TileGrid | None = None  # of packed queries: windows along its axes, with S slots each
     windows: Windows | None = None
-    rank: Tensor | None = None  # (B, H, W, E) int64: places by how soon they are kept; slots come first
+    rank: Tensor | None = None  # (B, H, W, E) int64: each place's rank; ranks below S are kept
     pooled: str = "kept"
     unpacked: Tensor | None = None  # (B, H, N, D): all video queries
 
     @property
-    def packed(self) -> tuple[Any, Any] | None:
-        """q_grid and q_tile of vsa_compile::attend."""
+    def packed(self) -> tuple[Grid, Tile] | None:
+        """The arguments q_grid and q_tile of vsa_compile::attend."""
         return None if self.raster is None else (self.raster.grid, self.raster.tile)
 
     @property
     def means(self) -> Tensor:
-        """(B, H, Mq, D): what the tiles are scored with, in fp32 or wider."""
+        """(B, H, Mq, D): the means that tiles are scored by, in fp32 or wider."""
         if self.raster is None or self.windows is None:
             return self.site.tile_means(self.site.video_queries(self.q))
         if self.pooled == "all" and self.unpacked is not None:
-            return replace(self.site, tiles=self.boxes).tile_means(self.unpacked)
+            return replace(self.site, boxes=self.boxes).tile_means(self.unpacked)
         slots = self.raster.grid.tokens // self.windows.boxes.tiles
-        # The slots that a border window cannot fill repeat its centre; they have no weight.
+        # Slots that a border window cannot fill repeat its centre; they get no weight.
         filled = torch.arange(slots, device=self.q.device) < self.windows.real.sum(-1, keepdim=True)
         packed = self.q.narrow(2, self.site.q_start, self.raster.grid.tokens)
         weight = filled.flatten()[:, None].to(torch.promote_types(packed.dtype, torch.float32))
@@ -92,34 +92,34 @@ class Queries:
 
 
 def all_queries(q: Tensor, site: Site) -> Queries:
-    """Every query attends."""
-    return Queries(q, site, site.tiles)
+    """All queries attend."""
+    return Queries(q, site, site.boxes)
 
 
 @dataclass(frozen=True)
 class WindowPruner:
-    """Of every window the queries least like its centre attend; a dropped one takes the centre's output.
+    """In every window, the queries least similar to its centre attend; the others take the centre's output.
 
-    BSA (arXiv 2509.01085): "query sparsity" with "window-based selection". The paper gives cosine similarity
-    with the centre token, half of the queries kept, windows of (2, 2, 2). What it leaves open is a field:
+    BSA (arXiv 2509.01085), "query sparsity" with "window-based selection": cosine similarity with the centre
+    token, half of the queries kept, windows of (2, 2, 2). Details that the paper leaves open are fields:
 
     window: tokens of a window.
-    least: the share of queries that is kept at high sparsity. The paper's "sparse query 50 %".
-    anneal: at low sparsity more are kept, max(least, 1 - sparsity), in steps of one slot; so at sparsity 0
-        all are, where the paper's schedule starts. False keeps `least` at any positive sparsity.
-    centre: "middle", token n // 2 of the n along each axis: there is no middle of two, and VORTA (arXiv
-        2505.18809), whose bucketed coreset the pruner resembles, takes this one. Or "first", n = 0.
-    keep_centre: True. The rule "least like the centre" alone would always drop the centre, of which nothing
-        is more alike; but then a dropped query has nobody whose output is like its own.
-    dropped: "centre": a dropped query takes the output of its window's centre, which it is most like. "zero":
-        it takes nothing, for layers whose residual connection carries it.
-    pooled: "kept": tiles are scored with the mean of the queries that will attend. "all": of all queries.
+    least: the share of queries kept at high sparsity; the paper's "sparse query 50 %".
+    anneal: keep max(least, 1 - sparsity) at low sparsity, in steps of one slot, and so all queries at
+        sparsity 0, where the paper's schedule starts. False keeps `least` at any positive sparsity.
+    centre: "middle", token n // 2 of n along each axis (of two, the second), as in VORTA (arXiv 2505.18809),
+        whose bucketed coreset resembles this pruner; or "first", token 0.
+    keep_centre: True. By similarity alone the centre would always be dropped, as the token most similar to
+        itself; then nobody could stand in for the dropped queries.
+    dropped: what a dropped query outputs. "centre": its window centre's output. "zero": nothing, for layers
+        with a residual connection.
+    pooled: queries whose mean scores the tiles. "kept": those that attend. "all": all of them.
     tiles: how many key tiles along (frames, rows, cols) one query tile spans. Half of a (4, 4, 4) tile is 32
-        queries, and a kernel's query tile has 64 rows; two neighbours share one list of keys and fill it.
-        (1, 1, 1) gives every tile its own list, at half the kernel's efficiency on GPU.
+        queries, but a kernel's query tile has 64 rows: two neighbours share one list of keys and fill it.
+        (1, 1, 1) gives every tile its own list, at half the efficiency on a GPU.
 
-    Dropped queries stay visible as keys: the paper's two sparsities are independent. Border windows keep as
-    many queries as full ones, if they have them: shapes must not depend on the place.
+    Dropped queries still take part as keys: the paper's two sparsities are independent. Border windows keep
+    as many queries as full ones, if they have them, so that shapes do not depend on the window.
     """
 
     window: Tile = (2, 2, 2)
@@ -142,18 +142,18 @@ class WindowPruner:
             raise ArgumentError(centre_not_kept())
 
     def __call__(self, q: Tensor, site: Site) -> Queries:
-        """q (B, H, Nq, D) -> its packed queries (B, H, Nq - N + P, D), and what else they need."""
+        """q (B, H, Nq, D) -> the packed queries, q (B, H, Nq - N + P, D), and how they are packed."""
         places = math.prod(self.window)
         slots = kept_queries(places, site.sparsity if self.anneal else 1, self.least)
         if slots == places:
             return all_queries(q, site)
-        grid, video = site.tiles.grid, site.video_queries(q)
+        grid, video = site.boxes.grid, site.video_queries(q)
         windows = Windows.of(TileGrid(grid, self.window), self.centre, q.device)
         rank, chosen = self._rank(video.detach(), windows, slots)
         index = chosen.flatten(2)[..., None].expand(-1, -1, -1, q.shape[-1])
         start, end = site.q_start, site.q_start + grid.tokens
         packed = _between(q[:, :, :start], video.gather(2, index), q[:, :, end:], dim=2)
-        box, raster = self._boxes(site.tiles.tile, windows.boxes, slots)
+        box, raster = self._boxes(site.boxes.tile, windows.boxes, slots)
         left = self._left(site, Fraction(slots, places))
         return Queries(packed, left, TileGrid(grid, box), raster, windows, rank, self.pooled, video)
 
@@ -161,7 +161,7 @@ class WindowPruner:
         """(B, H, N, D) -> the rank of every place (B, H, W, E), and the kept tokens (B, H, W, S)."""
         wide = video.to(torch.promote_types(video.dtype, torch.float32))
         centres = windows.token.gather(1, windows.centre[:, None])[windows.slot // windows.token.shape[1], 0]
-        # Within a window, cosine similarity without the centre's length ranks alike.
+        # The centre's norm scales all similarities of a window alike, so it is left out.
         alike = (wide * wide.index_select(2, centres)).sum(-1)
         limit = torch.finfo(wide.dtype)
         alike = (alike / wide.norm(dim=-1).clamp(min=limit.tiny)).nan_to_num(limit.max, limit.max, limit.min)
@@ -175,7 +175,7 @@ class WindowPruner:
         return rank, tokens
 
     def _boxes(self, tile: Tile, windows: TileGrid, slots: int) -> tuple[Tile, TileGrid]:
-        """Tokens of a query tile, in whole windows; and the raster of packed queries with its tiles."""
+        """The size of a query tile in tokens, and the raster of the packed queries with its tiles."""
         counts = tuple(ceil_div(t * n, w) for t, n, w in zip(tile, self.tiles, self.window, strict=True))
         box: Any = tuple(n * w for n, w in zip(counts, self.window, strict=True))
         frames, rows, cols = windows.shape
@@ -183,7 +183,7 @@ class WindowPruner:
         return box, TileGrid(Grid(frames, rows, cols * slots), rows_of_tile)
 
     def _left(self, site: Site, share: Fraction) -> Site:
-        """The call, with the sparsity that is left for the keys of `share` of the queries."""
+        """The call, with the sparsity left for the keys if `share` of the queries attend."""
         sparsity = max(Fraction(0), 1 - (1 - Fraction(str(site.sparsity))) / share)
         left = replace(site, sparsity=sparsity)
         if site.share is None:
@@ -192,10 +192,10 @@ class WindowPruner:
         return replace(left, share=torch.stack([part * share.denominator, whole * share.numerator]))
 
     def restore(self, out: Tensor, queries: Queries) -> Tensor:
-        """out (B, Nq - N + P, H, D) of the packed queries -> (B, Nq, H, D).
+        """The output of the packed queries (B, Nq - N + P, H, D) -> (B, Nq, H, D).
 
-        One gather serves all. Where there is a gradient, the centre's rows are put in its place by expanding:
-        the same numbers, but the gradient is a sum in a fixed order, not one by atomics. It costs two passes.
+        One gather is enough. With a gradient the centres' rows are filled in by expanding instead: the values
+        are equal, but the gradient is summed in a fixed order, not by atomics. That costs two passes.
         """
         if queries.rank is None or queries.windows is None or queries.raster is None:
             return out
@@ -216,7 +216,7 @@ class WindowPruner:
 
 
 def _between(before: Tensor, video: Tensor, after: Tensor, dim: int) -> Tensor:
-    """The three concatenated; no copy where there is nothing but the video."""
+    """The three concatenated; without a copy if there is only video."""
     if all(isinstance(x.shape[dim], int) and x.shape[dim] == 0 for x in (before, after)):
         return video
     return torch.cat([before, video, after], dim=dim)

@@ -1,4 +1,4 @@
-"""The methods by name, and a user's own: registered under a name, compiled under `name@digest`."""
+"""The methods by name; a user's own is registered under its name and compiled under `name@digest`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .vsa import vsa
 
 log = logging.getLogger("vsa_compile.methods")
 
-Run = Callable[[Tensor, Tensor, Tensor, Tensor | None, Site], Tensor]
+MethodFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, Site], Tensor]
 
-_METHODS: dict[str, Run] = {"vsa": vsa, "bsa": bsa, "sta": sta}
-_OURS = frozenset(_METHODS)  # what they are made of is in the cache key by backend.source_hash
+_METHODS: dict[str, MethodFunction] = {"vsa": vsa, "bsa": bsa, "sta": sta}
+_OURS = frozenset(_METHODS)  # their sources are in the cache key through backend.source_hash
 _registering = threading.Lock()
 
 _UNREADABLE = "unreadable"
 
 
 class _Digests:
-    """What the users' methods are made of: an attribute for each, which Dynamo can guard."""
+    """The digests of users' methods, one attribute each, which Dynamo can guard."""
 
 
 _digests = _Digests()
@@ -49,7 +49,7 @@ def names() -> tuple[str, ...]:
 
 
 def literal(name: str) -> str:
-    """The name as graphs hold it, and caches with them: `name`, or `name@digest` for a user's own.
+    """The name as it stands in graphs and cache keys: `name`, or `name@digest` for a user's method.
 
     Raises ArgumentError as `get` does.
     """
@@ -59,11 +59,11 @@ def literal(name: str) -> str:
     return known if made_of is None else f"{known}@{made_of}"
 
 
-def get(name: str) -> Run:
+def get(name: str) -> MethodFunction:
     """The method called `name`, which may end in its @digest.
 
-    Raises ArgumentError with the nearest name if there is none, or if what is registered is not what
-    the digest was made of.
+    Raises ArgumentError for an unknown name, with the nearest known one, and for another digest than that of
+    the registered method.
     """
     known, _, wanted = name.partition("@")
     if known not in _METHODS:
@@ -74,29 +74,31 @@ def get(name: str) -> Run:
 
 
 def guard_version(name: str) -> None:
-    """Dynamo shall compile what it is compiling again when another method is registered under `name`."""
+    """Guard the running compilation on the method: Dynamo recompiles when another is registered as `name`."""
     if name not in _OURS:
         torch_compat.guard_on_attribute("vsa_compile", "methods", "registry", "_digests", name)
 
 
 def readable(name: str) -> bool:
-    """Whether the literal tells all there is to know of the method: caches may be asked for it."""
+    """Whether the literal identifies the method's source, so that caches may be used."""
     return f"@{_UNREADABLE}-" not in name
 
 
-def register_method(name: str, method: Run) -> None:
-    """Make `method` known as options={"method": name} and `vsa_compile.attention(..., method=name)`.
+def register_method(name: str, method: MethodFunction) -> None:
+    """Register a method for options={"method": name} and `vsa_compile.attention(..., method=name)`.
 
-    method: a `vsa_compile.methods.Method`, whose parts may be classes of your own, or any function
+        vsa_compile.register_method("own_tiles", Method(selector=TopK() | OwnTiles()))
+
+    method: a `vsa_compile.methods.Method`, whose parts may be your own classes, or any function
         (q, k, v, gate, site) -> out, with q and out (B, H, Nq, D), k and v (B, Hkv, Nkv, D), gate like q or
-        None. It is traced: plain PyTorch, no `.item()`, and no state that changes.
+        None. It is traced: plain PyTorch, no `.item()`, no changing state.
 
-    Compiled code is cached under the method's source, the values its functions close over, the fields of its
-    dataclasses, and the source of what it calls in other modules of yours; installed packages count by their
-    version. Where the source cannot be read, caches are bypassed, and one log line says so.
-    Registering the same again does nothing. Registering another under the name, an edited one say, replaces
-    it, with one log line; what was compiled with the one before is compiled again at its next call.
-    Raises ArgumentError if the name is one of ours, or no identifier.
+    Compiled code is cached under the method's source, its closure values, the fields of its dataclasses and
+    the source of what it calls in your other modules; installed packages count by their version. If a source
+    cannot be read, caches are bypassed and one log line says so. Registering the same method again does
+    nothing. Registering another one (or an edited one) under the name replaces it, with one log line, and
+    code compiled with the old one is compiled again at its next call.
+    Raises ArgumentError if the name is a built-in method's or no identifier, or if `method` is not callable.
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ArgumentError(bad_value("name", name, "an identifier, such as 'nearest'"))
@@ -110,17 +112,17 @@ def register_method(name: str, method: Run) -> None:
         _register(name, method)
 
 
-def _register(name: str, method: Run) -> None:
+def _register(name: str, method: MethodFunction) -> None:
     made_of = digest(method)
     before = getattr(_digests, name, None)
     if _METHODS.get(name) is method and (made_of is None or name in _OURS):
         return
     if made_of is None:
         log.warning("%s", unreadable_source(name))
-        # Nobody will ever look under this key again: what torch stores anyway is never found.
+        # A key that nobody looks up again: what torch stores under it is never found.
         made_of = f"{_UNREADABLE}-{uuid.uuid4().hex}"
     if before not in (None, made_of):
         log.warning("%s", method_replaced(name))
-    # The method first: a thread that finds the digest finds what it was made of.
+    # The method first: a thread that sees the new digest must find the new method.
     _METHODS[name] = method
     setattr(_digests, name, made_of)

@@ -1,4 +1,4 @@
-"""What a method knows of the call it serves, and the tile arithmetic every method shares.
+"""What a method knows of the call it serves, and the tile arithmetic that methods share.
 
 Notation: B batch, H heads, N tokens, D head width, M tiles.
 """
@@ -7,80 +7,79 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..grid import TileGrid, kept_tiles
+from ..grid import Size, TileGrid, kept_tiles
 
 
 @dataclass(frozen=True)
 class Site:
-    """One attention call: where the video lies in it, and how sparse it shall be.
+    """One attention call: where its video lies, and how sparse it is to be.
 
-    sparsity: the literal of the graph; how many tiles a row may list, and all shapes, follow from it.
-    share: None, or 1 - sparsity as (2,) int64, numerator and denominator, where one graph serves several
-        sparsities; at most what `sparsity` leaves. Shapes do not depend on it, nothing reads it on the host.
+    sparsity: a literal of the graph, which determines all shapes, such as the width of the lists.
+    share: None, or 1 - sparsity at run time, as (numerator, denominator), (2,) int64, for a graph that serves
+        several sparsities; at most 1 - `sparsity`. Shapes do not depend on it; the host does not read it.
     """
 
-    tiles: TileGrid
-    q_start: Any
-    kv_start: Any
+    boxes: TileGrid  # the tiles of the video keys, and of the queries unless these are packed
+    q_start: Size
+    kv_start: Size
     key_padding: Tensor | None
     scale: float
     sparsity: float | Fraction
     share: Tensor | None = None
 
     @property
-    def kept(self) -> Any:
-        """How many of the M key tiles a row keeps; with `share`, how many it keeps at most."""
-        return kept_tiles(self.tiles.tiles, self.sparsity)
+    def kept(self) -> Size:
+        """How many of the M key tiles a row keeps; with `share`, the most that it may keep."""
+        return kept_tiles(self.boxes.tiles, self.sparsity)
 
     @property
     def count(self) -> Tensor | None:
-        """How many a row keeps when the graph runs, 0-dim int64; None where that is `kept`."""
+        """How many tiles a row keeps at run time, 0-dim int64; None if that is always `kept`."""
         if self.share is None:
             return None
         part, whole = self.share.unbind()
-        return ((part * self.tiles.tiles + whole - 1) // whole).clamp(1, self.tiles.tiles)
+        return ((part * self.boxes.tiles + whole - 1) // whole).clamp(1, self.boxes.tiles)
 
     def video_queries(self, x: Tensor) -> Tensor:
         """(B, H, Nq, D) -> (B, H, video, D)."""
-        return x.narrow(2, self.q_start, self.tiles.grid.tokens)
+        return x.narrow(2, self.q_start, self.boxes.grid.tokens)
 
     def video_keys(self, x: Tensor) -> Tensor:
         """(B, Hkv, Nkv, D) -> (B, Hkv, video, D)."""
-        return x.narrow(2, self.kv_start, self.tiles.grid.tokens)
+        return x.narrow(2, self.kv_start, self.boxes.grid.tokens)
 
     def tile_means(self, x: Tensor) -> Tensor:
         """(B, H, video, D) -> (B, H, M, D): mean over each tile's real tokens, in fp32 or wider."""
-        sums = box_sums(x, self.tiles)
+        sums = box_sums(x, self.boxes)
         counts = self.real_tokens(x.device).to(sums.dtype)
-        # A view that changes nothing, but for which Inductor writes the counts to memory. Computed where they
-        # are used, they make the gradient of a mean so many operations that it gets a pass of its own over
-        # all tokens.
+        # This view changes nothing, but makes Inductor write the counts to memory. If they were computed
+        # where they are used, the gradient of a mean would have so many operations that Inductor gave it a
+        # pass of its own over all tokens.
         counts = counts.as_strided(counts.shape, counts.stride())
         return sums / counts[:, None]
 
     def real_tokens(self, device: torch.device) -> Tensor:
-        """(M,) int64: tokens that each tile really holds."""
+        """(M,) int64: how many tokens each tile holds."""
         counts = torch.ones((), dtype=torch.int64, device=device)
-        for n, t, g in zip(self.tiles.shape, self.tiles.tile, self.tiles.grid, strict=True):
+        for n, t, g in zip(self.boxes.shape, self.boxes.tile, self.boxes.grid, strict=True):
             along = (g - torch.arange(n, device=device) * t).clamp(max=t)
             counts = counts.unsqueeze(-1) * along
         return counts.flatten()
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """(B, H, M, D) -> (B, video, H, D): every token gets its tile's row."""
-        return spread(x.transpose(1, 2), self.tiles)
+        return spread(x.transpose(1, 2), self.boxes)
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """SDPA itself: (B, H, Nq, D) -> (B, H, Nq, D)."""
         mask = self.key_padding
-        if mask is not None:  # it speaks of the non-video keys alone
-            video, end = self.tiles.grid.tokens, self.kv_start + self.tiles.grid.tokens
+        if mask is not None:  # it covers the non-video keys alone
+            video, end = self.boxes.grid.tokens, self.kv_start + self.boxes.grid.tokens
             every = mask.new_ones((mask.shape[0], video))
             mask = torch.cat([mask[:, : self.kv_start], every, mask[:, end:]], dim=1)[:, None, None, :]
         grouped = q.shape[1] != k.shape[1]
@@ -88,9 +87,9 @@ class Site:
 
 
 def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:
-    """(B, H, tokens of the grid, D) -> (B, H, M, D): sum over each tile's tokens, in fp32 or wider.
+    """(B, H, tokens of the grid, D) -> (B, H, M, D): the sum over each tile, in fp32 or wider.
 
-    Border tiles are zero-padded for the sum only, which Inductor folds into the reduction.
+    Border tiles are zero-padded for the sum; Inductor folds the padding into the reduction.
     """
     grid, tile, shape = boxes.grid, boxes.tile, boxes.shape
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -98,7 +97,7 @@ def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:
     if x.device.type == "cpu" and not traced:
         return _sums_by_axis(wide, boxes)
     if not all(isinstance(stride, int) for stride in wide.stride()):
-        wide = wide * 1  # Inductor (2.13) cannot split a dimension of a view whose strides are data
+        wide = wide * 1  # Inductor (2.13) cannot split a dimension of a view with data-dependent strides
     wide = wide.unflatten(2, tuple(grid))
     padding = [n * t - g for n, t, g in zip(shape, tile, grid, strict=True)]
     wide = F.pad(wide, (0, 0, 0, padding[2], 0, padding[1], 0, padding[0]))
@@ -111,8 +110,8 @@ def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:
 
 
 def _sums_by_axis(x: Tensor, boxes: TileGrid) -> Tensor:
-    """`box_sums`, one axis after the other, tokens outermost. Where nothing is compiled, ATen takes ten times
-    as long on a CPU to sum three axes at once: a third of a whole call."""
+    """`box_sums`, one axis after the other, tokens outermost. Eager ATen takes ten times as long on CPU to
+    sum over three axes at once, a third of a whole call."""
     x = x.transpose(1, 2).unflatten(1, tuple(boxes.grid))
     for axis, (size, tile) in enumerate(zip(boxes.grid, boxes.tile, strict=True), start=1):
         inner = size // tile * tile

@@ -1,5 +1,5 @@
-"""One hash over what a user's method is made of: source, closure values, fields, and the helpers it names, in
-its own module or in others of the user's. Installed packages count by their version.
+"""One hash over what defines a user's method: source, closure values, fields, and the helpers that it names,
+in its own module or in the user's other modules. Installed packages count by their version.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ import site
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
-from typing import Any
 
 import torch
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Fraction, type(Ellipsis))
 _PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
 _NAMED = (types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType)
-# Code that is named, not read: what it does goes with the versions of Python and torch, and with
-# backend.source_hash.
+# Packages of which the name is enough: the versions of Python and torch are in the cache keys anyway, our own
+# source through backend.source_hash.
 _KNOWN = {*sys.stdlib_module_names, "torch", __name__.split(".")[0]}
 _INSTALLED = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages())
 
 
 class _UnreadableError(Exception):
-    """Something whose meaning no text tells: code without a source file, a tensor, an open file."""
+    """A value whose meaning no source text gives: code without a file, a tensor, an open file."""
 
 
-def digest(method: Any) -> str | None:
-    """16 hexadecimal digits; None where a part cannot be read."""
+def digest(method: object) -> str | None:
+    """16 hexadecimal digits; None if a part cannot be read."""
     parts: list[str] = []
     try:
         _collect(method, parts, {})
@@ -44,8 +43,8 @@ def digest(method: Any) -> str | None:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _collect(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
-    """Appends what describes `thing`."""
+def _collect(thing: object, parts: list[str], seen: dict[object, object]) -> None:
+    """Append what describes `thing`."""
     if isinstance(thing, _PLAIN):
         parts.append(f"{type(thing).__name__} {thing!r}")
     elif isinstance(thing, _NAMED):
@@ -53,7 +52,7 @@ def _collect(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
     elif id(thing) in seen:
         parts.append("again")
     else:
-        seen[id(thing)] = thing  # kept alive, or a temporary's id would be found again
+        seen[id(thing)] = thing  # keeps it alive: the id of a dead temporary could be reused
         if isinstance(thing, (tuple, list, set, frozenset, dict)):
             _collect_items(thing, parts, seen)
         elif isinstance(thing, types.FunctionType):
@@ -68,7 +67,7 @@ def _collect(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
             _collect_object(thing, parts, seen)
 
 
-def _collect_items(items: Any, parts: list[str], seen: dict[Any, Any]) -> None:
+def _collect_items(items: Collection[object], parts: list[str], seen: dict[object, object]) -> None:
     parts.append(f"{type(items).__name__} {len(items)}")
     if isinstance(items, dict):
         items = [part for pair in items.items() for part in pair]
@@ -78,15 +77,15 @@ def _collect_items(items: Any, parts: list[str], seen: dict[Any, Any]) -> None:
         _collect(item, parts, seen)
 
 
-def _is_known(thing: Any, parts: list[str]) -> bool:
-    """Appends the name of a function or class; whether that is all there is to say of it."""
+def _is_known(thing: type | types.FunctionType, parts: list[str]) -> bool:
+    """Append the name of a function or class; return whether the name is all there is to say."""
     parts.append(f"{thing.__module__}.{thing.__qualname__}")
     return _is_known_module(thing.__module__ or "", parts)
 
 
 def _is_known_module(name: str, parts: list[str]) -> bool:
-    """Whether what a module holds is told by its name, and by the version of an installed package, which
-    this appends."""
+    """Whether a module is described by its name, and by the version of its installed package, which is
+    appended."""
     top = name.split(".")[0]
     if top in _KNOWN:
         return True
@@ -97,15 +96,15 @@ def _is_known_module(name: str, parts: list[str]) -> bool:
     return True
 
 
-def _source(thing: Any) -> str:
+def _source(thing: type | types.FunctionType) -> str:
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError) as error:
         raise _UnreadableError from error
 
 
-def _collect_function(function: types.FunctionType, parts: list[str], seen: dict[Any, Any]) -> None:
-    """Its source, defaults, closure values, and the globals that it names."""
+def _collect_function(function: types.FunctionType, parts: list[str], seen: dict[object, object]) -> None:
+    """Append a function's source, defaults, closure values, and the globals that it names."""
     if _is_known(function, parts):
         return
     parts.append(_source(function))
@@ -120,8 +119,8 @@ def _collect_function(function: types.FunctionType, parts: list[str], seen: dict
         _collect_named(module, names, parts, seen)
 
 
-def _collect_named(thing: Any, names: set[str], parts: list[str], seen: dict[Any, Any]) -> None:
-    """What a function calls by name; of a module of the user's, all that it holds under one of the names."""
+def _collect_named(thing: object, names: set[str], parts: list[str], seen: dict[object, object]) -> None:
+    """Append what a function refers to by name; for a module of the user's, its members of those names."""
     _collect(thing, parts, seen)
     if not isinstance(thing, types.ModuleType) or _is_known_module(thing.__name__, parts):
         return
@@ -133,14 +132,14 @@ def _collect_named(thing: Any, names: set[str], parts: list[str], seen: dict[Any
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The names that code uses, functions inside it included; as strings too, as in getattr(module, "f")."""
+    """The names that code uses, inner functions included, and its strings, as in getattr(module, "f")."""
     codes = list(_codes(code))
     strings = {constant for each in codes for constant in each.co_consts if isinstance(constant, str)}
     return strings.union(*(each.co_names for each in codes))
 
 
 def _imported(function: types.FunctionType) -> list[types.ModuleType]:
-    """The modules that a function imports itself."""
+    """The modules that a function imports in its body."""
     modules = []
     for code in _codes(function.__code__):
         steps = list(dis.get_instructions(code))
@@ -163,28 +162,28 @@ def _modules(name: str, package: str, names: Iterable[str]) -> list[types.Module
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code and that of the functions inside it."""
+    """The code object and those of its inner functions."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _codes(constant)
 
 
-def _collect_class(kind: type, parts: list[str], seen: dict[Any, Any]) -> None:
-    """Its source and that of its bases, and what their functions name."""
+def _collect_class(kind: type, parts: list[str], seen: dict[object, object]) -> None:
+    """Append the source of a class and its bases, and what their functions name."""
     for base in kind.__mro__:
         if _is_known(base, parts):
             continue
         parts.append(_source(base))
         for value in vars(base).values():
             function = getattr(value, "__func__", getattr(value, "fget", value))
-            # Those that dataclass writes have no file.
+            # Functions that dataclass generates have no file.
             if inspect.isfunction(function) and function.__code__.co_filename == inspect.getsourcefile(base):
                 _collect(function, parts, seen)
 
 
-def _collect_object(thing: Any, parts: list[str], seen: dict[Any, Any]) -> None:
-    """Its class, and its fields: all of a dataclass, or everything it holds."""
+def _collect_object(thing: object, parts: list[str], seen: dict[object, object]) -> None:
+    """Append an object's class and its fields: those of a dataclass, or everything that it holds."""
     if dataclasses.is_dataclass(thing):
         held = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
     elif type(thing).__module__.split(".")[0] not in _KNOWN and hasattr(thing, "__dict__"):

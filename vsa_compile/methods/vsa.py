@@ -5,6 +5,6 @@ from __future__ import annotations
 from .method import GatedCoarse, Method
 from .select import TopK
 
-# fine + gate * coarse: every query tile keeps the best tiles by mean query and mean key (ties: lowest id) and
-# attends exactly to their tokens and to all non-video keys. Without a gate no coarse output is computed.
+# fine + gate * coarse: every query tile keeps the key tiles that score best by mean query and mean key (ties:
+# lowest id), and attends to their tokens and all non-video keys. Without a gate there is no coarse output.
 vsa = Method(selector=TopK(), residual=GatedCoarse())

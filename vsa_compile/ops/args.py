@@ -1,7 +1,7 @@
 """One description of a call of each leaf operator: its arguments, in the schema's order, and their checks.
 
-Schemas, fakes, autograd, ATen, C++, templates and FLOPs all read a call from here: a new argument is one
-field, and its check one line. Sizes may be symbolic and values Inductor IR, but `check` takes tensors.
+Schemas, fakes, autograd, ATen, C++, templates and FLOPs all use it: a new argument is one field here, and its
+check one line. Sizes may be symbolic, and values may be Inductor IR; but `check` takes tensors.
 
 Notation: B batch, H heads, Hkv key heads, N tokens, D head width, M tiles, Kcap width of the lists.
 """
@@ -9,61 +9,63 @@ Notation: B batch, H heads, Hkv key heads, N tokens, D head width, M tiles, Kcap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .. import torch_compat
 from ..errors import ArgumentError, bad_list, differ
-from ..grid import Grid, TileGrid
-from .checks import check_box, check_devices, check_shape, check_type, refuse, surely
+from ..grid import Grid, Size, TileGrid
+from ..torch_compat import assert_on_device, surely_true
+from .checks import check_box, check_devices, check_shape, check_type, refuse
 
-# How the operator's schema spells a field.
+TensorOrIR: TypeAlias = Any  # a tensor, or a value of Inductor's IR in a lowering
+
+# The type of a field in the operator's schema.
 _TENSOR, _TENSOR_OR_NONE, _SIZE, _SIZES, _SIZES_OR_NONE, _NUMBER = (
     {"kind": kind} for kind in ("Tensor", "Tensor?", "SymInt", "SymInt[]", "SymInt[]?", "float")
 )
 
 
 class _Arguments:
-    """What the descriptions share: the schema's text, parsing, and a function over all values."""
+    """Shared by all descriptions: the schema's text, parsing, and a map over all values."""
 
     @classmethod
     def arguments(cls) -> list[tuple[str, str, Any]]:
-        """Of each argument the kind, the name and the default, or MISSING."""
+        """(schema type, name, default or MISSING) of each argument."""
         return [(x.metadata["kind"], x.name, x.default) for x in fields(cls)]  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def schema(cls) -> str:
-        """As the schema spells the arguments: "Tensor q, Tensor k, ..."."""
+        """The arguments as a schema spells them: "Tensor q, Tensor k, ..."."""
         return ", ".join(
             f"{kind} {name}" + ("" if default is MISSING else f"={default}")
             for kind, name, default in cls.arguments()
         )
 
     @classmethod
-    def of(cls, *arguments: Any, **more: Any) -> Any:
-        """The description of the arguments as the dispatcher or Inductor passes them: defaults may be
-        missing, or given by name."""
+    def of(cls, *arguments: Any, **more: Any) -> Self:
+        """Parse arguments as the dispatcher or Inductor passes them: arguments with a default may be missing
+        or passed by name."""
         return cls(*arguments, **more)
 
-    def map(self, function: Callable[[Any], Any]) -> Any:
-        """The same with function(value) for every value."""
+    def map(self, function: Callable[[Any], Any]) -> Self:
+        """A copy with function(value) for every value."""
         names = [argument.name for argument in fields(self)]  # pyright: ignore[reportArgumentType]
         return replace(self, **{name: function(getattr(self, name)) for name in names})  # pyright: ignore
 
     def check(self) -> None:
-        """Raises ArgumentError unless shapes, dtypes and numbers agree, as far as symbolic sizes tell."""
+        """Raises ArgumentError if shapes, dtypes or numbers are certainly wrong; sizes may be symbolic."""
         raise NotImplementedError
 
     def check_values(self) -> None:
-        """Raises ArgumentError where what the tensors hold cannot be. For eager calls: it reads memory."""
+        """Raises ArgumentError if the contents of tensors are invalid. It reads memory: eager calls only."""
 
 
 def takes(kind: type[_Arguments], kernel: Callable) -> Callable:
-    """`kernel`, which takes `kind`, as the function that an operator calls: with its arguments, checked."""
+    """The function that an operator calls: checks the arguments and passes them, as `kind`, to `kernel`."""
 
     def run(*arguments: Any, **more: Any) -> Any:
         call = kind.of(*arguments, **more)
@@ -79,13 +81,13 @@ def takes(kind: type[_Arguments], kernel: Callable) -> Callable:
 
 @dataclass(frozen=True, eq=False)
 class SelectArgs(_Arguments):
-    """Of every row of scores the tiles to keep: at most `at_most`, none below the row's threshold, `count` of
-    them (0-dim, integer) where that is a number of the run time."""
+    """Which tiles to keep of every row of scores: at most `at_most`, none below the row's threshold, and at
+    most `count` (0-dim integer tensor), for a number that is known only at run time."""
 
-    scores: Any = field(metadata=_TENSOR)  # (..., M)
-    at_most: Any = field(metadata=_SIZE)
-    threshold: Any = field(metadata=_TENSOR_OR_NONE, default=None)  # (...)
-    count: Any = field(metadata=_TENSOR_OR_NONE, default=None)  # ()
+    scores: TensorOrIR = field(metadata=_TENSOR)  # (..., M)
+    at_most: Size = field(metadata=_SIZE)
+    threshold: TensorOrIR | None = field(metadata=_TENSOR_OR_NONE, default=None)  # (...)
+    count: TensorOrIR | None = field(metadata=_TENSOR_OR_NONE, default=None)  # ()
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +107,7 @@ class SelectArgs(_Arguments):
         if not self.scores.dim() or not self.scores.is_floating_point():
             refuse("scores", f"{self.scores.dtype}, {tuple(self.scores.shape)}", "floating point, (..., M)")
         total = self.scores.shape[-1]
-        if surely(self.at_most < 1) or surely(self.at_most > total):
+        if surely_true(self.at_most < 1) or surely_true(self.at_most > total):
             refuse("at_most", self.at_most, f"from 1 to {total}, the tiles of a row")
         if self.threshold is not None:
             check_shape("threshold", self.threshold, self.scores.shape[:-1])
@@ -121,31 +123,31 @@ class SelectArgs(_Arguments):
 
 @dataclass(frozen=True, eq=False)
 class AttendArgs(_Arguments):
-    """Exact attention over listed tiles and all non-video keys.
+    """Exact softmax attention over listed tiles and all non-video keys.
 
-    tiles: of query tile m the ids of the key tiles that it sees, the first counts[b, h, m] of a row. They
-        are ascending, without repetition, from 0 to M - 1; what follows them is anybody's. `check_values`
-        refuses others in eager calls. In compiled code they are the duty of who makes the lists:
-        vsa_compile::select makes no others, and a kernel may follow what it is given.
-    grid, tile: the run of video keys from kv_start on, and how it is cut into tiles; and of the video queries
-        from q_start on, unless q_grid and q_tile say that these are a raster of their own, as packed queries
-        are. All other keys are seen by all queries, all other queries see all keys.
-    key_padding: True where a non-video key takes part. A query that sees no key gives 0.
+    tiles: for each query tile m, the ids of the key tiles that it sees: the first counts[b, h, m] entries of
+        a row, ascending, without repetition, from 0 to M - 1; later entries are ignored. In eager calls
+        `check_values` refuses other lists. In compiled code whoever makes the lists is responsible:
+        vsa_compile::select makes valid ones, and a kernel may use ids as addresses unchecked.
+    grid, tile: the run of video keys from kv_start on, and how it is cut into tiles. The same holds for the
+        video queries from q_start on, unless q_grid and q_tile give them a raster of their own, as packed
+        queries have. All other keys are seen by all queries; all other queries see all keys.
+    key_padding: True where a non-video key takes part. A query that sees no key has output 0.
     """
 
-    q: Any = field(metadata=_TENSOR)  # (B, H, Nq, D)
-    k: Any = field(metadata=_TENSOR)  # (B, Hkv, Nkv, D)
-    v: Any = field(metadata=_TENSOR)  # (B, Hkv, Nkv, D)
-    tiles: Any = field(metadata=_TENSOR)  # (B, H, Mq, Kcap) int32
-    counts: Any = field(metadata=_TENSOR)  # (B, H, Mq) int32
-    grid: Any = field(metadata=_SIZES)
-    tile: Any = field(metadata=_SIZES)
-    q_start: Any = field(metadata=_SIZE)
-    kv_start: Any = field(metadata=_SIZE)
-    key_padding: Any = field(metadata=_TENSOR_OR_NONE)  # (B or 1, Nkv) bool
-    scale: Any = field(metadata=_NUMBER)
-    q_grid: Any = field(metadata=_SIZES_OR_NONE, default=None)
-    q_tile: Any = field(metadata=_SIZES_OR_NONE, default=None)
+    q: TensorOrIR = field(metadata=_TENSOR)  # (B, H, Nq, D)
+    k: TensorOrIR = field(metadata=_TENSOR)  # (B, Hkv, Nkv, D)
+    v: TensorOrIR = field(metadata=_TENSOR)  # (B, Hkv, Nkv, D)
+    tiles: TensorOrIR = field(metadata=_TENSOR)  # (B, H, Mq, Kcap) int32
+    counts: TensorOrIR = field(metadata=_TENSOR)  # (B, H, Mq) int32
+    grid: Sequence[Size] = field(metadata=_SIZES)
+    tile: Sequence[Size] = field(metadata=_SIZES)
+    q_start: Size = field(metadata=_SIZE)
+    kv_start: Size = field(metadata=_SIZE)
+    key_padding: TensorOrIR | None = field(metadata=_TENSOR_OR_NONE)  # (B or 1, Nkv) bool
+    scale: float = field(metadata=_NUMBER)
+    q_grid: Sequence[Size] | None = field(metadata=_SIZES_OR_NONE, default=None)
+    q_tile: Sequence[Size] | None = field(metadata=_SIZES_OR_NONE, default=None)
 
     @property
     def device(self) -> torch.device:
@@ -165,7 +167,7 @@ class AttendArgs(_Arguments):
 
     @property
     def empty(self) -> bool:
-        """Whether there is no query or no key: kernels that follow pointers leave that to ATen."""
+        """Whether there is no query or no key. Kernels that use pointers leave that case to ATen."""
         return self.q.numel() == 0 or self.k.numel() == 0
 
     def new_outputs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,11 +176,10 @@ class AttendArgs(_Arguments):
         return _by_token(self.q), lse, self.new_witness()
 
     def new_witness(self) -> Tensor:
-        """(frames, rows, cols, 0), a tensor without elements.
+        """(frames, rows, cols, 0), a tensor without elements, which the backward saves.
 
-        The backward saves it. Where activation checkpointing computes the forward again, torch compares the
-        shapes of what was saved: a grid that was hinted, and has changed since, is an error by that, also
-        where the number of tokens is the same.
+        If activation checkpointing recomputes the forward, torch compares the shapes of saved tensors: a
+        hinted grid that has changed since is then an error, even if the number of tokens is the same.
         """
         return self.q.new_empty((*self.grid, 0))
 
@@ -208,27 +209,28 @@ class AttendArgs(_Arguments):
         check_shape("k", k, (q.shape[0], None, None, q.shape[3]))
         check_shape("v", v, k.shape)
         heads, kv_heads = q.shape[1], k.shape[1]
-        if surely(kv_heads == 0) != surely(heads == 0) or surely(heads % torch.sym_max(kv_heads, 1) != 0):
+        uneven = surely_true(heads % torch.sym_max(kv_heads, 1) != 0)
+        if uneven or surely_true(kv_heads == 0) != surely_true(heads == 0):
             refuse("k.shape[1]", kv_heads, f"a divisor of q's {heads} heads")
         if padding is not None:
             check_shape("key_padding", padding, (None, k.shape[2]))
             check_type("key_padding", padding, torch.bool)
-            if surely(padding.shape[0] != 1) and surely(padding.shape[0] != k.shape[0]):
+            if surely_true(padding.shape[0] != 1) and surely_true(padding.shape[0] != k.shape[0]):
                 refuse("key_padding.shape[0]", padding.shape[0], f"1 or the batch {k.shape[0]}")
 
-    def _check_start(self, name: str, start: Any, video: Any, tokens: Any) -> None:
-        if surely(start < 0) or surely(start + video > tokens):
+    def _check_start(self, name: str, start: Size, video: Size, tokens: Size) -> None:
+        if surely_true(start < 0) or surely_true(start + video > tokens):
             refuse(name, start, f"at least 0, with {video} video tokens from there on of {tokens} in all")
 
     def check_values(self) -> None:
-        """Costs one pass over the lists, once for all batches and heads that share them.
+        """Check the lists, in one pass, which is shared by batches and heads that share their lists.
 
-        On CUDA it waits for nothing, and a wrong list fails there as an assertion of the device.
+        On CUDA the host does not wait; a wrong list fails there as a device-side assertion.
         """
         tiles, counts = _shared(self.tiles), _shared(self.counts)
         if not counts.numel():
             return
-        if counts.device.type == "cpu":  # there a look costs nothing, and most lists are not full
+        if counts.device.type == "cpu":  # reading is free there, and most lists are not full
             tiles = tiles[..., : max(0, int(counts.max()))]
         total, width = self.boxes.tiles, self.tiles.shape[-1]
         ascending = tiles[..., 1:] > tiles[..., :-1]
@@ -237,7 +239,7 @@ class AttendArgs(_Arguments):
         good[..., 1:] &= ascending
         good = (good | (place >= counts[..., None])).all(-1) & (counts >= 0) & (counts <= width)
         if counts.device.type == "cuda":
-            torch_compat.assert_on_device(good.all(), bad_list("(not looked up)", (), 0, total))
+            assert_on_device(good.all(), bad_list("(not looked up)", (), 0, total))
         elif not good.all():
             at = tuple((~good).nonzero()[0].tolist())
             raise ArgumentError(bad_list(str(at), self.tiles[at].tolist(), int(self.counts[at]), total))
@@ -248,12 +250,12 @@ class AttendArgs(_Arguments):
 
 @dataclass(frozen=True, eq=False)
 class BackwardArgs(_Arguments):
-    """The gradient of the output, what the forward gave, and the call that gave it."""
+    """The gradient of the output, the results of the forward, and its call."""
 
-    grad_out: Any = field(metadata=_TENSOR)  # (B, Nq, H, D)
-    out: Any = field(metadata=_TENSOR)  # (B, Nq, H, D)
-    lse: Any = field(metadata=_TENSOR)  # (B, H, Nq), fp32, or fp64 for fp64 inputs
-    witness: Any = field(metadata=_TENSOR)  # (frames, rows, cols, 0)
+    grad_out: TensorOrIR = field(metadata=_TENSOR)  # (B, Nq, H, D)
+    out: TensorOrIR = field(metadata=_TENSOR)  # (B, Nq, H, D)
+    lse: TensorOrIR = field(metadata=_TENSOR)  # (B, H, Nq), fp32, or fp64 for fp64 inputs
+    witness: TensorOrIR = field(metadata=_TENSOR)  # (frames, rows, cols, 0)
     call: AttendArgs
 
     @classmethod
@@ -262,14 +264,14 @@ class BackwardArgs(_Arguments):
         return own + AttendArgs.arguments()
 
     @classmethod
-    def of(cls, *arguments: Any, **more: Any) -> BackwardArgs:
+    def of(cls, *arguments: Any, **more: Any) -> Self:
         own = len(fields(cls)) - 1
         grad_out, out, lse, witness = arguments[:own]
         return cls(grad_out, out, lse, witness, AttendArgs(*arguments[own:], **more))
 
-    def map(self, function: Callable[[Any], Any]) -> BackwardArgs:
+    def map(self, function: Callable[[Any], Any]) -> Self:
         own = {x.name: function(getattr(self, x.name)) for x in fields(self) if x.name != "call"}
-        return BackwardArgs(**own, call=self.call.map(function))
+        return replace(self, **own, call=self.call.map(function))
 
     @property
     def device(self) -> torch.device:
@@ -304,13 +306,13 @@ def lse_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _by_token(x: Tensor) -> Tensor:
-    """Uninitialised (B, N, H, D) for the values of (B, H, N, D)."""
+    """Uninitialised (B, N, H, D) memory for a tensor of x's (B, H, N, D) values."""
     batch, heads, tokens, width = x.shape
     return x.new_empty((batch, tokens, heads, width))
 
 
 def _shared(lists: Tensor) -> Tensor:
-    """The lists once where batches or heads share them, as those of a static pattern do."""
+    """The lists without repetition over batches or heads that share them, as in a static pattern."""
     for dim in (0, 1):
         if lists.shape[dim] > 1 and lists.stride(dim) == 0:
             lists = lists.narrow(dim, 0, 1)

@@ -1,12 +1,12 @@
 """select, attend and attend_backward in ATen: every device, dtype, head width and tile.
 
-The default kernels; cpu/ and gpu/ register faster ones. Query tiles are answered a few at a time, each with
-the keys that it sees gathered for it. Memory stays bounded, and nothing is ever N x N. On a CPU the host
-looks at the lists: only real tokens are gathered, and torch's own fused attention computes a chunk. On other
-devices nothing waits for the host: empty places are gathered from a row of zeros and masked.
+The default kernels; cpu/ and gpu/ register faster ones. Query tiles are processed in chunks, for which their
+keys are gathered. Memory stays bounded, and nothing is ever N x N. On CPU the host reads the lists, so only
+real tokens are gathered, and torch's fused attention computes a chunk. On other devices nothing waits for the
+host: empty places are gathered from a row of zeros and masked.
 
 Notation: B batch, H heads, Hkv key heads, N tokens, D head width, E tile tokens, M tiles. A row is one token
-of one head, of tensors that lie as (B, N, H, D). A chunk has U units, each of n queries and L keys.
+of one head, in tensors laid out as (B, N, H, D). A chunk has U units, each of n queries and L keys.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..grid import TileGrid
 from . import schema  # noqa: F401 - defines the operators
 from .args import AttendArgs, BackwardArgs, SelectArgs, lse_dtype, takes
 
-SCRATCH_BYTES = 64 << 20  # what the keys, values and weights of one chunk may take
-UNITS_PER_THREAD = 8  # of a chunk: more is no faster, and what is gathered leaves the caches
+SCRATCH_BYTES = 64 << 20  # the limit for the keys, values and weights of one chunk
+UNITS_PER_THREAD = 8  # in a chunk: more is no faster, as gathered rows then leave the caches
 
 
 def select(args: SelectArgs) -> tuple[Tensor, Tensor]:
     """tiles (..., at_most) int32 ascending, counts (...) int32.
 
-    The highest of every row: `count` of them (default at_most), but none below the row's threshold, at least
-    one and at most at_most. Ties go to the lowest tile id, NaN counts as highest. What follows a row's count
-    in `tiles` is a tile of no meaning.
+    The highest scores of every row: `count` of them (default at_most), but none below the row's threshold, at
+    least one and at most at_most. Ties go to the lowest tile id; NaN counts as highest. Entries of `tiles`
+    past a row's count are valid ids without meaning.
     """
     scores, at_most, threshold, count = args.scores, args.at_most, args.threshold, args.count
     best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :at_most]
@@ -52,12 +52,13 @@ def select(args: SelectArgs) -> tuple[Tensor, Tensor]:
 
 # --- Which tokens -------------------------------------------------------------------------------
 
-NOBODY = -1  # in the place of a token
+NOBODY = -1  # in the place of a token id: no token
 
 
 def members(boxes: TileGrid, first: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The tokens of every tile (M + 1, E) int64, then NOBODY, and how many they are (M + 1,). `first` is the
-    video's first token; the last tile is one without tokens."""
+    """The token ids of every tile (M + 1, E) int64, padded with NOBODY, and how many they are (M + 1,).
+
+    `first` is the video's first token; the last tile is empty."""
     tile = place = torch.zeros((), dtype=torch.int64, device=device)
     for size, extent, tiles in zip(boxes.grid, boxes.tile, boxes.shape, strict=True):
         along = torch.arange(size, device=device)
@@ -73,21 +74,21 @@ def members(boxes: TileGrid, first: int, device: torch.device) -> tuple[Tensor, 
 
 
 class Chunk(NamedTuple):
-    """Units that are answered at once, by rows of the queries and rows of the keys."""
+    """Units that are processed together, as row numbers of queries and keys."""
 
     queries: Tensor  # (U, n) int64
     keys: Tensor  # (U, L) int64
-    seen: Tensor | None  # (U, L) bool; None where every key is
+    seen: Tensor | None  # (U, L) bool: whether the unit sees the key; None if it sees all
 
 
 def host_looks(device: torch.device) -> bool:
-    """Whether sizes may depend on what tensors hold: elsewhere the host would wait, and no CUDA graph could
-    be captured."""
+    """Whether sizes may depend on tensor contents. Off the CPU the host would have to wait, and no CUDA graph
+    could be captured."""
     return device.type == "cpu"
 
 
-class Work:
-    """A call cut into chunks."""
+class ChunkedCall:
+    """A call of attend or attend_backward, cut into chunks."""
 
     def __init__(self, args: AttendArgs) -> None:
         self.args, device = args, args.device
@@ -101,7 +102,7 @@ class Work:
         video = args.kv_start, args.kv_start + args.boxes.grid.tokens
         every = torch.arange(self.kv_tokens, device=device)
         self.others = torch.cat([every[: video[0]], every[video[1] :]])
-        # What takes part: (B or 1, Nkv) tokens, or NOBODY.
+        # (B or 1, Nkv): each token that takes part, or NOBODY.
         self.every = every[None]
         if args.key_padding is not None:
             shown = args.key_padding.clone()
@@ -113,8 +114,8 @@ class Work:
         yield from self._not_video()
 
     def _video(self) -> Iterator[Chunk]:
-        """The query tiles. Where the host looks, tiles of as many queries come together, and of these lists
-        of about as many keys: hardly anything has to be masked."""
+        """The chunks of query tiles. If the host reads the lists, tiles of equally many queries are grouped
+        and sorted by their number of keys, so that little has to be masked."""
         tiles = len(self.queries) - 1
         units = torch.arange(len(self.ids), device=self.args.device)
         classes = [(self.queries.shape[1], units)]
@@ -134,12 +135,12 @@ class Work:
                 yield from self._chunk(head, self.queries[tile, :queries], keys)
 
     def _not_video(self) -> Iterator[Chunk]:
-        """Queries outside the video see every key that takes part."""
+        """The chunks of queries outside of the video, which see every key that takes part."""
         start, device = self.args.q_start, self.args.device
         every = torch.arange(self.q_tokens, device=device)
         others = torch.cat([every[:start], every[start + self.args.query_boxes.grid.tokens :]])
         heads = torch.arange(self.batch * self.heads, device=device)
-        # Fused attention has no weights in memory, else they are what bounds a chunk.
+        # Fused attention keeps no weights in memory; otherwise they limit a chunk.
         most = max(1, SCRATCH_BYTES // (12 * self.kv_tokens))
         for queries in others.split(len(others) if self.host_looks else most) if len(others) else ():
             for some in heads.split(self._step(len(queries), self.kv_tokens)):
@@ -147,7 +148,7 @@ class Work:
                 yield from self._chunk(some, queries.expand(len(some), -1), keys)
 
     def _step(self, queries: int, keys: int) -> int:
-        """How many units a chunk may have."""
+        """The most units of a chunk."""
         size = lse_dtype(self.args.q.dtype).itemsize
         if self.host_looks:
             each, most = 2 * keys * self.width, UNITS_PER_THREAD * torch.get_num_threads()
@@ -156,11 +157,11 @@ class Work:
         return max(1, min(most, SCRATCH_BYTES // max(1, size * each)))
 
     def _chunk(self, head: Tensor, queries: Tensor, keys: Tensor) -> Iterator[Chunk]:
-        """The chunk of these tokens, head by head of the B * H; none where no unit sees a key."""
+        """The chunk of these tokens, with `head` of each unit among all B * H; none if no unit sees a key."""
         seen: Tensor | None = keys >= 0
         if self.host_looks:
             length = seen.sum(-1)
-            if not length.all():  # units that see nothing are left out
+            if not length.all():  # leave out units that see nothing
                 some = length.nonzero()[:, 0]
                 head, queries, keys, length = head[some], queries[some], keys[some], length[some]
                 seen = keys >= 0
@@ -180,8 +181,8 @@ class Work:
 
 
 def _packed(keys: Tensor, seen: Tensor, length: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The tokens that are seen, moved to the front, and which of the places they fill. A place that is not
-    filled repeats a key that is seen: one that is not could hold NaN."""
+    """The seen tokens, moved to the front, and which places they fill. An unfilled place repeats a seen key:
+    any other could hold NaN."""
     longest = int(length.max())
     place = (seen.cumsum(-1) - 1).where(seen, longest)
     packed = keys.new_empty(len(keys), longest + 1).scatter_(1, place, keys)[:, :longest]
@@ -192,15 +193,15 @@ def _packed(keys: Tensor, seen: Tensor, length: Tensor) -> tuple[Tensor, Tensor 
 
 
 def _rows(tokens: Tensor, batch: Tensor, head: Tensor, count: int, heads: int, batches: int) -> Tensor:
-    """The rows of (U, n) tokens; of NOBODY the one behind all rows."""
+    """The row numbers of (U, n) tokens; for NOBODY, the one past all rows."""
     rows = (batch[:, None] * count + tokens) * heads + head[:, None]
     return rows.where(tokens >= 0, batches * count * heads)
 
 
-def _by_row(x: Tensor, work: Work) -> Tensor:
-    """(B, H, N, D) -> its rows (B * N * H, D), with a row of zeros behind them where that may be read."""
+def _by_row(x: Tensor, chunked: ChunkedCall) -> Tensor:
+    """(B, H, N, D) -> rows (B * N * H, D), followed by a row of zeros where one may be read."""
     rows = x.transpose(1, 2).reshape(-1, x.shape[-1])
-    return rows if work.host_looks else torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+    return rows if chunked.host_looks else torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def _weights(logits: Tensor, lse: Tensor) -> Tensor:
-    """exp(logits - lse): 0 for masked keys, and for the rows that see no key."""
+    """exp(logits - lse): 0 for masked keys, and in rows that see no key."""
     return torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0)[..., None])
 
 
@@ -222,7 +223,7 @@ def _logits(q: Tensor, k: Tensor, seen: Tensor | None, scale: float) -> Tensor:
 
 
 def _in_given_types(kernel: Callable) -> Callable:
-    """Without autocast, under which a backward may run: matrix products would come back narrower."""
+    """Without autocast, which may hold in a backward and would narrow the results of matrix products."""
 
     @functools.wraps(kernel)
     def run(args: Any) -> Any:
@@ -235,13 +236,13 @@ def _in_given_types(kernel: Callable) -> Callable:
 @_in_given_types
 def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
     """Exact softmax attention over the listed tiles and all non-video keys: out (B, Nq, H, D), lse (B, H, Nq)
-    in fp32 or wider, the witness of the grid."""
-    work, wide = Work(args), lse_dtype(args.q.dtype)
-    q, k, v = (_by_row(x, work) for x in (args.q, args.k, args.v))
+    in fp32 or wider, and the witness of the grid."""
+    chunked, wide = ChunkedCall(args), lse_dtype(args.q.dtype)
+    q, k, v = (_by_row(x, chunked) for x in (args.q, args.k, args.v))
     out, lse = torch.zeros_like(q), torch.full(q.shape[:1], -torch.inf, dtype=wide, device=q.device)
-    for chunk in work.chunks():
+    for chunk in chunked.chunks():
         inputs = _take(q, chunk.queries), _take(k, chunk.keys), _take(v, chunk.keys)
-        if work.host_looks:
+        if chunked.host_looks:
             some, some_lse = torch_compat.flash_on_cpu(*inputs, chunk.seen, args.scale)
         else:
             queries, keys, values = (x.to(wide) for x in inputs)
@@ -259,18 +260,18 @@ def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
 
 @_in_given_types
 def attend_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v as (B, N, H, D), recomputing the weights from lse. Keys collect theirs in the
-    order of the chunks, without atomics."""
-    call, work, wide = args.call, Work(args.call), lse_dtype(args.call.q.dtype)
-    q, k, v = (_by_row(x, work) for x in (call.q, call.k, call.v))
-    grad_out, out = (_by_row(x.transpose(1, 2), work) for x in (args.grad_out, args.out))
-    lse = _by_row(args.lse[..., None], work)[:, 0]
+    """Gradients of q, k and v as (B, N, H, D), with weights recomputed from lse. The gradients of keys are
+    summed in the order of the chunks, without atomics."""
+    call, chunked, wide = args.call, ChunkedCall(args.call), lse_dtype(args.call.q.dtype)
+    q, k, v = (_by_row(x, chunked) for x in (call.q, call.k, call.v))
+    grad_out, out = (_by_row(x.transpose(1, 2), chunked) for x in (args.grad_out, args.out))
+    lse = _by_row(args.lse[..., None], chunked)[:, 0]
     grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
-    for chunk in work.chunks():
+    for chunk in chunked.chunks():
         queries, keys, values = _take(q, chunk.queries), _take(k, chunk.keys), _take(v, chunk.keys)
         rows = (_take(x, chunk.queries) for x in (grad_out, out, lse))
         inputs = tuple(x.to(wide) for x in (queries, keys, values, *rows))
-        gradients: Callable = torch_compat.flash_backward_on_cpu if work.host_looks else _gradients
+        gradients: Callable = torch_compat.flash_backward_on_cpu if chunked.host_looks else _gradients
         some_q, some_k, some_v = gradients(*inputs, chunk.seen, call.scale)
         grad_q.index_copy_(0, chunk.queries.flatten(), some_q.flatten(0, 1))
         _add_rows(grad_k, chunk.keys.flatten(), some_k.flatten(0, 1))
@@ -287,7 +288,7 @@ def _gradients(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, out: Tensor, lse: Tensor, seen: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Of a chunk: q, grad_out, out (U, n, D), lse (U, n), k and v (U, L, D)."""
+    """The gradients of a chunk: q, grad_out, out (U, n, D), lse (U, n), k and v (U, L, D)."""
     weights = _weights(_logits(q, k, seen, scale), lse)
     delta = (grad_out * out).sum(-1, keepdim=True)
     score_grad = weights * (grad_out @ v.transpose(-1, -2) - delta) * scale
@@ -295,7 +296,7 @@ def _gradients(
 
 
 def _add_rows(onto: Tensor, rows: Tensor, what: Tensor) -> None:
-    """onto[rows] += what, where rows may repeat, in a fixed order."""
+    """onto[rows] += what, in a fixed order; rows may repeat."""
     if onto.is_cuda:
         onto.index_put_((rows,), what, accumulate=True)  # sorts; index_add_ would use atomics
     else:

@@ -1,7 +1,7 @@
-"""From how many video tokens on the kernel at hand beats dense attention: what min_tokens=None stands for.
+"""The number of video tokens from which the kernel at hand beats dense attention: min_tokens=None.
 
-A table, no timing at run time: the decision is the same in every process, and so are graphs and cache keys.
-It holds for the default method, tile and sparsity; what was not measured is not in it, and stays dense.
+A table, not a timing at run time, so that every process makes the same decision, with the same graphs and
+cache keys. It holds for the default method, tile and sparsity; what was not measured stays dense.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .break_even_table import CPU
 from .cpu import loader
 from .gpu.call import DTYPES, WIDEST_HEAD, too_old
 
-# On GPUs nothing was measured: this is a guess, kept until it is.
+# Nothing was measured on GPUs: this is a guess.
 TEMPLATES = 4096
 
 
 class KernelAtHand(NamedTuple):
-    """name: as people read it. least: video tokens from which on it beats dense attention, or None where no
-    size is known to. measured: whether that is more than a guess. faster: what to do to have a faster one,
-    or ""."""
+    """The kernel that a call runs through. name: for people. least: the number of video tokens from which it
+    beats dense attention; None if no size is known to. measured: whether `least` is more than a guess.
+    faster: how to get a faster kernel, or ""."""
 
     name: str
     least: int | None
@@ -33,9 +33,9 @@ class KernelAtHand(NamedTuple):
 
 
 def kernel_at_hand(device: torch.device, dtype: torch.dtype, tile: Sequence[int], width: int) -> KernelAtHand:
-    """What a call would run through now; builds the C++ kernel where that serves it.
+    """The kernel that a call would run through at present; builds the C++ kernel if that serves it.
 
-    Raises OptionError where VSA_COMPILE_CPU names what this processor does not run.
+    Raises OptionError if VSA_COMPILE_CPU names a variant that this processor cannot run.
     """
     if device.type == "cpu":
         return _on_cpu(dtype, tile)

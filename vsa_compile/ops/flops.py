@@ -1,7 +1,7 @@
 """FLOP formulas of the leaf operators, for torch.utils.flop_counter.FlopCounterMode.
 
-torch's flop counter imports triton, and importing this package must not. So the formulas are
-registered when the flop counter itself is loaded, before or after us.
+torch's flop counter imports triton, which importing this package must not do. So the formulas are registered
+when the flop counter is loaded, be that before or after this module.
 """
 
 from __future__ import annotations
@@ -9,49 +9,51 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from ..grid import Grid, TileGrid
+from ..grid import Grid, Size, TileGrid
 from .args import AttendArgs, BackwardArgs
 
 _COUNTER = "torch.utils.flop_counter"
 
 
 def attended_pairs(
-    q_tokens: Any,
-    kv_tokens: Any,
-    grid: Sequence[Any],
-    tile: Sequence[Any],
-    listed: Any,
-    queries: Any = None,
-) -> Any:
-    """Query-key pairs that one head computes when every query tile lists `listed` tiles.
+    q_tokens: Size,
+    kv_tokens: Size,
+    grid: Sequence[Size],
+    tile: Sequence[Size],
+    listed: Size,
+    queries: Size | None = None,
+) -> Size:
+    """The query-key pairs that one head computes if every query tile lists `listed` tiles.
 
-    queries: how many of the video attend at all; None: all of them. A listed tile counts its mean number of
-    real tokens, so that all tiles listed is exactly dense.
+    queries: how many video queries attend; None: all. A listed tile counts with the mean number of tokens per
+    tile, so that listing all tiles gives exactly the dense number.
     """
-    tiles = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
-    video = tiles.grid.tokens
+    boxes = TileGrid(Grid(*grid), tuple(tile))  # pyright: ignore[reportArgumentType]
+    video = boxes.grid.tokens
     queries = video if queries is None else queries
-    sparse = queries * video * listed // tiles.tiles
+    sparse = queries * video * listed // boxes.tiles
     return sparse + queries * (kv_tokens - video) + (q_tokens - video) * kv_tokens
 
 
-def _attend(*arguments: Any, out_val: Any = None, **more: Any) -> int:
+def _attend(*arguments: Any, out_val: object = None, **more: Any) -> int:
     return _flops(AttendArgs(*arguments, **more))
 
 
-def _attend_backward(*arguments: Any, out_val: Any = None, **more: Any) -> int:
+def _attend_backward(*arguments: Any, out_val: object = None, **more: Any) -> int:
     """Five products: the scores again, dP, dV, dQ and dK."""
     return _flops(BackwardArgs.of(*arguments, **more).call) * 5 // 2
 
 
 def _flops(call: AttendArgs) -> int:
-    """Two products of 2 D FLOPs per query-key pair; a listed tile counts its mean number of real tokens.
+    """Two products of 2 D FLOPs per query-key pair; a listed tile counts with the mean tokens per tile.
 
-    The lists are counted where they hold numbers (which synchronises a GPU); otherwise all are full.
+    The lists are summed if they hold numbers (which synchronises a GPU); otherwise all rows count as full.
     """
     (batch, heads, q_tokens, width), kv_tokens = call.q.shape, call.k.shape[2]
     video, video_q = call.boxes.grid.tokens, call.query_boxes.grid.tokens
@@ -70,9 +72,10 @@ def _register() -> None:
 
 
 class _WhenLoaded:
-    """A finder that registers the formulas right after the flop counter's first import, then is gone."""
+    """An import finder that registers the formulas right after the flop counter's first import, then removes
+    itself."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != _COUNTER:
             return None
         sys.meta_path.remove(self)  # pyright: ignore[reportArgumentType]
@@ -81,7 +84,7 @@ class _WhenLoaded:
         if loader is not None:
             load = loader.exec_module
 
-            def load_and_register(module: Any) -> None:
+            def load_and_register(module: ModuleType) -> None:
                 load(module)
                 _register()
 

@@ -1,9 +1,9 @@
-"""`vsa_compile.attention`: the operator by hand, with every argument checked before any work is done."""
+"""`vsa_compile.attention`: the operator, called by hand; all arguments are checked before any work."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,18 +32,21 @@ def attention(
 ) -> Tensor:
     """Sparse attention of one run of video tokens: (B, H, Nq, D) -> (B, H, Nq, D), any strides.
 
+        out = vsa_compile.attention(q, k, v, grid=(21, 30, 52), sparsity=0.875)
+
     q: (B, H, Nq, D); k, v: (B, Hkv, Nkv, D), where Hkv divides H (grouped-query attention).
     grid: (frames, rows, cols) of the video tokens, raster order, cols fastest.
     sparsity: share of query-key work that is NOT computed; 0 is dense SDPA.
-    method: "vsa", "bsa" (sparse queries too), "sta" (a static box), or a name given to register_method.
-    tile: (frames, rows, cols) tokens of a tile; border tiles hold what is left.
-    gate: like q; adds gate * coarse attention (VSA, arXiv 2505.13389). None adds nothing. Not for bsa, sta.
+    method: "vsa" (arXiv 2505.13389), "bsa" (2509.01085, sparse queries too), "sta" (2502.04507, a static
+        box), or a name given to register_method.
+    tile: (frames, rows, cols) tokens of a tile; border tiles are smaller.
+    gate: like q; adds gate * coarse attention (VSA, section 2.2). None adds nothing. Not for bsa and sta.
     scale: of the scores; None is 1 / sqrt(D).
-    video_start: tokens in front of the video in k and v, and in q if it is as long. All keys outside
-        the video are attended densely; queries outside it attend to everything.
-    key_padding_mask: (B or 1, Nkv) bool, True where a key takes part; read on non-video keys only.
+    video_start: tokens in front of the video in k and v, and in q if it is as long. All keys outside the
+        video are attended densely; queries outside it attend to everything.
+    key_padding_mask: (B or 1, Nkv) bool, True where a key takes part; only non-video keys are masked by it.
 
-    Raises ArgumentError or OptionError, naming what came and what is allowed.
+    Raises ArgumentError or OptionError, which name what came and what is allowed.
     """
     checked_grid, checked_tile = read_grid(grid), read_tile(tile)
     sparsity = read_sparsity(sparsity)
@@ -62,7 +65,7 @@ def attention(
         raise ArgumentError(grid_mismatch(checked_grid, q_start, q.shape[2], "q"))
     behind = k.shape[2] - video_start - video
     if behind and key_padding_mask is None:
-        # Legal only if the caller says what they are: a wrong grid must not pass as text.
+        # They are legal only if the caller says what they are: a wrong grid must not pass as text.
         raise ArgumentError(
             grid_mismatch(checked_grid, video_start, k.shape[2], "k")
             + f" The {behind} tokens behind the video need a key_padding_mask, all True if none is padding."
@@ -99,7 +102,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, mask: T
 
 
 def _computed_in(named: dict[str, Tensor]) -> list[torch.dtype]:
-    """The dtypes after autocast, which makes one of all but fp64."""
+    """The dtypes that are computed in: autocast makes one of all but fp64."""
     dtypes, kind = [x.dtype for x in named.values()], named["q"].device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
@@ -107,13 +110,13 @@ def _computed_in(named: dict[str, Tensor]) -> list[torch.dtype]:
     return dtypes
 
 
-def _check_same(what: str, came: dict[str, Any], effective: list[Any]) -> None:
+def _check_same(what: str, came: Mapping[str, object], effective: Sequence[object]) -> None:
     if any(value != effective[0] for value in effective):
         raise ArgumentError(errors.differ(what, ", ".join(f"{name} {value}" for name, value in came.items())))
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> None:
-    """What of the shapes must agree. Empty batches, heads and widths are fine: so is their output."""
+    """Check that shapes agree. Empty batches, heads and widths are fine: their output is empty too."""
     batch, heads, _, width = q.shape
     kv_heads = k.shape[1]
     allowed = None
@@ -127,7 +130,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> None:
         allowed = errors.grouped_heads()
     if allowed is not None:
         came = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        raise ArgumentError(errors.misfit(came, allowed))
+        raise ArgumentError(errors.shapes_misfit(came, allowed))
     if gate is not None and gate.shape != q.shape:
         way_out = "Call .expand_as(q) on a gate that is shared."
         raise ArgumentError(

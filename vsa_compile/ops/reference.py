@@ -1,7 +1,7 @@
 """The specification: what selection, sparse attention and the methods compute, in plain PyTorch.
 
-Written to be read and to be right in fp64, at the cost of O(N^2) memory; nothing here is fast.
-Never imports a kernel, and no kernel imports it: one checks the other.
+Written to be read, and to be correct in fp64; needs O(N^2) memory, and nothing here is fast. Never imports a
+kernel, and no kernel imports it: one checks the other.
 
 Notation: B batch, H heads, N tokens, D head width, M tiles, kept = tiles that a query tile keeps.
 """
@@ -17,7 +17,7 @@ from ..grid import Grid, Tile, TileGrid, ceil_div, kept_queries, kept_tiles
 
 
 def tile_of_token(grid: Grid, tile: Tile, device: torch.device | None = None) -> Tensor:
-    """(N,) int64: the row-major id of the tile that holds each raster token."""
+    """(N,) int64: the row-major id of the tile of each raster token."""
     tiles = TileGrid(grid, tile)
     ids = torch.zeros(tuple(grid), dtype=torch.int64, device=device)
     for axis in range(3):
@@ -29,7 +29,7 @@ def tile_of_token(grid: Grid, tile: Tile, device: torch.device | None = None) ->
 
 
 def pool(x: Tensor, grid: Grid, tile: Tile) -> Tensor:
-    """(B, H, N, D) -> (B, H, M, D): mean over each tile's real tokens, in fp32 or wider."""
+    """(B, H, N, D) -> (B, H, M, D): mean over each tile's tokens, in fp32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     membership = torch.nn.functional.one_hot(
         tile_of_token(grid, tile, x.device), TileGrid(grid, tile).tiles
@@ -43,8 +43,8 @@ def select(
     """(..., M) scores -> tiles (..., at_most) int32 ascending and counts (...) int32.
 
     The highest scores of every row: `count` of them (a 0-dim integer tensor; default at_most), but none
-    below `threshold` (...); at least one, at most `at_most`. Ties go to the lowest tile id, NaN counts as
-    highest. Beyond a row's count its list says nothing.
+    below `threshold` (...); at least one, at most `at_most`. Ties go to the lowest tile id; NaN counts as
+    highest. Entries past a row's count have no meaning.
     """
     rows = scores.flatten(0, -2)
     tiles = torch.zeros(len(rows), at_most, dtype=torch.int32, device=scores.device)
@@ -75,9 +75,9 @@ def allowed_keys(
 ) -> Tensor:
     """(B, H, Nq, Nkv) bool: which keys each query sees.
 
-    Video queries see the tokens of their tile's first `counts` listed tiles and every non-video
-    key; other queries see every key. `key_padding` (B or 1, Nkv) is True where a non-video key
-    takes part. With `q_grid` and `q_tile` the video queries are a raster of their own.
+    Video queries see the tokens of the first `counts` tiles that their tile lists, and every non-video key;
+    other queries see every key. `key_padding` (B or 1, Nkv) is True where a non-video key takes part. With
+    `q_grid` and `q_tile` the video queries are a raster of their own.
     """
     batch, heads, q_tokens, _ = q.shape
     kv_tokens = k.shape[2]
@@ -179,8 +179,7 @@ def attention(
 def quantile_threshold(scores: Tensor, kept: int) -> Tensor:
     """(..., M) -> (...): mean + std * PHI^-1(1 - kept / M), which `kept` of M Gaussian scores exceed.
 
-    Four roundings of the largest score lower: a row of equal scores is at its threshold, whichever way
-    its mean was rounded.
+    Lowered by four roundings of the largest score: equal scores reach it, however their mean is rounded.
     """
     share = torch.tensor(1 - kept / scores.shape[-1], dtype=torch.float64)
     quantile = float(torch.special.ndtri(share).clamp(min=-scores.shape[-1]))
@@ -197,11 +196,11 @@ def mass_threshold(scores: Tensor, mass: float) -> Tensor:
 
 
 def stand_ins(q: Tensor, grid: Grid, window: Tile, kept: int) -> Tensor:
-    """(B, H, N, D) -> (B, H, N) int64: the query whose output each query takes; its own if it is kept.
+    """(B, H, N, D) -> (B, H, N) int64: for each query, the query whose output it takes; itself if it is kept.
 
-    Of every window the centre is kept and the `kept` - 1 queries least like it (cosine; ties to the lower
-    token); the others take the centre's output. A border window keeps as many, if it has them. The centre of
-    n tokens along an axis is number n // 2.
+    In every window the centre is kept, and the `kept` - 1 queries least similar to it (cosine; ties to the
+    lower token); the others take the centre's output. A border window keeps as many, if it has them. The
+    centre of n tokens along an axis is number n // 2.
     """
     windows = tile_of_token(grid, window, q.device)
     result = torch.zeros(q.shape[:3], dtype=torch.int64, device=q.device)
@@ -237,8 +236,8 @@ def bsa(
 ) -> Tensor:
     """BSA (arXiv 2509.01085): (B, H, N, D) -> (B, H, N, D). Nothing is packed here: every query attends.
 
-    Query tokens stand in for those that are dropped (`stand_ins`). The kept ones of a box of tiles share one
-    list: the key tiles whose score with their mean is above `quantile_threshold`.
+    Dropped queries are replaced by their `stand_ins`. The kept queries of a box of tiles share one list: the
+    key tiles whose score with their mean reaches `quantile_threshold`.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     slots = kept_queries(window[0] * window[1] * window[2], sparsity, least)
@@ -264,7 +263,7 @@ def bsa(
     at_most = min(total, ceil_div(kept * Fraction(str(overflow)), 1))
     tiles, counts = select(scores, at_most, quantile_threshold(scores, kept))
 
-    # What every query would see; then each dropped one is replaced by its stand-in, query and list alike.
+    # Each dropped query is replaced by its stand-in, with the list of the stand-in.
     rows = slice(q_start, q_start + grid.tokens)
     index = torch.arange(q.shape[2], device=q.device).repeat(*q.shape[:2], 1)
     index[:, :, rows] = chosen + q_start

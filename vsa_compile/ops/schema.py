@@ -1,16 +1,16 @@
 """The torch.library operators: schemas, shapes, autograd. No device code.
 
     vsa_compile::attention   the one node in a captured graph; CompositeImplicitAutograd, so that tracing
-                     walks into the method's plain PyTorch
-    vsa_compile::hint        x itself, with the grid of its tokens for the layout analysis to read
-    vsa_compile::gate        q itself, with the gate of its attention call for the conversion to find
-    vsa_compile::zero_padding  an output with zeros in the rows of queries that are padding (leaf)
-    vsa_compile::share       the share of the work that this step of a schedule keeps (leaf)
+                             enters the method's plain PyTorch
+    vsa_compile::hint        returns x; carries the grid of its tokens, for the layout analysis
+    vsa_compile::gate        returns q; carries the gate of its attention call, for the conversion
+    vsa_compile::zero_padding  an attention output with zeros in the rows of padding queries (leaf)
+    vsa_compile::share       the share of the work kept at the present step of a schedule (leaf)
     vsa_compile::select      pooled scores -> kept tiles (leaf)
     vsa_compile::attend      exact attention over the kept tiles (leaf), with vsa_compile::attend_backward
 
-Kernels register themselves: aten.py for every device, cpu/ and gpu/ where they do better.
-The leaves' arguments are described in args.py.
+Kernels register themselves: aten.py for every device, cpu/ and gpu/ with faster ones. The arguments of the
+leaves are described in args.py.
 
 Notation: B batch, H heads, N tokens, D head width, M tiles, Kcap = width of the tile lists.
 """
@@ -28,7 +28,7 @@ from torch.library import Library, register_autograd, register_fake
 
 from .. import methods
 from ..errors import ArgumentError, DoubleBackwardError, double_backward, kv_alike, no_func_transform
-from ..grid import Grid, TileGrid
+from ..grid import Grid, Size, TileGrid
 from ..plan.schedule import schedules
 from .args import AttendArgs, BackwardArgs, SelectArgs
 
@@ -41,12 +41,12 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define("share(Tensor like, int schedule) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-LEAVES = {
+_SCHEMAS = {
     "select": f"({SelectArgs.schema()}) -> (Tensor tiles, Tensor counts)",
     "attend": f"({AttendArgs.schema()}) -> (Tensor out, Tensor lse, Tensor witness)",
     "attend_backward": f"({BackwardArgs.schema()}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
 }
-for _name, _schema in LEAVES.items():
+for _name, _schema in _SCHEMAS.items():
     _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 _LIBRARY.define("zero_padding(Tensor x, Tensor padding) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
@@ -60,7 +60,7 @@ _LIBRARY.define(
 
 
 def _autocast(device_type: str, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Cast as autocast casts SDPA's arguments: floating point tensors, but not fp64."""
+    """Cast tensors as autocast casts SDPA's arguments: floating point tensors, but not fp64."""
     dtype = torch.get_autocast_dtype(device_type)
     return [
         x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
@@ -68,15 +68,15 @@ def _autocast(device_type: str, *tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def _within(tile: Sequence[Any], grid: Sequence[Any]) -> Any:
-    """The tile cut to the grid, where that is known: the same boxes, without slots that are never filled."""
+def _within(tile: Sequence[Size], grid: Sequence[Size]) -> Any:
+    """The tile cut to the grid where that is known: the same boxes, without slots that stay empty."""
     return tuple(min(t, n) if isinstance(n, int) else t for t, n in zip(tile, grid, strict=True))
 
 
 def _refuse_transforms(*tensors: Tensor) -> None:
-    """An error under the torch.func transforms that the leaf operators have no rule for.
+    """Raise an error under torch.func transforms for which the leaf operators have no rule.
 
-    Without it torch.func.jvp would drop the tangent in silence. vmap passes: torch loops over the batch.
+    Otherwise torch.func.jvp would silently drop the tangent. vmap works: torch loops over the batch.
     """
     if torch.compiler.is_compiling():
         return
@@ -93,10 +93,10 @@ def _attention(
     k: Tensor,
     v: Tensor,
     gate: Tensor | None,
-    grid: Sequence[Any],
-    tile: Sequence[Any],
-    q_start: Any,
-    kv_start: Any,
+    grid: Sequence[Size],
+    tile: Sequence[Size],
+    q_start: Size,
+    kv_start: Size,
     key_padding: Tensor | None,
     scale: float | None,
     sparsity: float,
@@ -105,23 +105,23 @@ def _attention(
 ) -> Tensor:
     """Sparse self-attention of one run of video tokens: (B, H, Nq, D) -> (B, H, Nq, D).
 
-    q (B, H, Nq, D); k, v (B, Hkv, Nkv, D) with Hkv dividing H; gate like q or None. The video is
-    tokens q_start.. of q and kv_start.. of k and v, grid[0] * grid[1] * grid[2] of them, raster.
-    All other keys are attended densely; key_padding (B or 1, Nkv) bool is True where a non-video
-    key takes part. scale None is 1 / sqrt(D). `schedule` is the number of a SparsitySchedule, which keeps
-    fewer tiles than `sparsity` leaves, or -1.
+    q (B, H, Nq, D); k, v (B, Hkv, Nkv, D) with Hkv dividing H; gate like q or None. The video is tokens
+    q_start.. of q and kv_start.. of k and v, grid[0] * grid[1] * grid[2] of them, raster. All other keys are
+    attended densely; key_padding (B or 1, Nkv) bool is True where a non-video key takes part. scale None is
+    1 / sqrt(D). `schedule` is the number of a SparsitySchedule, which keeps at most the tiles that `sparsity`
+    leaves, or -1.
     """
     kind = q.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if autocast:
         q, k, v, gate = _autocast(kind, q, k, v, gate)  # pyright: ignore[reportAssignmentType]
     if any(isinstance(size, int) and size == 0 for size in q.shape):
-        out = F.scaled_dot_product_attention(q, k, v)  # nothing to compute, and still differentiable
+        out = F.scaled_dot_product_attention(q, k, v)  # nothing to compute, but differentiable
         return out if gate is None else out + gate
     if sparsity != 0:
         _refuse_transforms(q, k, v)
     site = methods.Site(
-        tiles=TileGrid(Grid(*grid), _within(tile, grid)),
+        boxes=TileGrid(Grid(*grid), _within(tile, grid)),
         q_start=q_start,
         kv_start=kv_start,
         key_padding=key_padding,
@@ -129,12 +129,12 @@ def _attention(
         sparsity=sparsity,
         share=torch.ops.vsa_compile.share(q, schedule) if schedule >= 0 else None,
     )
-    # Known of every call but one whose tokens are data: there it becomes an assertion of the graph.
+    # Known in all graphs except with data-dependent numbers of tokens: there it is a run-time assertion.
     torch._check(k.shape[2] == v.shape[2], kv_alike)
     run = methods.get(method)
     if not autocast:
         return run(q, k, v, gate, site)
-    # The coarse scores are fp32 on purpose; autocast would make them bf16 and change the selection.
+    # The coarse scores must stay fp32; autocast would make them bf16 and change the selection.
     with torch.autocast(kind, enabled=False):
         return run(q, k, v, gate, site)
 
@@ -143,11 +143,11 @@ def _attention(
 
 
 @torch.library.impl(_LIBRARY, "hint", "CompositeImplicitAutograd")
-def _hint(x: Tensor, grid: Sequence[Any], start: Any = None) -> Tensor:
+def _hint(x: Tensor, grid: Sequence[Size], start: Size | None = None) -> Tensor:
     """x (..., N, C) as a view; tokens start.. of N are raster (frames, rows, cols) = grid.
 
-    start None says that all N are. N is spelled as the product then, which need not be how the size of x is
-    spelled: the analysis of a graph with symbolic sizes could not tell that the two are equal.
+    start None: all N are. N is then spelled as the product of the grid: with another spelling, the analysis
+    of a graph with symbolic sizes could not tell that the two are equal.
     """
     tokens = x.shape[-2] if start is not None else grid[0] * grid[1] * grid[2]
     return x.view(*x.shape[:-2], tokens, x.shape[-1])
@@ -158,8 +158,8 @@ def _hint(x: Tensor, grid: Sequence[Any], start: Any = None) -> Tensor:
 
 @torch.library.impl(_LIBRARY, "gate", "CompositeImplicitAutograd")
 def _gate(q: Tensor, gate: Tensor) -> Tensor:
-    """q, as a view: what the query projection gave, whatever its shape; gate (B, N, H * D) of the same hidden
-    states. Where nothing is converted, the gate is computed for nobody, and so removed."""
+    """A view of q, the output of the query projection in any shape; gate (B, N, H * D) is computed from the
+    same hidden states. If nothing is converted, the gate is unused and gets removed from the graph."""
     return q.view_as(q)
 
 
@@ -171,8 +171,8 @@ def _zero_padding(x: Tensor, padding: Tensor) -> Tensor:
     """x (B, H, N, D) -> (B, N, H, D), contiguous, with zeros in the rows of queries that see no key: where
     padding (B or 1, 1, 1, N) is False.
 
-    An operator, not `where`: Inductor (2.13) cannot slice a computed tensor at a position that is data,
-    and models that pad their text by data do so with the output.
+    An operator instead of `where`: Inductor (2.13) cannot slice a computed tensor at a data-dependent
+    position, as models with text padding of data-dependent length do with the output.
     """
     return x.transpose(1, 2).masked_fill(padding.permute(0, 3, 1, 2).logical_not(), 0.0).contiguous()
 
@@ -199,9 +199,9 @@ register_autograd(
 
 @torch.library.impl(_LIBRARY, "share", "CompositeExplicitAutograd")
 def _share(like: Tensor, schedule: int) -> Tensor:
-    """1 - sparsity at the step that the schedule is at: (2,) int64, numerator and denominator, on the device
-    of `like`. Read when the graph runs. The backward saves the lists that are made of it; where checkpointing
-    makes them again, it reads the step of the forward."""
+    """1 - sparsity at the present step of a schedule: (2,) int64, numerator and denominator, on the device of
+    `like`. Read at run time. The backward saves the lists made from it; if checkpointing makes them again,
+    the value is that of the forward."""
     return schedules[schedule].share_in_force(like.device).clone()
 
 
@@ -248,9 +248,9 @@ def _attend_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]
 def _attend_grad(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple:
     if grad_out is None:
         return (None,) * len(ctx.others)
-    out, lse, seen_grid, *tensors = ctx.saved_tensors
+    out, lse, witness, *tensors = ctx.saved_tensors
     inputs = (other if x is None else x for x, other in zip(tensors, ctx.others, strict=True))
-    grads = torch.ops.vsa_compile.attend_backward(grad_out, out, lse, seen_grid, *inputs)
+    grads = torch.ops.vsa_compile.attend_backward(grad_out, out, lse, witness, *inputs)
     return *(grad.transpose(1, 2) for grad in grads), *(None,) * (len(ctx.others) - len(grads))
 
 

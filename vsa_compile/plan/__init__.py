@@ -1,1 +1,1 @@
-"""What each call gets, and how that changes over a run: plain values."""
+"""What each call gets, and how that changes during a run: plain values."""

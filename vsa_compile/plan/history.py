@@ -1,7 +1,7 @@
-"""A value that changes at run time, and what it was when a forward ran that is computed again.
+"""A value that changes at run time, and its value when a given forward ran.
 
-Activation checkpointing runs a forward a second time, inside the backward, when the value may be another.
-A recompute has to see what its forward saw, else gradients are wrong without a word.
+Activation checkpointing runs a forward a second time, inside the backward, when the value may have changed.
+The recomputation must see what its forward saw; otherwise gradients are silently wrong.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from ..torch_compat import after_backward, backward_running, compiling, position
 
 Value = TypeVar("Value", bound=Hashable)
 
-_KEPT = 256  # changes that each thread remembers: more than a forward and its backward lie apart
+_KEPT = 256  # changes that each thread remembers: far more than between a forward and its backward
 
 
 @dataclass
 class _Seen(Generic[Value]):
-    """What one thread saw: from node number `positions[i]` on, `values[i]`.
+    """What one thread saw: `values[i]`, from node number `positions[i]` on.
 
-    A change of another thread is noticed at the next look: it came between `unsure[i]` and `positions[i]`.
+    A change by another thread is noticed when this thread looks next: it came between `unsure[i]` and
+    `positions[i]`.
     """
 
     positions: list[int] = field(default_factory=list)
     unsure: list[int] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
-    looked: int = 0  # where it looked last
-    version: int = -1  # of the value that it saw last
-    forgotten: bool = False  # whether there was more than is kept
+    looked: int = 0  # the position at the last look
+    version: int = -1  # of the value at the last look
+    forgotten: bool = False  # whether older changes were dropped
 
     def add(self, at: int, since: int, value: Value) -> None:
         self.positions.append(at)
@@ -44,7 +45,7 @@ class _Seen(Generic[Value]):
             del column[:-_KEPT]
 
     def at(self, number: int) -> set[Value]:
-        """What held when the thread made the node of that number; several where that cannot be told."""
+        """The value when the thread made the node of that number; several if that cannot be told."""
         index = bisect_right(self.positions, number) - 1
         if index < 0:
             return set(self.values) if self.forgotten else {self.values[0]}
@@ -54,7 +55,7 @@ class _Seen(Generic[Value]):
 
 
 class _Pins(threading.local):
-    """The value that a compilation of this thread saw."""
+    """The value that the running compilation of this thread saw first."""
 
     compilation: object = None
     value: Any = None
@@ -78,9 +79,10 @@ class _Recomputing(threading.local):
 
 
 class History(Generic[Value]):
-    """`set` it, and ask for the value `in_force`: now, or within a backward when the forward ran.
+    """A value with a history: `set` it, and ask for the value `in_force`.
 
-    what: the name of the value in errors. Values are compared by ==.
+    That is the present value or, within a backward, the value when its forward ran. Values are compared with
+    ==. what: the name of the value in errors.
     """
 
     def __init__(self, what: str, value: Value) -> None:
@@ -92,19 +94,19 @@ class History(Generic[Value]):
         self._recomputing = _Recomputing()
 
     def set(self, value: Value) -> None:
-        """From now on, for all threads."""
+        """Set the value for all threads, from now on."""
         with self._lock:
             if value != self.now:
-                self._look()  # what this thread would have seen until now
+                self._look()  # record what this thread saw until now
                 self.now = value
                 self._version += 1
                 self._look(certain=True)
 
     def in_force(self) -> Value:
-        """Raises StateError within a backward of which there is no telling what its forward saw.
+        """The value for what runs now. Raises StateError within a backward whose forward's value is unknown.
 
-        While Dynamo compiles, it is what the compilation saw first: its guards are made last, and another
-        thread may have changed the value since.
+        While Dynamo compiles, the value that the compilation saw first: its guards are made last, and another
+        thread may have changed the value in between.
         """
         compilation = compiling()
         if compilation is None:
@@ -116,7 +118,8 @@ class History(Generic[Value]):
     def _in_force(self) -> Value:
         number = position_of_forward()
         if number is None:
-            self._recomputing.backwards.clear(), self._recomputing.noted.clear()
+            self._recomputing.backwards.clear()
+            self._recomputing.noted.clear()
             mine = self._seen.get(get_ident())
             if mine is None or mine.version != self._version or position() < mine.looked:
                 with self._lock:
@@ -158,9 +161,9 @@ class History(Generic[Value]):
         return backward
 
     def _look(self, *, certain: bool = False) -> None:
-        """This thread sees the value of now."""
+        """Record that this thread sees the present value."""
         at, mine = position(), self._seen.get(get_ident())
-        if mine is None or at < mine.looked:  # none, or that of a thread that is gone
+        if mine is None or at < mine.looked:  # no record, or that of a dead thread with the same id
             mine = self._seen[get_ident()] = _Seen()
             certain = True
         if mine.version != self._version:
@@ -168,7 +171,8 @@ class History(Generic[Value]):
         mine.version, mine.looked = self._version, at
 
     def _then(self, number: int) -> Value:
-        """On a CPU a backward runs in the thread that asked for it, on other devices in one of its own."""
+        """The value at a node of the forward. On CPU the backward runs in the thread that asked for it, on
+        other devices in a thread of its own, so that all records count."""
         mine = self._seen.get(get_ident())
         logs = [mine] if mine is not None else list(self._seen.values())
         values = set[Value]().union(*(log.at(number) for log in logs)) or {self.now}

@@ -1,16 +1,15 @@
-"""Sparsity that changes while a compiled model trains, without compiling it again for every step.
+"""Sparsity that changes while a compiled model trains, without a compilation for every step.
 
-A graph serves a bucket of sparsities, between two halvings of the kept share: how many tiles a row may list
-is a constant of the graph, how many it does list is read from a tensor when the graph runs.
+One graph serves a bucket of sparsities, between two halvings of the kept share. The widest list of tiles in
+the bucket is a constant of the graph; how many tiles a row really lists is read from a tensor at run time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +23,15 @@ DENSE = -1  # the bucket of sparsity 0
 class SparsitySchedule:
     """The sparsity of every training step, for `options={"sparsity": schedule}`.
 
-    sparsity: a number, or a function of the step (0, 1, ...) that gives one in [0, 1). Call `step()` after
-    every optimizer step. Several models may share a schedule; others are not touched. Sparsity 0 is dense
-    SDPA. Each halving of the kept share, and dense, is compiled once: four graphs from dense to 0.875.
-    A backward that computes activations again (checkpointing) has the sparsity of its forward.
+        schedule = SparsitySchedule(lambda step: min(0.9, 0.001 * step))
+        trained = torch.compile(model, backend="vsa", options={"sparsity": schedule})
+        ...
+        schedule.step()  # after every optimizer.step()
+
+    sparsity: a number in [0, 1), or a function of the step (0, 1, ...) that returns one; 0 is dense SDPA.
+    Several models may share a schedule. Each halving of the kept share, and dense, is compiled once: four
+    graphs from dense to 0.875. A backward that recomputes activations (checkpointing) uses the sparsity of
+    its forward.
     Raises OptionError for a sparsity that is no number from 0 to below 1.
     """
 
@@ -43,9 +47,9 @@ class SparsitySchedule:
     def stairs(
         cls, to: float, *, by: float, every: int, start: float = 0.0, hold: int = 0
     ) -> SparsitySchedule:
-        """From `start` up to `to`, `by` more every `every` steps, after `hold` steps at `start`.
+        """A staircase from `start` up to `to`: `by` more every `every` steps, after `hold` steps at `start`.
 
-        BSA (arXiv 2509.01085): stairs(0.9, by=0.03, every=30).
+        The schedule of BSA (arXiv 2509.01085) is stairs(0.9, by=0.03, every=30).
         Raises OptionError unless 0 <= start <= to < 1, by > 0, every >= 1 and hold >= 0.
         """
         allowed = "0 <= start <= to < 1, by > 0, every >= 1, hold >= 0"
@@ -55,12 +59,12 @@ class SparsitySchedule:
 
     @property
     def sparsity(self) -> float:
-        """That of the current step."""
+        """The sparsity of the current step."""
         return self._sparsity.now
 
     @property
     def bucket(self) -> int:
-        """How often the kept share was halved at most; DENSE at sparsity 0. In a backward, of its forward."""
+        """How many halvings of the kept share are complete (in a backward: in its forward); DENSE at 0."""
         sparsity = self._sparsity.in_force()
         if sparsity == 0:
             return DENSE
@@ -71,18 +75,18 @@ class SparsitySchedule:
 
     @property
     def literal(self) -> float:
-        """The least sparsity of the bucket: what the graph is compiled for. Never 0, but for dense."""
+        """The lowest sparsity of the bucket, for which the graph is compiled. Positive unless dense."""
         return 0.0 if self.bucket == DENSE else max(1 - 0.5**self.bucket, 1e-6)
 
     def step(self) -> None:
-        """To the next step."""
+        """Go to the next step."""
         self._step += 1
         self._apply()
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self._step}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._step = int(state["step"])
         self._apply()
 
@@ -94,7 +98,7 @@ class SparsitySchedule:
         return self._kept[device]
 
     def share_in_force(self, device: torch.device) -> Tensor:
-        """`kept_share`; within a backward, where checkpointing computes it again, that of its forward."""
+        """`kept_share`; within a backward that recomputes (checkpointing), that of its forward."""
         kept, sparsity = self.kept_share(device), self._sparsity.in_force()
         return kept if sparsity == self._sparsity.now else _share(sparsity, device)
 
@@ -103,7 +107,7 @@ class SparsitySchedule:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             allowed = "a number from 0 (dense) to below 1"
             raise OptionError(bad_value(f"the sparsity of step {self._step}", value, allowed))
-        return round(float(value), 9)  # numerators stay far from 2^63
+        return round(float(value), 9)  # keeps numerators far below 2^63
 
     def _apply(self) -> None:
         self._sparsity.set(self._of_step())
@@ -113,15 +117,15 @@ class SparsitySchedule:
     def __reduce__(self) -> tuple:
         return _at_step, (self._function, self._step)
 
-    def __deepcopy__(self, _: Any) -> SparsitySchedule:
-        return self  # options that are copied still mean this schedule
+    def __deepcopy__(self, _: object) -> SparsitySchedule:
+        return self  # copied options still refer to this schedule
 
     def __repr__(self) -> str:
         return f"SparsitySchedule(step {self._step}: {self.sparsity})"
 
 
 def _at_step(function: Callable[[int], float], step: int) -> SparsitySchedule:
-    """What a pickled schedule becomes: one of its own, that goes on from the same step."""
+    """Unpickle a schedule: a new one, which continues from the same step."""
     schedule = SparsitySchedule(function)
     schedule.load_state_dict({"step": step})
     return schedule
@@ -129,7 +133,7 @@ def _at_step(function: Callable[[int], float], step: int) -> SparsitySchedule:
 
 @dataclass(frozen=True)
 class _Stairs:
-    """The function of `SparsitySchedule.stairs`: a value, so that it can be pickled."""
+    """The function of `SparsitySchedule.stairs`, as a class so that it can be pickled."""
 
     first: float
     last: float
@@ -147,13 +151,14 @@ def _fraction(sparsity: float) -> tuple[int, int]:
 
 
 def _share(sparsity: float, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a tensor of inference could not be written to in training
+    with torch.inference_mode(False):  # training could not write to an inference tensor
         return torch.tensor(_fraction(sparsity), dtype=torch.int64, device=device)
 
 
 class Schedules:
-    """All schedules of the process, by number: a graph holds the number. What Dynamo guards of them, their
-    buckets, are attributes of this plain object: bucket0, bucket1, ..."""
+    """All schedules of the process, by number; a graph refers to a schedule by its number.
+
+    Dynamo guards their buckets, as attributes of this plain object: bucket0, bucket1, ..."""
 
     def __init__(self) -> None:
         self._all: list[SparsitySchedule] = []
@@ -175,7 +180,7 @@ class Schedules:
 
 
 def bucket_name(schedule: SparsitySchedule) -> str:
-    """The attribute of `schedules` that holds its bucket."""
+    """The attribute of `schedules` that holds the bucket of a schedule."""
     return f"bucket{schedule.number}"
 
 

@@ -1,1 +1,1 @@
-"""Says what was done, and what it saves."""
+"""Reports what was done, and what it saves."""

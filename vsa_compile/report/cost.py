@@ -1,4 +1,4 @@
-"""What a sparse call costs: its method is asked, or watched on shapes alone if it is a function."""
+"""The cost of a sparse call: the method computes it; a plain function is run on meta tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .. import methods
-from ..grid import Grid, TileGrid
+from ..grid import Grid, Tile, TileGrid
 from ..methods import Method
 from ..ops.flops import attended_pairs
 from ..options import Options
@@ -16,7 +16,7 @@ from ..runtime import state
 
 
 class CallSizes(NamedTuple):
-    """One attention call in numbers: q (B, H, Nq, D), k (B, Hkv, Nkv, D), and where its video lies."""
+    """The sizes of one attention call: q (B, H, Nq, D), k (B, Hkv, Nkv, D), and where its video lies."""
 
     q: tuple[int, ...]
     k: tuple[int, ...]
@@ -26,8 +26,8 @@ class CallSizes(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """kept of total key tiles for each query tile, on average. pairs: of query and key, that one head
-    computes, or what takes as many FLOPs."""
+    """kept of total key tiles per query tile, on average. pairs: the query-key pairs that one head computes,
+    or as many as correspond to its FLOPs."""
 
     kept: int
     total: int
@@ -35,32 +35,32 @@ class Cost(NamedTuple):
 
 
 def cost_of(call: CallSizes, options: Options) -> Cost:
-    """That of a call under the options, at the step where a schedule is now. Selections by data cost what
-    they expect to keep, or else what they may keep at most."""
+    """The cost of a call under the options, at the present step of a schedule. Data-dependent selections cost
+    what they keep on average, or, if that is unknown, at most."""
     return _cost(call, options.tile, state.sparsity_now(options), methods.literal(options.method))
 
 
 @lru_cache(maxsize=256)  # the blocks of a model are alike
-def _cost(call: CallSizes, tile: tuple[int, int, int], sparsity: float, method: str) -> Cost:
-    tiles = TileGrid(call.grid, tuple(map(min, tile, call.grid)))  # pyright: ignore[reportArgumentType]
+def _cost(call: CallSizes, tile: Tile, sparsity: float, method: str) -> Cost:
+    boxes = TileGrid(call.grid, tuple(map(min, tile, call.grid)))  # pyright: ignore[reportArgumentType]
     q_tokens, kv_tokens = call.q[2], call.k[2]
     if sparsity == 0:
-        return Cost(tiles.tiles, tiles.tiles, q_tokens * kv_tokens)
+        return Cost(boxes.tiles, boxes.tiles, q_tokens * kv_tokens)
     q, k = (torch.empty(shape, device="meta") for shape in (call.q, call.k))
-    site = methods.Site(tiles, call.q_start, call.kv_start, None, 1.0, sparsity)
+    site = methods.Site(boxes, call.q_start, call.kv_start, None, 1.0, sparsity)
     run = methods.get(method)
     if isinstance(run, Method):
         queries, kept = run.attended(q, site)
-        pairs = attended_pairs(q_tokens, kv_tokens, tiles.grid, tiles.tile, kept, queries)
-        return Cost(kept, tiles.tiles, pairs)
+        pairs = attended_pairs(q_tokens, kv_tokens, boxes.grid, boxes.tile, kept, queries)
+        return Cost(kept, boxes.tiles, pairs)
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run(q, k, k, None, site)
     counts = counter.get_flop_counts()["Global"]
-    # As for a Method the attention itself, without the scores; all there is if it does without our operator.
+    # As for a Method, the attention alone without the scores; everything if it does not use our operator.
     flops = counts.get(torch.ops.vsa_compile.attend, 0) or counter.get_total_flops()
     pairs = flops // (4 * q.shape[0] * q.shape[1] * q.shape[3])
-    fixed = attended_pairs(q_tokens, kv_tokens, tiles.grid, tiles.tile, 0)
-    kept = round((pairs - fixed) * tiles.tiles / tiles.grid.tokens**2)
-    return Cost(max(0, min(kept, tiles.tiles)), tiles.tiles, pairs)
+    fixed = attended_pairs(q_tokens, kv_tokens, boxes.grid, boxes.tile, 0)
+    kept = round((pairs - fixed) * boxes.tiles / boxes.grid.tokens**2)
+    return Cost(max(0, min(kept, boxes.tiles)), boxes.tiles, pairs)

@@ -1,4 +1,4 @@
-"""`explain(model, ...)`: runs a model once, dense, and says what the backend does to each attention call."""
+"""`explain(model, ...)`: runs a model once, dense, and reports what happens to each attention call."""
 
 from __future__ import annotations
 
@@ -19,38 +19,41 @@ from ..analysis import Analysis, analyse
 from ..convert.judge import judge
 from ..convert.refusals import not_captured
 from ..convert.rewrite import plan
+from ..grid import GridSizes
 from ..options import Options
 from ..runtime import state
 from ..torch_compat import compiled_by, compiled_with, depends_on_data, explaining_compile
-from .table import Report, SiteReport, amounts, site_report
+from .site_report import Report, SiteReport, amounts, site_report
 
 
 @runtime_checkable
 class _Optioned(Protocol):
-    """A backend that knows the options it will run with: ours."""
+    """A backend that knows the options it will run with, as ours does."""
 
-    def read_options(self, *, options: Any = None, mode: str | None = None) -> Options: ...
+    def read_options(
+        self, *, options: Mapping[str, object] | Options | None = None, mode: str | None = None
+    ) -> Options: ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A graph that ran while a model was explained.
+    """One run of a graph while a model was explained.
 
-    modules: those whose methods were on the call stack, innermost first. parameters: ids of those that it
-    was given. broken: whether Dynamo broke the graph off before the end of its function. hint, why: what
-    the process knew of its grid.
+    modules: those whose methods were on the call stack, innermost first. parameters: the ids of parameters
+    among the inputs. broken: whether Dynamo broke the graph before the end of its function. hint, why: the
+    process's grid at the time, or the reason why it is unknown.
     """
 
     analysis: Analysis
     modules: list[torch.nn.Module]
     parameters: set[int]
     broken: bool
-    hint: tuple[int, int, int] | None
+    hint: GridSizes | None
     why: str
 
     @property
     def by_data(self) -> bool:
-        """Whether how many tokens there are depends on data; of these a row counts 0."""
+        """Whether numbers of tokens depend on data; these count as 0 in a row."""
         axes = (call.tokens(name) for call in self.analysis.calls for name in ("query", "key"))
         return any(axis is not None and depends_on_data(axis.size) for axis in axes)
 
@@ -59,10 +62,10 @@ _found: list[_Run] = []
 _explaining = Lock()
 
 
-def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
-    """A backend that runs the graph as it is, dense and eager, and notes its analysis at every run.
+def _collect(module: GraphModule, example_inputs: list[object]) -> Callable:
+    """A backend that runs the graph as it is, dense and eager, and records its analysis at every run.
 
-    One object at module level: Dynamo keys compiled code by it, so repeated explains share code.
+    A function at module level, because Dynamo keys compiled code by it: repeated explains share code.
     """
     analysis = analyse(module)
     end = getattr(module, "compile_subgraph_reason", None)
@@ -78,16 +81,18 @@ def _collect(module: GraphModule, example_inputs: list[Any]) -> Callable:
 
 
 def explain(
-    model: torch.nn.Module | Callable, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
+    model: torch.nn.Module | Callable, *args: Any, options: Mapping[str, object] | None = None, **kwargs: Any
 ) -> Report:
     """What `torch.compile(model, backend="vsa", options=options)` does to every attention call, and why.
 
-    options: None is those that the model was compiled with, or the defaults where it was not.
+        print(vsa_compile.explain(model, **inputs, options={"sparsity": 0.9}))
 
-    Runs one dense forward with the given inputs, and a second without Dynamo where Dynamo does not take the
-    model as one graph: that one finds the calls that are in no graph. `model` may be compiled already, and
-    stays so; where its blocks are (compile_repeated_blocks), their graphs are explained. Tokens whose number
-    depends on data (text cut by its mask) count as 0.
+    options: None means those that the model was compiled with, or the defaults.
+
+    Runs one dense forward with the given inputs; if Dynamo breaks the model into several graphs, also one
+    without Dynamo, to find the calls that are in no graph. `model` may be compiled already, and stays so;
+    if its blocks are (compile_repeated_blocks), their graphs are explained. Data-dependent numbers of tokens
+    (text selected by its mask) count as 0. On the "meta" device, models need no weights.
     Raises OptionError for bad options.
     """
     settings = state.wanted(_options(model, options)).options
@@ -111,8 +116,8 @@ def explain(
     return Report(tuple(sites), settings)
 
 
-def _options(model: Any, options: Mapping[str, Any] | None) -> Options:
-    """What is given, else what the model was compiled with."""
+def _options(model: object, options: Mapping[str, object] | None) -> Options:
+    """The given options, else those that the model was compiled with."""
     compiled = compiled_with(model) if options is None else None
     if compiled is not None and isinstance(compiled[0], _Optioned):
         backend, keywords = compiled
@@ -120,13 +125,13 @@ def _options(model: Any, options: Mapping[str, Any] | None) -> Options:
     return Options.read(options)
 
 
-def _is_whole(run: _Run, model: Any) -> bool:
-    """Whether the graph is all of the model: not broken off, and entered from nothing but the model."""
+def _is_whole(run: _Run, model: object) -> bool:
+    """Whether the graph is the whole model: not broken, and called directly by the model."""
     return not run.broken and all(getattr(m, "_orig_mod", m) is model for m in run.modules)
 
 
 def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteReport]:
-    """The rows of one graph. `names` are the paths of modules by id; the graph's begin at its own module."""
+    """The rows of one graph with full module paths. `names`: module id -> path."""
     owner = next((names[id(m)] for m in run.modules if id(m) in names), "")
     settings = state.with_grid(settings, run.hint)
     decisions = judge(run.analysis, settings, guard=False, why=run.why)
@@ -147,9 +152,9 @@ def _modules_on_stack() -> list[torch.nn.Module]:
 
 
 class _Census(TorchFunctionMode):
-    """While entered, notes every attention call that is run, as a row that says Dynamo did not capture it."""
+    """While entered, records every attention call that runs, as a row "not captured by Dynamo"."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: object) -> None:
         super().__init__()
         self.modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
         self.names = {id(module): name for name, module in self.modules.items()}
@@ -169,7 +174,7 @@ class _Census(TorchFunctionMode):
         self.calls.append(row)
 
     def fits(self, call: SiteReport, run: _Run, site: SiteReport) -> int:
-        """How surely a row of a graph is this call: 3 by its path, 2 by parameters of the module, 0 not."""
+        """How well a row matches this call: 3 by path, 2 by the module's parameters, 1 by size, 0 not."""
         alike = (site.tokens, site.flops_dense) == (call.tokens, call.flops_dense)
         if not alike and not (run.by_data and site.tokens <= call.tokens):
             return 0
@@ -183,9 +188,9 @@ class _Census(TorchFunctionMode):
 
 
 def _with_uncaptured(rows: list[tuple[_Run, SiteReport]], census: _Census) -> list[SiteReport]:
-    """The calls in the order in which they ran: as the graphs show them, else as they are.
+    """All calls in the order in which they ran: as the graphs describe them, else as uncaptured.
 
-    A graph that begins in mid-function knows the end of a module's path alone, so the surest go first.
+    A graph that begins inside a function knows only the end of a module's path, so the best matches go first.
     """
     left, merged = list(rows), list(census.calls)
     for sure in (3, 2, 1):

@@ -1,4 +1,4 @@
-"""The calls of prepared models: which one runs, in each thread its own, and which one a backward computes again."""
+"""The calls of prepared models that are running, per thread, and which one a backward recomputes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import StateError, forward_unknown
+from ..grid import GridSizes
 from ..torch_compat import backward_running, position, position_of_forward
-
-Grid = tuple[int, int, int]
 
 _KEPT = 256  # calls that each thread remembers: more than a forward and its backward lie apart
 
@@ -19,17 +18,17 @@ _KEPT = 256  # calls that each thread remembers: more than a forward and its bac
 class ModelCall:
     """One call of a prepared model, and where the video lies in the sequence of its blocks.
 
-    A plain object, whose ints Dynamo makes symbolic; those of an nn.Module it takes for constants.
-    model: the number of the prepared model. images: batch * frames, rows, cols.
-    first, last: it made the nodes of autograd from the one number on, up to the other when it is over; of
-    its thread, as every thread counts its own. backward: within which it runs, or -1.
+    A plain object: Dynamo makes its ints symbolic, while it takes those of an nn.Module for constants.
+    model: the number of the prepared model. images: (batch * frames, rows, cols).
+    first, last: the numbers of its autograd nodes, from `first` to below `last`, which is None until it ends;
+    every thread counts its own. backward: the one within which it runs, or -1.
     """
 
     model: int
-    grid: Grid | None = None
+    grid: GridSizes | None = None
     start: int = 0
-    length: int | None = None  # of the sequence; None if that is the video alone
-    images: Grid | None = None
+    length: int | None = None  # of the sequence; None if it is the video alone
+    images: GridSizes | None = None
     why: str = ""  # why there is no grid
     met: bool = True
     first: int = 0
@@ -43,8 +42,8 @@ class ModelCall:
 
 
 class Running(threading.local):
-    """`now` is the innermost call of a prepared model that this thread runs, or computes again; None also
-    where forwards of several threads are computed again at once."""
+    """`now` is the innermost call of a prepared model that this thread runs or recomputes; None also where
+    forwards of several threads are recomputed at once."""
 
     def __init__(self) -> None:
         self.now: ModelCall | None = None
@@ -62,8 +61,8 @@ class Running(threading.local):
         self.past.append(call)
 
     def enter(self, call: ModelCall) -> Callable[[], None]:
-        """It runs in this thread from now on. What is returned, called from any thread, ends that, in any
-        order with others."""
+        """Make `call` run in this thread. Call the returned function, from any thread and in any order, to
+        end that."""
         here = self.__dict__  # of this thread
         here["entered"].append(call)
         here["now"] = _innermost(here["entered"])
@@ -100,7 +99,9 @@ def _innermost(entered: list[ModelCall]) -> ModelCall | None:
     last = entered[-1] if entered else None
     if last is None or last.last is None:
         return last
-    return None if _apart([call for call in entered if call.made(last.first) or last.made(call.first)]) else last
+    return (
+        None if _apart([call for call in entered if call.made(last.first) or last.made(call.first)]) else last
+    )
 
 
 def _apart(calls: list[ModelCall]) -> bool:

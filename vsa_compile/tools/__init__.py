@@ -1,1 +1,1 @@
-"""What `python -m vsa_compile` runs."""
+"""The commands of `python -m vsa_compile`."""

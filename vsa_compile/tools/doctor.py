@@ -28,7 +28,7 @@ _NOTHING = "nothing"
 
 @dataclass
 class _Findings:
-    """Lines (what, found), and problems, each with its way out."""
+    """Lines (what, found), and problems with their ways out."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class _Findings:
 
 
 def examine() -> tuple[str, int]:
-    """What was found, as text, and the exit status: 1 if there is a problem."""
+    """The findings as text, and the exit status: 1 if there is a problem."""
     findings = _Findings()
     for look in (_versions, _entry_point, _cpu, _gpus):
         look(findings)
@@ -64,14 +64,14 @@ def _versions(findings: _Findings) -> None:
 
 
 def _triton() -> str | None:
-    """Its version, whichever package it is from: torch for AMD's and Intel's GPUs brings its own builds."""
+    """The version of triton, from whichever package: torch for AMD and Intel GPUs brings its own builds."""
     packages = metadata.packages_distributions().get("triton", [])
     shown = (f"{version(name)}" + f" ({name})" * (name != "triton") for name in packages)
     return ", ".join(shown) or None
 
 
 def _entry_point(findings: _Findings) -> None:
-    """Without it torch.compile(model, backend="vsa") needs an import of ours, and the object."""
+    """Without it, torch.compile(model, backend="vsa") needs an import of ours or the backend object."""
     entries = [e for e in metadata.entry_points(group="torch_dynamo_backends") if e.name == "vsa"]
     findings.add('backend="vsa"', entries[0].value if entries else "not installed")
     if not entries:
@@ -93,7 +93,7 @@ def _cpu(findings: _Findings) -> None:
 
 
 def _cpu_kernel(findings: _Findings) -> str:
-    """Which C++, or ATen and why; a problem where this processor could do better."""
+    """Which C++ kernel, or ATen and why; a problem if this processor could do better."""
     try:
         variant = loader.asked()
     except errors.OptionError as error:
@@ -156,7 +156,7 @@ def _compiled() -> Callable:
 
 
 def _sparse_from(device: torch.device) -> str:
-    """Where the kernels at hand beat dense attention, which is what min_tokens is unless it is given."""
+    """The sizes from which the kernels at hand beat dense attention: the default of min_tokens."""
     found: dict[str, list[str]] = {}
     for dtype in DTYPES:
         kernel = kernel_at_hand(device, dtype, (4, 4, 4), 64)
@@ -170,14 +170,14 @@ def _sparse_from(device: torch.device) -> str:
 
 
 def _compare(what: str, device: torch.device, run: Callable, findings: _Findings) -> None:
-    """A sparsity that keeps every tile is dense attention: the kernel must agree with SDPA."""
+    """Check the kernel against SDPA: a sparsity that keeps every tile is dense attention."""
     source = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 64, 32, generator=source).to(device) for _ in range(3))
     try:
         with torch.no_grad():
             got = run(q, k, v, grid=_GRID, tile=(2, 2, 2), sparsity=1e-6)
         missed = float((got - F.scaled_dot_product_attention(q, k, v)).abs().max())
-    except Exception as error:  # whatever it is, the report shall be printed whole
+    except Exception as error:  # whatever it is, print the whole report
         findings.add(f"{what}, test", "failed")
         findings.problems.append(problems.test_failed(what, reason_of(error)))
         return

@@ -1,4 +1,4 @@
-"""What doctor can find wrong with an installation, each with its way out."""
+"""Problems that doctor can find in an installation, each with its way out."""
 
 from __future__ import annotations
 

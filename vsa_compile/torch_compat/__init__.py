@@ -1,7 +1,11 @@
-"""The only place that names private torch APIs. Each is probed for, never told by a version number."""
+"""The only place that names private torch APIs. Each is probed for; no version number is compared.
+
+"Checked on torch 2.13" in a docstring says with which version the API was last read.
+"""
 
 from .autograd import after_backward, backward_running, position, position_of_forward
 from .dynamo import (
+    FakeMode,
     capture_failures,
     capturing,
     check_in_compile,
@@ -39,7 +43,7 @@ from .inductor import (
     reset_inductor,
     shape_carrier,
     static_size,
-    surely,
+    surely_equal,
     template_buffer,
     triton_missing,
     triton_template,
@@ -53,6 +57,7 @@ from .operators import (
     written_arguments,
 )
 from .symbols import (
+    ShapeEnvironment,
     depends_on_data,
     guard_at_least,
     guard_equal,
@@ -69,6 +74,8 @@ from .symbols import (
 from .tensors import assert_on_device, flash_backward_on_cpu, flash_on_cpu
 
 __all__ = [
+    "FakeMode",
+    "ShapeEnvironment",
     "after_backward",
     "assert_on_device",
     "backward_running",
@@ -124,7 +131,7 @@ __all__ = [
     "size_hint",
     "static_size",
     "storage_of",
-    "surely",
+    "surely_equal",
     "surely_true",
     "symbol_of",
     "template_buffer",

@@ -7,14 +7,19 @@ import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.fx import GraphModule
 
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+FakeMode: TypeAlias = "FakeTensorMode"
+
 
 def compiling() -> object:
-    """What tells the compilation of a frame that runs in this thread from others; None for none. Checked on
+    """The frame compilation that runs in this thread, as a comparable object; None if none does. Checked on
     torch 2.13."""
     from torch._guards import CompileContext
 
@@ -22,17 +27,17 @@ def compiling() -> object:
 
 
 def guards_hold() -> bool:
-    """Whether guards that are installed now will be checked when what is compiled runs: `aot_compile`
-    compiles no frame, and drops guards. Checked on torch 2.13."""
+    """Whether guards that are installed now will be checked at run time. `aot_compile` compiles no frame and
+    drops guards. Checked on torch 2.13."""
     from torch._guards import CompileContext, TracingContext
 
     return TracingContext.try_get() is None or CompileContext.current_compile_id() is not None
 
 
 def guard_on_attribute(package: str, *attributes: str) -> None:
-    """Make Dynamo compile the frame that it is compiling again when `package.attribute...` compares unequal.
+    """Guard the running compilation on `package.attribute...`: when it compares unequal, Dynamo recompiles.
 
-    Nothing happens outside of a Dynamo compilation. Checked on torch 2.13.
+    Does nothing outside of a Dynamo compilation. Checked on torch 2.13.
     """
     from torch._dynamo.guards import GuardBuilder, install_guard
     from torch._dynamo.source import AttrSource, ImportSource
@@ -48,10 +53,11 @@ def guard_on_attribute(package: str, *attributes: str) -> None:
 
 @contextmanager
 def capturing(*, sizes_that_are_data: bool) -> Iterator[None]:
-    """For what Dynamo compiles within: whether `.item()` and `nonzero` are captured, as with fullgraph=True;
-    and no graph is cut where a bucket of DistributedDataParallel ends. For this thread. Checked on 2.13.
+    """Settings for what Dynamo compiles within, in this thread: no graph is split at the buckets of
+    DistributedDataParallel, and, if `sizes_that_are_data`, `.item()` and `nonzero` are captured as with
+    fullgraph=True. Checked on torch 2.13.
     """
-    changes: dict[str, Any] = {"optimize_ddp": False}
+    changes: dict[str, bool] = {"optimize_ddp": False}
     if sizes_that_are_data:
         changes |= {"capture_scalar_outputs": True, "capture_dynamic_output_shape_ops": True}
     with torch._dynamo.config.patch(changes):
@@ -59,21 +65,21 @@ def capturing(*, sizes_that_are_data: bool) -> Iterator[None]:
 
 
 def capture_failures() -> tuple[type[Exception], ...]:
-    """What Dynamo raises where it, and not the code that it compiles, fails. Checked on torch 2.13."""
+    """The exceptions that mean that Dynamo failed, not the code that it compiles. Checked on torch 2.13."""
     from torch._dynamo import exc
 
     return (exc.TorchDynamoException,)
 
 
 def forget_compiled() -> None:
-    """Compile every frame anew when it runs next, and judge anew which sizes change. Checked on torch 2.13."""
+    """Compile every frame anew when it runs next, as if it were new. Checked on torch 2.13."""
     torch._dynamo.reset_code_caches()
 
 
 def own_code(function: Callable, name: str) -> Callable:
-    """`function`, made anew with each call of its maker, with a code object of its own for each `name`.
+    """Give `function` a code object of its own for each `name`; `function` must be newly made.
 
-    By code object Dynamo counts the versions that it compiled, up to a limit; by its identity it guards it.
+    Dynamo counts compiled versions, up to a limit, by code object, and guards on its identity.
     """
     function.__code__ = _named(function.__code__, name)
     return function
@@ -85,8 +91,8 @@ def _named(code: types.CodeType, name: str) -> types.CodeType:
 
 
 def no_frame(function: Callable) -> Callable:
-    """`function`, which Dynamo never compiles on its own, but only the functions that it calls. Where it is
-    called by what Dynamo compiles, it is traced. Checked on torch 2.13."""
+    """Keep Dynamo from compiling a frame for `function` itself; functions that it calls are compiled, and
+    where compiled code calls it, it is traced. Checked on torch 2.13."""
     from torch._dynamo.eval_frame import skip_code
 
     skip_code(function.__code__)
@@ -94,13 +100,13 @@ def no_frame(function: Callable) -> Callable:
 
 
 def version_of(tensor: torch.Tensor) -> int | None:
-    """How often a tensor was written to; None where torch does not count. Checked on torch 2.13."""
+    """How often a tensor was written to; None for inference tensors, which do not count. Checked on 2.13."""
     return None if tensor.is_inference() else tensor._version
 
 
-def frame_version() -> tuple[Any, int, int] | None:
-    """Of the frame that Dynamo is compiling: what tells it from others, how many versions it has with this
-    one, and how many it may have, past which Dynamo runs it uncompiled. Checked on torch 2.13."""
+def frame_version() -> tuple[object, int, int] | None:
+    """Of the frame that Dynamo is compiling: its id, its number of compiled versions including this one, and
+    the limit, beyond which Dynamo runs it uncompiled. None outside. Checked on torch 2.13."""
     from torch._guards import CompileContext
 
     current = CompileContext.current_compile_id()
@@ -112,11 +118,11 @@ def frame_version() -> tuple[Any, int, int] | None:
 
 @contextmanager
 def unwrapped(kind: type[Exception]) -> Iterator[None]:
-    """Within this, while Dynamo compiles, errors of `kind` reach who calls the compiled model as they are.
+    """While Dynamo compiles: let errors of `kind` reach the caller of the compiled model unwrapped.
 
-    Dynamo makes a BackendCompilerFailed of what a backend raises, Inductor an InductorError of what a
-    lowering does. Errors that are a ShortenTraceback pass, and are asked, at the end, for the error to raise.
-    Checked on torch 2.13.
+    Dynamo wraps what a backend raises in BackendCompilerFailed, Inductor what a lowering raises in
+    InductorError. Only subclasses of ShortenTraceback pass; at the end Dynamo asks them for the error to
+    raise. Checked on torch 2.13.
     """
     try:
         yield
@@ -130,7 +136,7 @@ def unwrapped(kind: type[Exception]) -> Iterator[None]:
 
 
 def _passing(error: Exception) -> Exception:
-    """The error, or within a compilation one of the same type, and more, that Dynamo lets pass."""
+    """The error; during a compilation, a stand-in for it that Dynamo does not wrap."""
     from torch._dynamo import exc
     from torch._guards import TracingContext
 
@@ -147,10 +153,10 @@ def _passing(error: Exception) -> Exception:
 
 
 def check_in_compile(backend: type, check: Callable[..., Any]) -> None:
-    """Have torch.compile itself call `check(backend, mode=..., options=...)`, for backends of a type, with
-    what it was given. Torch alone would show it to the backend when the first graph is compiled.
+    """Make torch.compile call `check(backend, mode=..., options=...)` at once for backends of this type.
 
-    Where torch lacks the means nothing happens. Checked on torch 2.13.
+    torch alone passes options to the backend only when the first graph is compiled. Does nothing if torch
+    lacks the hook. Checked on torch 2.13.
     """
     wrapper: Any = getattr(torch, "_TorchCompileWrapper", None)
     if wrapper is None:
@@ -166,11 +172,11 @@ def check_in_compile(backend: type, check: Callable[..., Any]) -> None:
     wrapper.__init__ = make_and_check
 
 
-def compiled_with(model: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The backend of a compiled model or function and the keywords it is called with (options, mode); None
-    for what is not compiled. Of a model whose blocks were compiled, those of the first.
+def compiled_with(model: object) -> tuple[Any, dict[str, Any]] | None:
+    """The backend of a compiled model or function, and the keywords it is called with (options, mode).
 
-    Checked on torch 2.13.
+    None if it is not compiled. For a model whose blocks were compiled, those of the first block. Checked on
+    torch 2.13.
     """
     context = getattr(model, "dynamo_ctx", None)
     callback: Any = getattr(context, "callback", None) or _callback_of(model)
@@ -185,7 +191,7 @@ def compiled_with(model: Any) -> tuple[Any, dict[str, Any]] | None:
 
 
 def _callback_of(function: Any) -> Any:
-    """What torch.compile put before a function: a cell of the function that it made."""
+    """The callback that torch.compile put around a function: it is in a closure cell."""
     if not hasattr(function, "_torchdynamo_orig_callable") or not hasattr(function, "__code__"):
         return None
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -199,8 +205,8 @@ def counters() -> Any:
     return table
 
 
-def fake_mode_of(module: GraphModule) -> Any | None:
-    """The FakeTensorMode of a captured graph's example values."""
+def fake_mode_of(module: GraphModule) -> FakeMode | None:
+    """The FakeTensorMode of a captured graph's example values; None if they are not fake."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     for node in module.graph.nodes:
@@ -210,9 +216,9 @@ def fake_mode_of(module: GraphModule) -> Any | None:
     return None
 
 
-def on_examples(mode: Any, target: Callable | str, *args: Any, **kwargs: Any) -> Any:
-    """What a call (a function, or a method by its name) gives on example values, as Dynamo itself computes
-    them; adds no guard. Checked on torch 2.13."""
+def on_examples(mode: FakeMode | None, target: Callable | str, *args: Any, **kwargs: Any) -> Any:
+    """The result of a call (a function, or a method by name) on example values, computed as Dynamo computes
+    it. Adds no guard. Checked on torch 2.13."""
     from torch._dispatch.python import enable_python_dispatcher
 
     function = getattr(torch.Tensor, target) if isinstance(target, str) else target
@@ -224,10 +230,10 @@ def on_examples(mode: Any, target: Callable | str, *args: Any, **kwargs: Any) ->
 
 @contextmanager
 def compiled_by(model: Any, compiler: Callable[[Callable], Callable]) -> Iterator[Callable]:
-    """The model, with `compiler` in the place of torch.compile: for the whole of it, or, where blocks of it
-    were compiled and it was not (compile_repeated_blocks), for these.
+    """The model with `compiler` in the place of torch.compile: around the whole model, or, if only blocks of
+    it were compiled (compile_repeated_blocks), around those blocks.
 
-    Afterwards the compiled calls are back, still compiled. Checked on torch 2.13.
+    Afterwards the compiled calls are restored, still compiled. Checked on torch 2.13.
     """
     plain = getattr(model, "_orig_mod", model)
     modules = list(plain.modules()) if isinstance(plain, torch.nn.Module) else []
@@ -243,8 +249,8 @@ def compiled_by(model: Any, compiler: Callable[[Callable], Callable]) -> Iterato
 
 
 def explaining_compile(model: Callable, backend: Callable) -> Callable:
-    """torch.compile for a look at the graphs: static sizes, and no share in the recompile limit of code
-    that the model already has compiled, where torch can keep them apart (2.13)."""
+    """torch.compile for inspecting graphs: static sizes, and without counting towards the recompile limit of
+    code that the model has compiled, where torch can keep the two apart (2.13)."""
     isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
     extra: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
     compiled = torch.compile(model, backend=backend, dynamic=False, **extra)

@@ -1,4 +1,4 @@
-"""Operators: what is called, by identity, what it writes, and which tensors share memory."""
+"""Operators: their registered names, what they write, and which tensors share memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import torch
 from torch.fx import Node
 
 
-def owned_namespaces() -> tuple[Any, ...]:
-    """Where torch keeps the functions that graphs call, beside torch, torch.Tensor and torch.nn.functional.
-
-    Checked on torch 2.13.
+def owned_namespaces() -> tuple[object, ...]:
+    """The namespaces in which torch keeps functions that graphs call, apart from torch, torch.Tensor and
+    torch.nn.functional. Checked on torch 2.13.
     """
     compiled: Any = torch._C
     names = ("_nn", "_linalg", "_special", "_fft", "_VariableFunctions")
     return (*(getattr(compiled, name) for name in names), torch.functional)
 
 
-def registered_name(called: Any) -> str | None:
-    """The full name under which an operator is registered with torch: "aten::view", "vsa_compile::gate",
-    "higher_order::wrap"; None for anything else. A namespace's name means one operator in a process.
-    Checked on torch 2.13."""
+def registered_name(called: object) -> str | None:
+    """The full name of an operator registered with torch: "aten::view", "vsa_compile::gate",
+    "higher_order::wrap"; None for anything else. The name is unique in a process. Checked on torch 2.13."""
     if isinstance(called, torch._ops.OpOverload):
         return called._schema.name
     if isinstance(called, torch._ops.OpOverloadPacket):
@@ -32,8 +30,8 @@ def registered_name(called: Any) -> str | None:
     return None
 
 
-def written_arguments(node: Node) -> list[Any] | None:
-    """The nodes that a registered operator's schema says it writes to; None where there is no schema.
+def written_arguments(node: Node) -> list[Node] | None:
+    """The argument nodes that a registered operator writes to, by its schema; None if there is no schema.
 
     Checked on torch 2.13.
     """
@@ -44,7 +42,7 @@ def written_arguments(node: Node) -> list[Any] | None:
         overloads = [called]
     else:
         return None
-    written: list[Any] = []
+    written: list[object] = []
     for overload in overloads:
         for position, one in enumerate(overload._schema.arguments):
             if one.alias_info is not None and one.alias_info.is_write:
@@ -54,7 +52,7 @@ def written_arguments(node: Node) -> list[Any] | None:
 
 
 def storage_of(tensor: torch.Tensor) -> Hashable | None:
-    """What two tensors share that are views of one memory, fakes included. Checked on torch 2.13."""
+    """A key that all views of one memory share, fake tensors included. Checked on torch 2.13."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # a subclass without memory of its own
@@ -62,14 +60,14 @@ def storage_of(tensor: torch.Tensor) -> Hashable | None:
 
 
 def bytes_of(tensor: torch.Tensor) -> tuple[int | torch.SymInt, int | torch.SymInt]:
-    """(bytes of a tensor's elements, bytes of the memory that they lie in)."""
+    """(bytes of a tensor's elements, bytes of its storage)."""
     return tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
 
 
 def is_state(node: Node) -> bool:
-    """Whether a graph's input is a parameter, a buffer or another tensor that a module holds.
+    """Whether a graph input is a parameter, a buffer or another tensor that a module holds.
 
-    Checked on torch 2.13; where Dynamo names no source, a parameter alone is told.
+    Without Dynamo's record of the source only parameters are recognised. Checked on torch 2.13.
     """
     if isinstance(node.meta.get("example_value", node.meta.get("val")), torch.nn.Parameter):
         return True

@@ -1,4 +1,4 @@
-"""What torch does with tensors and does not document."""
+"""Undocumented tensor functions of torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def assert_on_device(condition: Tensor, message: str) -> None:
-    """Stops the device where a 0-dim bool is False, before it runs what is enqueued next; the host does not
-    wait. Where torch has no such assertion for the device, the host waits. Checked on torch 2.13."""
+    """Stop the device before its next work if a 0-dim bool is False, without making the host wait.
+
+    On devices for which torch has no such assertion the host waits. Checked on torch 2.13."""
     if condition.device.type == "cuda" and hasattr(torch, "_assert_async"):
         torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]
     elif not condition:
@@ -16,8 +17,10 @@ def assert_on_device(condition: Tensor, message: str) -> None:
 
 
 def flash_on_cpu(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """The fused attention of a CPU: q (U, n, D), k and v (U, L, D), seen (U, L) bool or None -> out alike q
-    and lse (U, n), in fp32 or wider. Differentiable attention gives no lse. Checked on torch 2.13."""
+    """torch's fused attention on CPU, with its lse, which the differentiable version does not return.
+
+    q (U, n, D), k and v (U, L, D), seen (U, L) bool or None -> out like q, lse (U, n) in fp32 or wider.
+    Checked on torch 2.13."""
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q[:, None], k[:, None], v[:, None], attn_mask=_added(seen, q), scale=scale
     )
@@ -37,7 +40,7 @@ def flash_backward_on_cpu(
 
 
 def _added(seen: Tensor | None, q: Tensor) -> Tensor | None:
-    """The mask as what is added to the logits."""
+    """The boolean mask as a float mask that is added to the logits."""
     if seen is None:
         return None
     mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf)

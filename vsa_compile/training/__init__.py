@@ -1,1 +1,1 @@
-"""Trainable parts that are put into a model."""
+"""Trainable parts that are added to a model."""

@@ -1,7 +1,7 @@
 """`add_gates(model)`: a trainable gate for the coarse output of every sparse attention call.
 
 The gate of VSA (arXiv 2505.13389, section 2.2) is a linear layer on the hidden states that the query
-projection sees. It is named as in FastVideo, and starts at zero, so that the model computes what it did.
+projection gets. It is named as in FastVideo, and starts at zero, so that the model's output does not change.
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ from ..errors import ArgumentError, bad_value, no_gate_site
 from ..options import Options
 from ..runtime import state
 from ..torch_compat import compiled_by, explaining_compile
-from .loading import NAME, Loading, Unclaimed, load_hooks
+from .loading import NAME, GateLoader, UnclaimedGates, load_hooks
 from .untrained import expect_training
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def add_gates(
-    model: nn.Module, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
+    model: nn.Module, *args: Any, options: Mapping[str, object] | None = None, **kwargs: Any
 ) -> list[nn.Parameter]:
     """Give every sparse self-attention call of `model` a gate; returns the new parameters.
 
-    Runs one dense forward with the given inputs, which shows where the calls are: `options` are those of the
-    backend. Each gate is a linear layer (C -> H * D, zero weight and bias) named `to_gate_compress`, on the
-    transformer block (or on the attention module, where a block has two). It changes nothing but what
-    `torch.compile(model, backend="vsa")` makes: there, gate(hidden states) * coarse output is added. Gates
-    are part of `state_dict()`; a checkpoint without them loads as zero. A model that has gates keeps them,
-    and gets what is missing. Compiled code is compiled again.
-    Raises ArgumentError if `model` is no module or no call of it can be given a gate.
+        parameters = vsa_compile.add_gates(model, **inputs)
+        optimizer = torch.optim.AdamW(model.parameters())
+
+    Runs one dense forward with the given inputs to find the calls; `options` are those of the backend. A gate
+    (VSA, arXiv 2505.13389, section 2.2) is a linear layer (C -> H * D, zero weight and bias) named
+    `to_gate_compress`, on the transformer block, or on the attention module if a block has two. It affects
+    only what `torch.compile(model, backend="vsa")` computes: gate(hidden states) * coarse output is added.
+    Gates are part of `state_dict()`; from a checkpoint without them they load as zero. Existing gates are
+    kept, and missing ones added. Compiled code is compiled again.
+    Raises ArgumentError if `model` is no module, or if no call of it can be given a gate.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
@@ -59,50 +62,52 @@ def add_gates(
             owner = model.get_submodule(owners[id(projection.module)].rpartition(".")[0])
         setattr(owner, NAME, gate)
         inside = next(name for name, module in owner.named_modules() if module is projection.module)
-        owner.register_load_state_dict_pre_hook(Loading(inside))
-        projection.module.register_forward_hook(Marking(owner), with_kwargs=True)
+        owner.register_load_state_dict_pre_hook(GateLoader(inside))
+        projection.module.register_forward_hook(GateMarker(owner), with_kwargs=True)
         added += gate.parameters()
         expect_training([*gate.parameters()], projection.weight)
     if not found:
         raise ArgumentError(no_gate_site())
-    if not any(isinstance(hook, Unclaimed) for hook in load_hooks(model).values()):
-        model.register_load_state_dict_pre_hook(Unclaimed())
+    if not any(isinstance(hook, UnclaimedGates) for hook in load_hooks(model).values()):
+        model.register_load_state_dict_pre_hook(UnclaimedGates())
     state.now.gates += 1
     return added
 
 
 def remove_gates(model: Model) -> Model:
-    """Undo `add_gates(model)`: the gates, what marks queries with them and loads them; returns the model.
+    """Undo `add_gates(model)`: removes the gates and their hooks; returns the model.
 
-    Compiled code is compiled again. Does nothing to a model without gates.
+    Compiled code is compiled again. A model without gates stays as it is.
     Raises ArgumentError if `model` is no module.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
     for module in [*model.modules()]:
         for key, hook in [*module._forward_hooks.items()]:
-            if isinstance(hook, Marking):
+            if isinstance(hook, GateMarker):
                 del module._forward_hooks[key], module._forward_hooks_with_kwargs[key]
                 if hasattr(hook.owner, NAME):
                     delattr(hook.owner, NAME)
         for key, hook in load_hooks(module).items():
-            if isinstance(hook, (Loading, Unclaimed)):
+            if isinstance(hook, (GateLoader, UnclaimedGates)):
                 del module._load_state_dict_pre_hooks[key]
     state.now.gates += 1
     return model
 
 
-class Marking:
+class GateMarker:
     """A forward hook of a query projection: marks its output with the gate of the same hidden states.
 
-    An object that holds the gate's owner, not a closure: copy.deepcopy and pickle then give the copy's
-    projection the copy's gate. Does nothing unless something compiles.
+    An object that holds the gate's owner, instead of a closure, so that copy.deepcopy and pickle give the
+    copied projection the copied gate. Does nothing unless something compiles.
     """
 
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Any:
+    def __call__(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
         if not torch.compiler.is_compiling():
             return None
         hidden = args[0] if args else next(iter(kwargs.values()))
@@ -114,12 +119,12 @@ def _gated(model: nn.Module) -> set[nn.Module]:
     return {
         module
         for module in model.modules()
-        if any(isinstance(hook, Marking) for hook in module._forward_hooks.values())
+        if any(isinstance(hook, GateMarker) for hook in module._forward_hooks.values())
     }
 
 
 def _owner(model: nn.Module, path: str) -> nn.Module:
-    """The transformer block (an element of a ModuleList) around a projection; else the module that has it."""
+    """The transformer block (an element of a ModuleList) around a projection; else its parent module."""
     parts = path.split(".")
     for end in range(len(parts) - 1, 0, -1):
         if isinstance(model.get_submodule(".".join(parts[: end - 1])), nn.ModuleList):
@@ -151,12 +156,12 @@ _seen: list[tuple[Analysis, tuple]] = []
 _adding = Lock()
 
 
-def _note(module: GraphModule, example_inputs: list[Any]) -> Callable:
-    """A backend that runs the graph as it is and notes its analysis and its inputs. One object at module
-    level: Dynamo keys compiled code by it."""
+def _note(module: GraphModule, example_inputs: list[object]) -> Callable:
+    """A backend that runs the graph as it is and records its analysis and its inputs. A function at module
+    level, because Dynamo keys compiled code by it."""
     analysis = analyse(module)
 
-    def run(*inputs: Any) -> Any:
+    def run(*inputs: object) -> object:
         _seen.append((analysis, inputs))
         return module.forward(*inputs)
 
@@ -164,7 +169,7 @@ def _note(module: GraphModule, example_inputs: list[Any]) -> Callable:
 
 
 def _projections(
-    model: nn.Module, args: tuple, kwargs: Mapping[str, Any], settings: Options
+    model: nn.Module, args: tuple, kwargs: Mapping[str, object], settings: Options
 ) -> list[Projection]:
     with _adding:
         try:
@@ -192,14 +197,14 @@ def _placeholders(module: GraphModule) -> list[Node]:
 
 
 def _projection(
-    analysis: Analysis, site: Conversion, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
+    analysis: Analysis, conversion: Conversion, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
 ) -> Projection | None:
-    """The one linear layer behind a call's queries that runs over its video tokens."""
-    query = attention_arguments(site.call.node)["query"]
+    """The linear layer behind a call's queries that runs over its video tokens, if there is exactly one."""
+    query = attention_arguments(conversion.call.node)["query"]
     fitting: dict[int, tuple[nn.Module, Tensor]] = {}
     for linear in nearest(analysis, query, "linear"):
         tokens = analysis.tokens(linear)
-        meant = (analysis.tokens(query), site.video.axis)
+        meant = (analysis.tokens(query), conversion.video.axis)
         if tokens is None or not any(axis is not None and includes(axis, tokens) for axis in meant):
             continue
         weight: Any = linear.args[1] if len(linear.args) > 1 else linear.kwargs["weight"]
@@ -208,7 +213,7 @@ def _projection(
         value = values.get(weight)
         if value is not None and id(value) in owners:
             fitting[id(value)] = (owners[id(value)], value)
-    # An adapter of low rank adds to the projection what a narrower layer makes.
+    # A low-rank adapter adds a narrower linear layer to the projection.
     widest = max((weight.shape[1] for _, weight in fitting.values()), default=0)
     widest_ones = [one for one in fitting.values() if one[1].shape[1] == widest]
     if len(widest_ones) != 1:

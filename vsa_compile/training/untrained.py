@@ -1,4 +1,4 @@
-"""Warns of gates that get gradients and are in no optimizer: one that was made before the gates were."""
+"""Warns of gates that get gradients but are in no optimizer, because it was made before the gates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -37,9 +36,9 @@ def _listen() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """At the first step of an optimizer its gates are known to be trained; at the second one, all others have
-    had their first."""
+def _after_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    """After an optimizer's first step its own gates are known to be trained; by its second step, all other
+    optimizers have had their first."""
     if not _waiting or _steps.get(optimizer, 0) == 2:
         return
     _steps[optimizer] = _steps.get(optimizer, 0) + 1

@@ -1,10 +1,9 @@
-"""What of a fact a view or a copy of its value keeps."""
+"""What views and copies keep of a fact."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -15,14 +14,14 @@ from ..sizes import Size, equal
 from ..values import OpCall
 
 
-def cast(call: OpCall, _: Any) -> Fact | None:
-    """The same entries, in the result's dtype and shape."""
+def cast(call: OpCall, _: Sequence[Axis]) -> Fact | None:
+    """The same entries in the result's dtype and shape."""
     fact = call.fact(call.self_)
     return fitting(fact, call.example.dtype) if fact else None
 
 
 def moved(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
-    """The fact of dimensions that were moved, or grouped otherwise: along its axis, if it is one still."""
+    """The fact after dimensions were moved or regrouped: along its axis, if that is still a dimension."""
     known = call.known(call.self_)
     fact = call.fact(call.self_)
     if known is None or fact is None:
@@ -37,7 +36,7 @@ def moved(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
 
 
 def stretched(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
-    """The fact of what was expanded or repeated along other dimensions than its own."""
+    """The fact after expanding or repeating other dimensions than its own."""
     known, fact = call.known(call.self_), call.fact(call.self_)
     result = None
     if known is not None and fact is not None:
@@ -48,7 +47,7 @@ def stretched(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
 
 
 def _padding_rows(call: OpCall) -> Rows | None:
-    """Where a key padding (B or 1, 1, 1, N) is repeated for every query."""
+    """Whether a key padding (B or 1, 1, 1, N) is repeated for every query."""
     sizes = [sizes_of(example) or [] for example in (example_of(call.self_), call.example)]
     flat = len(sizes[0]) == len(sizes[1]) == 4 and equal(sizes[0][1], 1) and equal(sizes[0][2], 1)
     if not flat or not equal(sizes[0][3], sizes[1][3]):
@@ -57,7 +56,7 @@ def _padding_rows(call: OpCall) -> Rows | None:
 
 
 def turned(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
-    """The fact of a transpose: a mask's rows become its columns."""
+    """The fact of a transpose: the rows of a mask become its columns."""
     fact = moved(call, layout)
     rows, known = rows_of(call, call.self_), call.known(call.self_)
     if rows is None or known is None or len(layout) != 4 or rows.how != "rows":
@@ -69,8 +68,8 @@ def turned(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
     return fact
 
 
-def rows_of(call: OpCall, argument: Any) -> Rows | None:
-    """What a 4-D mask was made from; a key padding (B or 1, 1, 1, N) of itself."""
+def rows_of(call: OpCall, argument: object) -> Rows | None:
+    """What a 4-D mask was made of; a key padding (B or 1, 1, 1, N) counts as made of itself."""
     known = call.known(argument)
     if known is None:
         return None
@@ -83,13 +82,13 @@ def rows_of(call: OpCall, argument: Any) -> Rows | None:
 
 
 def copied(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
-    """The fact of a copy in any dtype, what a mask was made from included."""
+    """The fact of a copy in any dtype, with what a mask was made of."""
     fact, rows = cast(call, layout), rows_of(call, call.self_)
     return replace(fact or Fact(), rows=rows) if rows and call.example.dtype == torch.bool else fact
 
 
 def cut(fact: Fact | None, dim: int, start: Size, stop: Size, proofs: Proofs) -> Fact | None:
-    """The fact of what was cut along a dimension, counted from the right."""
+    """The fact of a piece that was cut along `dim`, counted from the right."""
     if fact is None:
         return None
     return cut_out(fact, start, stop, proofs) if fact.dim == dim else Fact(fact.claims, fact.dim)
@@ -115,7 +114,7 @@ def concatenated(
 
 
 def _merged(claims: Sequence[Claim], size: Size) -> list[Claim]:
-    """Neighbours of one constant as one claim; one that reaches from end to end holds everywhere."""
+    """Merge adjacent claims of one constant; a claim from end to end holds everywhere."""
     result: list[Claim] = []
     for claim in claims:
         last = result[-1] if result else None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..algebra import Axis, derived, mark_origins, unit
 from ..graph_facts import example_of
 from ..sizes import equal
 from ..unify import unify
-from ..values import Known, Layout, OpCall, align, broadcast
+from ..values import Known, Layout, OpCall, Result, align, broadcast
 from . import carry
 from .table import op, own
 
 
-def pointwise(call: OpCall) -> Any:
+def pointwise(call: OpCall) -> Layout | None:
     """Broadcast all tensor arguments against each other."""
     tensors = call.tensors()
     return broadcast(tensors, call.sizes) if tensors else None
@@ -23,7 +21,7 @@ def pointwise(call: OpCall) -> Any:
     "polar", "complex", "addcmul", "addcdiv", "conj", "imag", "real", "truediv", "div", "floordiv",
     "floor_divide", "mod", "remainder", "pow", "xor", "lshift", "rshift", "neg", "pos",
 )  # fmt: skip
-def _pointwise(call: OpCall) -> Any:
+def _pointwise(call: OpCall) -> Result:
     return pointwise(call)
 
 
@@ -33,7 +31,7 @@ def _pointwise(call: OpCall) -> Any:
     "lift_fresh",
     fact=carry.copied,
 )  # fmt: skip
-def _copied(call: OpCall) -> Any:
+def _copied(call: OpCall) -> Result:
     """The same entries in the same order."""
     return call.input
 
@@ -42,13 +40,13 @@ def _copied(call: OpCall) -> Any:
     "dropout", "alpha_dropout", "feature_dropout", "softmax", "log_softmax", "_softmax", "layer_norm",
     "rms_norm", "group_norm", "instance_norm", "normalize", "cumsum", "cumprod", "native_layer_norm",
 )  # fmt: skip
-def _like_input(call: OpCall) -> Any:
+def _like_input(call: OpCall) -> Result:
     """Same shape, same tokens, in the same order."""
     return call.input
 
 
 @op("batch_norm", writes=((1, "running_mean"), (2, "running_var")))
-def _batch_norm(call: OpCall) -> Any:
+def _batch_norm(call: OpCall) -> Result:
     return call.input
 
 
@@ -56,7 +54,7 @@ def _batch_norm(call: OpCall) -> Any:
     "mean", "any", "all", "amax", "amin", "norm", "linalg_vector_norm", "vector_norm", "var", "std", "prod",
     "logsumexp", "argmax", "argmin", "nansum", "median",
 )  # fmt: skip
-def reduced(call: OpCall) -> Any:
+def reduced(call: OpCall) -> Layout | None:
     layout = call.input
     if layout is None or isinstance(call.example, (tuple, list)):
         return None
@@ -71,13 +69,13 @@ def reduced(call: OpCall) -> Any:
 
 
 @op("linear", layer=True)
-def _linear(call: OpCall) -> Any:
+def _linear(call: OpCall) -> Result:
     layout = call.input
     return layout and [*layout[:-1], Axis(call.sizes[-1])]
 
 
-def _embedding(call: OpCall, indices: Any, table: Any) -> Any:
-    """Looked-up ids are text, so one axis; rows of what is no table are tokens in another order."""
+def _embedding(call: OpCall, indices: object, table: object) -> Known | None:
+    """Looked-up ids are text, so one axis. Rows of something that is no table are tokens in another order."""
     ids, looked_up = call.known(indices), call.known(table)
     if ids is None or looked_up is None or not looked_up.table or len(ids.axes) != len(call.sizes) - 1:
         return None
@@ -86,7 +84,7 @@ def _embedding(call: OpCall, indices: Any, table: Any) -> Any:
 
 
 @op("embedding", layer=True)
-def _look_up(call: OpCall) -> Any:
+def _look_up(call: OpCall) -> Result:
     """F.embedding(indices, table); torch.embedding and aten.embedding take the table first."""
     ids, table = call.arg(0, "input"), call.arg(1, "weight")
     first = example_of(call.node.args[0]) if call.node.args else None
@@ -96,7 +94,7 @@ def _look_up(call: OpCall) -> Any:
 
 
 @op("matmul", "bmm", "mm", layer=True)
-def _matmul(call: OpCall) -> Any:
+def _matmul(call: OpCall) -> Result:
     left, right = call.known(call.self_), call.known(call.other)
     if left is None or right is None or len(left.axes) < 2 or len(right.axes) < 2:
         return None
@@ -106,13 +104,13 @@ def _matmul(call: OpCall) -> Any:
 
 
 @op("outer", "ger", layer=True)
-def _outer(call: OpCall) -> Any:
+def _outer(call: OpCall) -> Result:
     left, right = call.input, call.layout(call.other)
     return [left[0], right[0]] if left and right else None
 
 
 @op("einsum", layer=True)
-def _einsum(call: OpCall) -> Any:
+def _einsum(call: OpCall) -> Result:
     equation, operands = call.node.args[0], call.node.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = operands[0]
@@ -120,7 +118,7 @@ def _einsum(call: OpCall) -> Any:
         return None
     inputs, output = equation.replace(" ", "").split("->")
     known: dict[str, Axis] = {}
-    carriers: dict[str, bool] = {}  # whether the axis is that of a table
+    carriers: dict[str, bool] = {}  # whether the axis comes from a table
     for letters, operand in zip(inputs.split(","), operands, strict=False):
         value = call.known(operand)
         if value is None or len(value.axes) != len(letters) or len(set(letters)) != len(letters):
@@ -139,7 +137,7 @@ def _einsum(call: OpCall) -> Any:
 
 
 @op("scaled_dot_product_attention", layer=True)
-def _attention(call: OpCall) -> Any:
+def _attention(call: OpCall) -> Result:
     q, k, v = (call.layout(call.arg(i, name)) for i, name in enumerate(("query", "key", "value")))
     if q is None or k is None or v is None or len(q) < 2:
         return None
@@ -151,8 +149,8 @@ def _attention(call: OpCall) -> Any:
 
 
 @own("higher_order::flex_attention", layer=True)
-def _flex_attention(call: OpCall) -> Any:
-    """(output, lse, maximal scores), the queries' tokens."""
+def _flex_attention(call: OpCall) -> Result:
+    """(output, lse, maximal scores), all of the queries' tokens."""
     q, v = call.layout(call.arg(0, "query")), call.layout(call.arg(2, "value"))
     if q is None or v is None or not isinstance(call.example, (tuple, list)):
         return None
@@ -164,11 +162,11 @@ def _flex_attention(call: OpCall) -> Any:
     "max_pool3d", "interpolate", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", layer=True,
 )  # fmt: skip
-def _spatial(call: OpCall) -> Any:
-    """Pixel axes at another resolution still run in the same order: derive them.
+def _spatial(call: OpCall) -> Result:
+    """Spatial axes at another resolution keep their order, so the result's axes are derived from them.
 
-    The three axes of a volume of several channels are axes of one value: a video's, where a single channel
-    may as well be a picture whose channels were put where frames are.
+    The three axes of a volume with several channels are axes of one value, a video. With one channel they may
+    as well be a picture whose channels stand where frames would be.
     """
     layout = call.input
     if layout is None or len(layout) != len(call.sizes) or len(layout) < 3:
@@ -182,8 +180,8 @@ def _spatial(call: OpCall) -> Any:
 
 
 @op("meshgrid")
-def _meshgrid(call: OpCall) -> Any:
-    """Every output runs over all operands; the operands are axes of one grid, in their order."""
+def _meshgrid(call: OpCall) -> Result:
+    """Every output runs over all operands, which are the axes of one grid, in order."""
     operands = call.node.args
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])

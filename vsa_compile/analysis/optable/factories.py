@@ -1,29 +1,26 @@
-"""Operators that make a value of nothing, or of another's size alone: what they give is nobody's tokens."""
+"""Operators that make values from nothing, or from another value's size alone: nobody's tokens."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from ..algebra import Axis, unit
 from ..facts import Claim, Fact, constant, fitting
 from ..sizes import equal
-from ..values import OpCall
-from .table import op
+from ..values import Layout, OpCall, Result
+from .table import FactRule, op
 
 
-def new(call: OpCall) -> list[Axis]:
+def fresh_axes(call: OpCall) -> list[Axis]:
     return [unit() if equal(size, 1) else Axis(size) for size in call.sizes]
 
 
-def _filled(value: Any) -> Callable[[OpCall, Any], Fact | None]:
+def _filled(value: object) -> FactRule:
     return lambda call, _: fitting(constant(value), call.example.dtype)
 
 
-def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]:
-    def rule(call: OpCall, _: Any) -> Fact | None:
+def _filled_by(position: int, name: str) -> FactRule:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         fact = call.fact(call.arg(position, name))
         return fact and fitting(Fact(fact.everywhere), call.example.dtype)
 
@@ -31,21 +28,23 @@ def _filled_by(position: int, name: str) -> Callable[[OpCall, Any], Fact | None]
 
 
 for _name, _value in (("ones", True), ("new_ones", True), ("zeros", False), ("new_zeros", False)):
-    op(_name, fact=_filled(_value), table=True)(new)
-op("empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye",
-   "linspace", "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True)(new)  # fmt: skip
-op("full", fact=_filled_by(1, "fill_value"), table=True)(new)
-op("new_full", fact=_filled_by(2, "fill_value"), table=True)(new)
-op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(new)
+    op(_name, fact=_filled(_value), table=True)(fresh_axes)
+op(
+    "empty", "new_empty", "rand", "randn", "randint", "randperm", "empty_strided", "eye", "linspace",
+    "logspace", "new_empty_strided", "tril_indices", "triu_indices", table=True,
+)(fresh_axes)  # fmt: skip
+op("full", fact=_filled_by(1, "fill_value"), table=True)(fresh_axes)
+op("new_full", fact=_filled_by(2, "fill_value"), table=True)(fresh_axes)
+op("tensor", "scalar_tensor", fact=_filled_by(0, "data"), table=True)(fresh_axes)
 
 
 @op("arange", fact=lambda call, _: _positions(call), table=True)
-def _arange(call: OpCall) -> Any:
-    return new(call)
+def _arange(call: OpCall) -> Result:
+    return fresh_axes(call)
 
 
 def _positions(call: OpCall) -> Fact | None:
-    """arange(stop), arange(start, stop), of step 1 and integers."""
+    """arange(stop) or arange(start, stop), with step 1 and integer dtype."""
     args, kwargs = call.node.args, call.node.kwargs
     start = call.literal(kwargs.get("start", args[0] if len(args) > 1 else 0))
     step = call.literal(kwargs.get("step", args[2] if len(args) > 2 else 1))
@@ -54,8 +53,8 @@ def _positions(call: OpCall) -> Fact | None:
     return Fact((Claim("position", start),))
 
 
-def _like(call: OpCall) -> Any:
-    """The size of another value and none of its content."""
+def _like(call: OpCall) -> Result:
+    """The size of another value, but nothing of its content."""
     return call.input
 
 

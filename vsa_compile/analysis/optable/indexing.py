@@ -1,4 +1,4 @@
-"""Operators that take or write part of a tensor, in order or out of it."""
+"""Operators that read or write a part of a tensor, in order or not."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..algebra import REORDERED, UNKNOWN, Axis, respelled, rigid, unit
 from ..facts import Fact
 from ..graph_facts import example_of, sizes_of
 from ..pieces import cut
-from ..sizes import equal
-from ..values import Known, Layout, OpCall, Taken, Value, taken_at
+from ..sizes import Size, equal
+from ..values import Known, Layout, OpCall, Result, Taken, taken_at
 from . import carry
 from .table import op
 
 
 @op("getitem")
-def _getitem(call: OpCall) -> Value:
+def _getitem(call: OpCall) -> Result:
     source, index = call.read(call.node.args[0]), call.node.args[1]
     if isinstance(source, tuple):
         return source[index] if isinstance(index, int) and -len(source) <= index < len(source) else None
@@ -32,8 +32,8 @@ def _getitem(call: OpCall) -> Value:
     )  # fmt: skip
 
 
-def taken_by(call: OpCall, layout: Layout, items: Sequence[Any]) -> Taken:
-    """Which positions x[:, i] takes."""
+def taken_by(call: OpCall, layout: Layout, items: Sequence[object]) -> Taken:
+    """The positions that integer indices take, as in x[:, i]."""
     result, position = (), 0
     for item in items:
         if item is None:
@@ -44,9 +44,9 @@ def taken_by(call: OpCall, layout: Layout, items: Sequence[Any]) -> Taken:
     return result
 
 
-def items_of(index: Any, rank: int) -> list[Any]:
-    """One item for each dimension, and None for each new one; a boolean mask stands for several."""
-    items = list(index) if isinstance(index, (tuple, list)) else [index]
+def items_of(index: object, rank: int) -> list[object]:
+    """One item per dimension and None per new one; a boolean mask stands for several dimensions."""
+    items: list[object] = list(index) if isinstance(index, (tuple, list)) else [index]
     used = sum(_consumed(item) for item in items)
     at = next((i for i, item in enumerate(items) if item is Ellipsis), None)
     if at is None:
@@ -56,7 +56,7 @@ def items_of(index: Any, rank: int) -> list[Any]:
     return items
 
 
-def _consumed(item: Any) -> int:
+def _consumed(item: object) -> int:
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
     mask = example_of(item)
@@ -64,14 +64,14 @@ def _consumed(item: Any) -> int:
     return mask.dim() if is_mask else 1
 
 
-def is_tensor(item: Any) -> bool:
+def is_tensor(item: object) -> bool:
     return isinstance(item, (list, tuple)) or isinstance(example_of(item), torch.Tensor)
 
 
-def indexed(call: OpCall, layout: Layout, index: Any, sizes: Sequence[Any] = ()) -> Layout | None:
-    """The axes of x[index]; `sizes` are those of the result, where they are known.
+def indexed(call: OpCall, layout: Layout, index: object, sizes: Sequence[Size] = ()) -> Layout | None:
+    """The axes of x[index]; `sizes` are the result's, if known.
 
-    What an index tensor takes is in an order of its own.
+    What an index tensor takes has an order of its own.
     """
     items = items_of(index, len(layout))
     by_tensor = [position for position, item in enumerate(items) if is_tensor(item)]
@@ -104,18 +104,18 @@ def _neighbours(positions: Sequence[int]) -> list[int]:
     return list(range(positions[0], positions[0] + len(positions)))
 
 
-def order_of_taken(taken: Sequence[Axis], items: Sequence[Any]) -> str:
-    """How rigid the axis is that an index takes from `taken`.
+def order_of_taken(taken: Sequence[Axis], items: Sequence[object]) -> str:
+    """The rigidity of the axis that an index takes from `taken`.
 
-    An index of numbers puts them in another order. A mask leaves them in theirs, and of an order that is
-    unknown before, the index may be what puts it right.
+    Integers put the entries into another order. A mask keeps their order; but if that was unknown before, the
+    index may be what sorts them.
     """
     masks = all(getattr(example_of(item), "dtype", None) is torch.bool for item in items if is_tensor(item))
     return UNKNOWN if masks or UNKNOWN in map(rigid, taken) else REORDERED
 
 
-def _fact_at(call: OpCall, source: Known, index: Any) -> Fact | None:
-    """What x[index] is, where x is known: claims of the last dimension are cut, others kept or dropped."""
+def _fact_at(call: OpCall, source: Known, index: object) -> Fact | None:
+    """The fact of x[index]: claims along the fact's dimension are cut, others kept or dropped."""
     fact = call.fact(call.node.args[0])
     if fact is None:
         return None
@@ -132,8 +132,8 @@ def _fact_at(call: OpCall, source: Known, index: Any) -> Fact | None:
     return Fact(carry.cut(fact, fact.dim, *run, call.proofs).claims, -1 - behind)  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _place(items: Sequence[Any], dim: int) -> tuple[Any, int]:
-    """The item that indexes a dimension, and how many dimensions of the result come behind its own."""
+def _place(items: Sequence[object], dim: int) -> tuple[object, int]:
+    """The item that indexes a dimension, and how many of the result's dimensions follow that dimension."""
     position = 0
     for number, item in enumerate(items):
         if item is None:
@@ -144,8 +144,8 @@ def _place(items: Sequence[Any], dim: int) -> tuple[Any, int]:
     return None, 0
 
 
-def run_of(call: OpCall, size: Any, item: slice) -> tuple[Any, Any] | None:
-    """(start, stop) of a slice of step 1; None where they are not known."""
+def run_of(call: OpCall, size: Size, item: slice) -> tuple[Size, Size] | None:
+    """(start, stop) of a slice with step 1; None if they are not known."""
     if call.literal(item.step) not in (None, 1):
         return None
     start, stop = _position(call, item.start, 0, size), _position(call, item.stop, size, size)
@@ -156,11 +156,11 @@ def run_of(call: OpCall, size: Any, item: slice) -> tuple[Any, Any] | None:
     return start, stop
 
 
-def sliced(call: OpCall, axis: Axis, item: slice, real: Any = None) -> Axis:
-    """axis[item], whose size in the graph is `real` where that is known.
+def sliced(call: OpCall, axis: Axis, item: slice, real: Size | None = None) -> Axis:
+    """axis[item], with the size `real` in the graph, if that is known.
 
-    x[:-n] with n from data is empty at n = 0, so that its size is a symbol of its own. Where the graph
-    proves that size to be a positive number, n is not 0, and it is all but the last n after all.
+    x[:-n] with a data-dependent n is empty at n = 0, and so its size is a symbol of its own. If the graph
+    proves that size to be a positive number, n is not 0, and the slice is all but the last n entries.
     """
     run = run_of(call, axis.size, item)
     if run is None:
@@ -174,7 +174,7 @@ def sliced(call: OpCall, axis: Axis, item: slice, real: Any = None) -> Axis:
 
 
 def strided(axis: Axis, item: slice) -> Axis:
-    """Every so many of an axis, one object however often it is taken; the walk puts in the real size."""
+    """Every n-th position of an axis, always the same object; the walk fills in the real size."""
     key = ("strided", str(item))
     if key not in axis.joins:
         axis.joins[key] = Axis(sympy.Dummy("unknown"))
@@ -182,7 +182,7 @@ def strided(axis: Axis, item: slice) -> Axis:
     return axis.joins[key]
 
 
-def _position(call: OpCall, item: Any, default: Any, size: Any) -> Any:
+def _position(call: OpCall, item: object, default: Size, size: Size) -> Size | None:
     if item is None:
         return default
     value = call.literal(item)
@@ -194,7 +194,7 @@ def _position(call: OpCall, item: Any, default: Any, size: Any) -> Any:
 
 
 @op("slice", fact=lambda call, layout: _slice_fact(call, layout))
-def _slice(call: OpCall) -> Any:
+def _slice(call: OpCall) -> Result:
     layout, dim = call.input, call.arg(1, "dim", 0)
     if layout is None:
         return None
@@ -204,7 +204,7 @@ def _slice(call: OpCall) -> Any:
 
 
 def slice_of(call: OpCall, position: int) -> slice:
-    """The slice that aten spells as three arguments, from a position on."""
+    """The slice that aten spells as three arguments, from `position` on."""
     start, stop, step = (call.arg(position + i, name) for i, name in enumerate(("start", "end", "step")))
     return slice(start, None if isinstance(stop, int) and stop > 2**62 else stop, step)
 
@@ -220,8 +220,8 @@ def _slice_fact(call: OpCall, layout: Layout) -> Fact | None:
 # --- Reorderings ---------------------------------------------------------------------------------
 
 
-def _only(call: OpCall, dims: Any) -> Any:
-    """The input's axes, but for those that were put into another order."""
+def _only(call: OpCall, dims: Any) -> Layout | None:
+    """The input's axes, with those along `dims` put into another order."""
     layout = call.input
     if layout is None or len(layout) != len(call.sizes):
         return None
@@ -233,24 +233,24 @@ def _only(call: OpCall, dims: Any) -> Any:
     ]  # fmt: skip
 
 
-def _everywhere(call: OpCall, _: Any) -> Fact | None:
-    """Entries that were moved about: what holds of all of them still does."""
+def _everywhere(call: OpCall, _: Layout) -> Fact | None:
+    """Of reordered entries only claims about all of them remain."""
     fact = call.fact(call.self_)
     return fact and Fact(fact.everywhere)
 
 
 @op("flip", fact=_everywhere)
-def _flip(call: OpCall) -> Any:
+def _flip(call: OpCall) -> Result:
     return _only(call, call.rest(1, "dims"))
 
 
 @op("fliplr", "flipud", "rot90", fact=_everywhere)
-def _flip_two(call: OpCall) -> Any:
+def _flip_two(call: OpCall) -> Result:
     return _only(call, {"fliplr": 1, "flipud": 0}.get(call.name, call.arg(2, "dims", (0, 1))))
 
 
 @op("roll", fact=_everywhere)
-def _roll(call: OpCall) -> Any:
+def _roll(call: OpCall) -> Result:
     dims = call.arg(2, "dims", ())
     return _only(call, range_of(call) if dims in ((), [], None) else dims)
 
@@ -260,20 +260,20 @@ def range_of(call: OpCall) -> tuple[int, ...]:
 
 
 @op("index_select", "gather", "take_along_dim", fact=_everywhere)
-def _gather(call: OpCall) -> Any:
+def _gather(call: OpCall) -> Result:
     position = 2 if call.name == "take_along_dim" else 1
     dim = call.arg(position, "dim")
     return None if dim is None else _only(call, dim)
 
 
 @op("argsort")
-def _argsort(call: OpCall) -> Any:
+def _argsort(call: OpCall) -> Result:
     return _only(call, call.arg(1, "dim", -1))
 
 
 @op("sort", "topk", "msort")
-def _sort(call: OpCall) -> Any:
-    """Values and where they were."""
+def _sort(call: OpCall) -> Result:
+    """The values, and their former positions."""
     dim, known = call.arg(2 if call.name == "topk" else 1, "dim", -1), call.known(call.self_)
     if known is None or not isinstance(call.example, (tuple, list)):
         return None
@@ -284,13 +284,13 @@ def _sort(call: OpCall) -> Any:
 
 
 @op("index", fact=_everywhere)
-def _index(call: OpCall) -> Any:
-    """x[tensors]: what aten makes of an index that holds tensors, None where a dimension is taken whole."""
+def _index(call: OpCall) -> Result:
+    """x[tensors] in aten's form: None for a dimension that is taken whole."""
     items = [slice(None) if index is None else index for index in call.arg(1, "indices")]
     return call.input and indexed(call, call.input, items, call.sizes)
 
 
 @op("masked_select", "take", "nonzero", "unique", "argwhere", fact=None)
-def _picked(call: OpCall) -> Any:
-    """Which entries is data: nothing is known of their order."""
+def _picked(call: OpCall) -> Result:
+    """Data decides which entries are picked: nothing is known of them."""
     return None

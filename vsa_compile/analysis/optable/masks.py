@@ -11,11 +11,11 @@ import torch
 from ..algebra import Axis, rigid, same
 from ..facts import Claim, Fact, Kind, Rows, constant, fitting
 from ..graph_facts import example_of
-from ..values import Known, OpCall, broadcast
+from ..values import Known, Layout, OpCall, Result, broadcast
 from . import carry
 from .compute import pointwise, reduced
-from .factories import new
-from .table import op
+from .factories import fresh_axes
+from .table import FactRule, op
 
 Pair = tuple[Kind, Any] | None
 
@@ -23,15 +23,15 @@ Pair = tuple[Kind, Any] | None
 # --- Entry by entry -------------------------------------------------------------------------------
 
 
-def _operands(call: OpCall, *arguments: Any) -> list[Fact] | None:
-    """The facts of two operands along one dimension; None where they run along different ones."""
+def _operands(call: OpCall, *arguments: object) -> list[Fact] | None:
+    """The facts of two operands along one dimension; None if they run along different dimensions."""
     facts = [call.fact(argument) or Fact() for argument in arguments]
     dims = {fact.dim for fact in facts if fact.claims != fact.everywhere}
     return None if len(dims) > 1 else [replace(fact, dim=next(iter(dims), -1)) for fact in facts]
 
 
-def _entrywise(made: Callable[[Claim, Claim], Pair]) -> Callable[[OpCall, Any], Fact | None]:
-    def rule(call: OpCall, _: Any) -> Fact | None:
+def _entrywise(made: Callable[[Claim, Claim], Pair]) -> FactRule:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         facts = _operands(call, call.self_, call.other)
         if facts is None or call.node.kwargs.get("alpha", 1) != 1:
             return None
@@ -41,7 +41,7 @@ def _entrywise(made: Callable[[Claim, Claim], Pair]) -> Callable[[OpCall, Any], 
     return rule
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return not isinstance(value, float)
 
 
@@ -65,8 +65,8 @@ def _product(a: Claim, b: Claim) -> Pair:
     return None
 
 
-def _added(call: OpCall) -> Any:
-    """What is added 0 times is not there; nor is anything of x - x."""
+def _added(call: OpCall) -> Result:
+    """An operand with alpha=0 leaves nothing in the sum, and x - x is 0."""
     if call.literal(call.node.kwargs.get("alpha", 1)) == 0:
         return broadcast([known for known in [call.known(call.self_)] if known], call.sizes)
     if call.name.startswith("sub") and call.self_ is call.other:
@@ -74,8 +74,8 @@ def _added(call: OpCall) -> Any:
     return pointwise(call)
 
 
-def _multiplied(call: OpCall) -> Any:
-    """What is multiplied by what is 0 everywhere is nobody's."""
+def _multiplied(call: OpCall) -> Result:
+    """Nothing is left of a value that is multiplied by 0 everywhere."""
     facts = [call.fact(argument) for argument in (call.self_, call.other)]
     if any(claim.kind == "is" and claim.value == 0 for fact in facts if fact for claim in fact.everywhere):
         return _nobodys(call, constant(0))
@@ -83,8 +83,8 @@ def _multiplied(call: OpCall) -> Any:
 
 
 def _nobodys(call: OpCall, fact: Fact) -> Known:
-    """A result of which nothing is left of its operands."""
-    return Known(pointwise(call) or new(call), fitting(fact, call.example.dtype), table=True)
+    """A result in which nothing is left of its operands."""
+    return Known(pointwise(call) or fresh_axes(call), fitting(fact, call.example.dtype), table=True)
 
 
 op("add", fact=_entrywise(_sum))(_added)
@@ -93,14 +93,14 @@ op("mul", "multiply", fact=_entrywise(_product))(_multiplied)
 
 
 @op("lerp")
-def _lerp(call: OpCall) -> Any:
-    """All of its start at weight 0, of its end at 1."""
+def _lerp(call: OpCall) -> Result:
+    """Exactly its start at weight 0, exactly its end at weight 1."""
     ends, weight = (call.self_, call.arg(1, "end")), call.literal(call.arg(2, "weight"))
     end = call.known(ends[int(weight)]) if weight in (0, 1) else None
     return broadcast([end], call.sizes) if end is not None else pointwise(call)
 
 
-def _negated(call: OpCall, _: Any) -> Fact | None:
+def _negated(call: OpCall, _: Layout) -> Fact | None:
     fact = call.fact(call.self_)
     if fact is None or call.example.dtype != torch.bool:
         return None
@@ -114,10 +114,10 @@ def _negated(call: OpCall, _: Any) -> Fact | None:
 op("logical_not", "bitwise_not", "invert", fact=_negated)(pointwise)
 
 
-def _logic(absorbing: bool) -> Callable[[OpCall, Any], Fact | None]:
-    """`and` is False where either is, True where both are; `or` the other way round."""
+def _logic(absorbing: bool) -> FactRule:
+    """`and` is False where either operand is, and True where both are; `or` the other way round."""
 
-    def rule(call: OpCall, _: Any) -> Fact | None:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         if call.example.dtype != torch.bool:
             return None
         facts = [fitting(call.fact(argument), torch.bool) or Fact() for argument in (call.self_, call.other)]
@@ -137,7 +137,7 @@ def _kept(a: Claim, b: Claim, value: bool) -> Pair:
 
 
 def _both_ways(call: OpCall) -> Rows | None:
-    """Padding that neither sees nor is seen: p & p.transpose(2, 3)."""
+    """The mask p & p.transpose(2, 3): padding neither sees nor is seen."""
     rows = [carry.rows_of(call, argument) for argument in (call.self_, call.other)]
     if not all(rows) or {one.how for one in rows if one} != {"rows", "columns"}:
         return None
@@ -150,10 +150,10 @@ op("logical_or", "bitwise_or", "or_", fact=_logic(absorbing=True))(pointwise)
 # `absorbing` is the value that decides alone: False for `and`, True for `or`.
 
 
-def _compared(lower: bool, equal_too: bool) -> Callable[[OpCall, Any], Fact | None]:
-    """left < right (`lower`), or >: of a position and a bound, in either order, or of constants."""
+def _compared(lower: bool, equal_too: bool) -> FactRule:
+    """left < right (`lower`) or left > right: a position and a bound in either order, or constants."""
 
-    def rule(call: OpCall, _: Any) -> Fact | None:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
         facts = _operands(call, call.self_, call.other)
         if facts is None:
             return None
@@ -173,10 +173,7 @@ def _compared(lower: bool, equal_too: bool) -> Callable[[OpCall, Any], Fact | No
 
 
 def _below(call: OpCall, small: Fact, large: Fact, equal_too: bool) -> list[Claim]:
-    """Where entries of one value are surely below (or equal to) those of another, as claims of True.
-
-    Also where they are surely not, if both are known exactly.
-    """
+    """Where entries of one value are always below (or equal to) those of another, as claims of True."""
     found: list[Claim] = []
     for a in small.claims:
         for b in large.everywhere:
@@ -203,7 +200,7 @@ op("gt", "greater", fact=_compared(lower=False, equal_too=False))(pointwise)
 op("ge", "greater_equal", fact=_compared(lower=False, equal_too=True))(pointwise)
 
 
-def _equality(value: bool) -> Callable[[OpCall, Any], Fact | None]:
+def _equality(value: bool) -> FactRule:
     def made(a: Claim, b: Claim) -> Pair:
         known = (
             a.kind == b.kind == "is"
@@ -222,8 +219,8 @@ op("ne", "not_equal", fact=_equality(False))(pointwise)
 # --- Choices --------------------------------------------------------------------------------------
 
 
-def _chosen(call: OpCall, condition: Any, yes: Fact | None, no: Fact | None) -> Fact | None:
-    """`yes` where the condition is True, `no` where it is False, and where they are the same, that."""
+def _chosen(call: OpCall, condition: object, yes: Fact | None, no: Fact | None) -> Fact | None:
+    """`yes` where the condition is True, `no` where it is False, and their common claims everywhere."""
     asked = call.fact(condition) or Fact()
     known = [fact for fact in (asked, yes, no) if fact is not None]
     dims = {fact.dim for fact in known if fact.claims != fact.everywhere}
@@ -246,8 +243,8 @@ def _alike(a: Claim, b: Claim) -> bool:
     return a.kind == b.kind and bool(a.value == b.value)
 
 
-def _filled_at(call: OpCall) -> Any:
-    """Where all of it is filled, nothing is left."""
+def _filled_at(call: OpCall) -> Result:
+    """If everything is filled, nothing of the input is left."""
     mask, value = call.fact(call.arg(1, "mask")), call.fact(call.arg(2, "value"))
     if any(claim.value is True for claim in (mask.everywhere if mask else ())):
         return _nobodys(call, value or Fact())
@@ -259,8 +256,8 @@ op("masked_fill", fact=lambda call, _: _chosen(
 ))(_filled_at)  # fmt: skip
 
 
-def _either(call: OpCall) -> Any:
-    """Every entry is one operand's or the other's: where one is in another order, the result is in none."""
+def _either(call: OpCall) -> Result:
+    """Each entry comes from one of two operands; if one of them is reordered, so is the result."""
     layout, operands = (
         pointwise(call),
         [call.known(call.arg(i, name)) for i, name in ((1, "input"), (2, "other"))],
@@ -283,11 +280,11 @@ op("where", fact=lambda call, _: _chosen(
 # --- Bounds ---------------------------------------------------------------------------------------
 
 
-def _counted(call: OpCall, _: Any) -> Fact | None:
-    """A sum of what is never negative is not: it counts a mask.
+def _counted(call: OpCall, _: Layout) -> Fact | None:
+    """A sum of non-negative entries is not negative: it counts a mask.
 
-    Of an input of the graph that is added up in integers this is taken for granted, the one thing that is:
-    a text mask (HunyuanVideo's is float, and added up with dtype=torch.int) holds zeros and ones.
+    One thing is assumed, not proved: an input of the graph that is summed in integers is a mask of zeros and
+    ones. (HunyuanVideo's text mask is float, summed with dtype=torch.int.)
     """
     known, source = call.known(call.self_), example_of(call.self_)
     if (
@@ -306,9 +303,9 @@ def _counted(call: OpCall, _: Any) -> Fact | None:
 op("sum", "count_nonzero", fact=_counted)(reduced)
 
 
-def _at_least(name: str) -> Callable[[OpCall, Any], Fact | None]:
-    def rule(call: OpCall, _: Any) -> Fact | None:
-        """What is clamped from below; from above, nothing is known of the rest."""
+def _at_least(name: str) -> FactRule:
+    def rule(call: OpCall, _: Layout) -> Fact | None:
+        """A lower clamp is a bound; with an upper clamp too, nothing is claimed."""
         bound = call.literal(call.arg(1, name))
         if call.arg(2, "max") is not None or bound is None or isinstance(bound, float):
             return None

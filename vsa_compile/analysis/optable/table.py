@@ -1,15 +1,15 @@
-"""The table of operators: what is called -> what its result is, what a mask says, what it writes.
+"""The table of operators: what is called -> its result's layout, its mask fact, and what it writes.
 
-An entry is keyed by the object that is called: a torch function, a torch.Tensor method, an operator of
-Python, or an operator registered with torch under its full name (`aten::view`, `vsa_compile::gate`). A name
-is no key: a user's own function called `flatten` is not ours, and not in the table.
+An entry is keyed by the object that is called: a torch function, a torch.Tensor method, a Python operator, or
+an operator registered with torch under its full name (`aten::view`, `vsa_compile::gate`). A bare name is no
+key: a user's own function called `flatten` is not torch's, and not in the table.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -21,11 +21,11 @@ from torch.fx import Node
 from ...torch_compat import owned_namespaces, registered_name, written_arguments
 from ..facts import Fact
 from ..graph_facts import argument, example_of
-from ..values import Known, OpCall, Taken, Value
+from ..values import Known, Layout, OpCall, Result, Taken, Value
 from . import carry
 
-LayoutRule = Callable[[OpCall], Any]  # -> axes of the result, a tuple of such for several, or None
-FactRule = Callable[[OpCall, Any], "Fact | None"]  # (call, its layout)
+LayoutRule = Callable[[OpCall], Result]
+FactRule = Callable[[OpCall, Layout], "Fact | None"]  # (call, its layout)
 WriteRule = Callable[[OpCall], "Known | None"]  # -> what the first argument becomes
 
 
@@ -33,10 +33,11 @@ WriteRule = Callable[[OpCall], "Known | None"]  # -> what the first argument bec
 class Entry:
     """One operator.
 
-    `layout`: the axes of its result. `fact`: what its entries are. `becomes`: for an operator that writes
-    into its first argument by nature, what that holds afterwards; None there makes it unknown. `layer`: its
-    result's features are not those of its input, a linear layer's say. `writes`: further arguments that it
-    writes to, by position and name. `in_place`: the spelling that writes its result into its first argument.
+    `layout`: the axes of its result. `fact`: what is known of the entries of its result. `becomes`: for an
+    operator that always writes into its first argument, the content afterwards (None: unknown). `layer`: it
+    computes new features, as a linear layer does. `table`: whether its result is nobody's tokens; None: if
+    all tensor arguments are tables. `writes`: further arguments that it writes to, by position and name.
+    `in_place`: this is the spelling that writes the result into the first argument.
     """
 
     name: str
@@ -49,9 +50,9 @@ class Entry:
     in_place: bool = False
 
 
-_ENTRIES: dict[Any, Entry] = {}
+_ENTRIES: dict[object, Entry] = {}
 
-# Python's operators that reach graphs, and the augmented assignments that write what they give.
+# Python's operators that occur in graphs, with their augmented assignments, which write into the left side.
 _PYTHON = {
     "add": "iadd", "sub": "isub", "mul": "imul", "truediv": "itruediv", "floordiv": "ifloordiv",
     "mod": "imod", "pow": "ipow", "and_": "iand", "or_": "ior", "xor": "ixor", "matmul": "imatmul",
@@ -78,7 +79,7 @@ def op(*names: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
 
 
 def own(name: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
-    """Register the rule of the operator whose full name is `name`, and of nothing else."""
+    """Register a rule for the operator with this full name, and for nothing else."""
 
     def register(rule: LayoutRule) -> LayoutRule:
         _ENTRIES[name] = Entry(name, rule, **what)
@@ -87,8 +88,8 @@ def own(name: str, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
     return register
 
 
-def python(called: Any, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
-    """Register the rule of one Python function."""
+def python(called: object, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
+    """Register a rule for one Python function."""
 
     def register(rule: LayoutRule) -> LayoutRule:
         _ENTRIES[called] = Entry(getattr(called, "__name__", ""), rule, **what)
@@ -97,7 +98,7 @@ def python(called: Any, **what: Any) -> Callable[[LayoutRule], LayoutRule]:
     return register
 
 
-def _objects(name: str, augmented: str = "") -> Iterator[Any]:
+def _objects(name: str, augmented: str = "") -> Iterator[object]:
     yield f"aten::{name}"
     if name in _PYTHON:
         yield getattr(operator, name)
@@ -110,7 +111,7 @@ def _objects(name: str, augmented: str = "") -> Iterator[Any]:
 
 
 def entry_of(node: Node) -> Entry | None:
-    """The entry of what a node calls; None where that is nothing of torch's or ours."""
+    """The entry for what a node calls; None if that is neither torch's nor ours."""
     called = node.target
     if node.op == "call_method":
         owner = example_of(node.args[0]) if node.args else None
@@ -119,13 +120,13 @@ def entry_of(node: Node) -> Entry | None:
 
 
 def name_of(node: Node) -> str:
-    """The name of what a node calls in the table; "" for what is not in it."""
+    """The name of the entry for what a node calls; "" if there is none."""
     entry = entry_of(node) if node.op in ("call_function", "call_method") else None
     return entry.name if entry is not None else ""
 
 
 @cache
-def _entry(called: Any) -> Entry | None:
+def _entry(called: object) -> Entry | None:
     name = registered_name(called)
     found = _ENTRIES.get(name or called)
     if found is not None:
@@ -140,7 +141,7 @@ def _entry(called: Any) -> Entry | None:
 
 
 def _plain(name: str) -> Entry:
-    """The entry of a torch operator that has none of its own: pointwise if aten says so, else any result."""
+    """The entry of a torch operator that has none: pointwise if aten says so, else of unknown result."""
     from .compute import pointwise
 
     base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
@@ -150,34 +151,34 @@ def _plain(name: str) -> Entry:
 
 @cache
 def is_pointwise(name: str) -> bool:
-    """Whether aten tags any overload of this op as pointwise."""
+    """Whether aten tags any overload of this operator as pointwise."""
     packet = getattr(torch.ops.aten, name, None)
     if packet is None:
         return False
     return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())
 
 
-def written_by(node: Node, entry: Entry | None) -> list[Any]:
-    """The arguments that a call may write to. A call of something unknown may write all that it is given."""
+def written_by(node: Node, entry: Entry | None) -> list[Node]:
+    """The arguments that a call may write to; an unknown operator may write to all of its arguments."""
     by_schema = written_arguments(node)
     if by_schema is not None:
         return by_schema
     if entry is None:
         return list(node.all_input_nodes)
-    written = [node.kwargs["out"]] if node.kwargs.get("out") is not None else []
+    written: list[object] = [node.kwargs["out"]] if node.kwargs.get("out") is not None else []
     written += [argument(node, position, name) for position, name in entry.writes]
     if entry.in_place or entry.becomes is not None or _asked_in_place(node):
         written.append(first_argument(node))
     return [one for one in _flat(written) if isinstance(one, Node)]
 
 
-def first_argument(node: Node) -> Any:
+def first_argument(node: Node) -> object:
     if node.args:
         return node.args[0]
     return next((node.kwargs[name] for name in ("input", "self", "x", "tensor") if name in node.kwargs), None)
 
 
-def _flat(values: Any) -> Iterator[Any]:
+def _flat(values: Iterable[object]) -> Iterator[object]:
     for value in values:
         if isinstance(value, (tuple, list)):
             yield from _flat(value)
@@ -208,10 +209,10 @@ def value_of(entry: Entry, call: OpCall) -> Value:
     return _known(entry, call, layout, None)
 
 
-def _known(entry: Entry, call: OpCall, layout: Any, index: int | None) -> Value:
+def _known(entry: Entry, call: OpCall, layout: Layout | Value, index: int | None) -> Value:
     if not isinstance(layout, list):
         return layout  # a Known already, or nothing
-    fact = entry.fact(call, layout if index is None else (layout, index)) if entry.fact else None
+    fact = entry.fact(call, layout) if entry.fact else None
     tensors = call.tensors()
     table = entry.table if entry.table is not None else all(known.table for known in tensors)
     given = entry.fact in _THE_SAME and index is None and _is_given(call)
@@ -219,7 +220,7 @@ def _known(entry: Entry, call: OpCall, layout: Any, index: int | None) -> Value:
 
 
 def _taken(call: OpCall, tensors: list[Known]) -> Taken:
-    """Of which positions alone the operands are. What is added to one in place leaves it what it was."""
+    """The single positions that the operands are slices of; an in-place addition keeps its target's."""
     carriers = [known for known in tensors if not known.table] or tensors
     if call.in_place and (first := call.known(call.self_)) is not None and not first.table:
         carriers = [first]
@@ -227,7 +228,7 @@ def _taken(call: OpCall, tensors: list[Known]) -> Taken:
     return alike.pop() if len(alike) == 1 else ()
 
 
-# Views and copies: their entries are those of their input. (A cast to so few bits may wrap.)
+# Views and copies, whose entries are those of their input. (A cast to few bits may wrap.)
 _THE_SAME = (carry.copied, carry.moved, carry.turned, carry.stretched)
 _NARROW = (torch.int8, torch.uint8, torch.int16)
 

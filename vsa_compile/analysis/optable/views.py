@@ -1,9 +1,8 @@
-"""Operators that rearrange dimensions and move no data, or only copy it."""
+"""Operators that rearrange dimensions: views and copies."""
 
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 from ..algebra import (
     REORDERED,
@@ -22,8 +21,8 @@ from ..facts import Fact, constant
 from ..graph_facts import sizes_of
 from ..pieces import cut
 from ..regroup import regroup
-from ..sizes import equal
-from ..values import Known, Layout, OpCall, broadcast, taken_at
+from ..sizes import Size, equal
+from ..values import Known, Layout, OpCall, Result, broadcast, taken_at
 from . import carry
 from .table import op, python
 
@@ -32,18 +31,18 @@ from .table import op, python
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as",
     "_unsafe_view", "_reshape_alias", fact=carry.moved,
 )  # fmt: skip
-def _reshape(call: OpCall) -> Any:
-    """Any regrouping of the same elements in the same order: the output sizes say it all."""
+def _reshape(call: OpCall) -> Result:
+    """A regrouping of the same elements in the same order, which the output sizes describe fully."""
     if call.name == "view" and isinstance(call.arg(1, "dtype"), type(call.example.dtype)):
-        return None  # the same bits as another dtype
+        return None  # the same bits in another dtype
     return regroup(call.input, call.sizes) if call.input is not None else None
 
 
 def _show_video(layout: Layout) -> None:
-    """Bare tokens that were split into three dimensions are a video where channels were put in front of them.
+    """Mark tokens that were split into three dimensions as a video, if channels were moved in front of them.
 
     (B, N, c p q) -> (B, T, H, W, c, p, q) -> (B, c, T, H, p, W, q) is an unpatchify: it makes a picture of
-    channels over three axes. That a dimension is split into three alone says nothing: audio is pooled so.
+    channels over three axes. Splitting a dimension into three alone proves nothing: audio is pooled that way.
     """
     pieces = [(position, axis) for position, axis in enumerate(layout) if axis.whole and not origins(axis)]
     for three in combinations(pieces, 3):
@@ -61,7 +60,7 @@ def _show_video(layout: Layout) -> None:
 
 
 @op("permute", fact=carry.moved)
-def _permute(call: OpCall) -> Any:
+def _permute(call: OpCall) -> Result:
     layout = call.input
     if layout is None:
         return None
@@ -71,7 +70,7 @@ def _permute(call: OpCall) -> Any:
 
 
 @op("transpose", "swapaxes", "swapdims", fact=carry.turned)
-def _transpose(call: OpCall) -> Any:
+def _transpose(call: OpCall) -> Result:
     layout = call.input
     if layout is None:
         return None
@@ -83,14 +82,14 @@ def _transpose(call: OpCall) -> Any:
 
 
 @op("t", fact=carry.turned)
-def _matrix_transpose(call: OpCall) -> Any:
+def _matrix_transpose(call: OpCall) -> Result:
     layout = call.input
     return layout and [*layout[:-2], *layout[-2:][::-1]]
 
 
 @python(getattr, fact=carry.turned)
-def _attribute(call: OpCall) -> Any:
-    """x.mT and what else of a tensor's attributes is a tensor; sizes and dtypes are none."""
+def _attribute(call: OpCall) -> Result:
+    """x.mT and other attributes that are tensors; sizes and dtypes are not."""
     layout, name = call.input, call.node.args[1]
     if layout is None or name not in ("mT", "mH", "T", "H", "real", "data"):
         return None
@@ -100,7 +99,7 @@ def _attribute(call: OpCall) -> Any:
 
 
 @op("movedim", "moveaxis", fact=carry.moved)
-def _movedim(call: OpCall) -> Any:
+def _movedim(call: OpCall) -> Result:
     layout = call.input
     if layout is None:
         return None
@@ -116,8 +115,8 @@ def _movedim(call: OpCall) -> Any:
 
 
 @op("expand", "expand_as", "broadcast_to", fact=carry.stretched)
-def _expand(call: OpCall) -> Any:
-    """A stretched dimension is a new axis: its positions are copies, not the tokens of another value."""
+def _expand(call: OpCall) -> Result:
+    """An expanded dimension is a new axis: its positions are copies, not the tokens of another value."""
     layout = call.input
     if layout is None:
         return None
@@ -128,7 +127,7 @@ def _expand(call: OpCall) -> Any:
 
 
 @op("repeat", "tile", fact=carry.stretched)
-def _repeat(call: OpCall) -> Any:
+def _repeat(call: OpCall) -> Result:
     layout = call.input
     if layout is None:
         return None
@@ -141,7 +140,7 @@ def _repeat(call: OpCall) -> Any:
 
 
 @op("repeat_interleave", fact=carry.stretched)
-def _repeat_interleave(call: OpCall) -> Any:
+def _repeat_interleave(call: OpCall) -> Result:
     layout, times, dim = call.input, call.literal(call.arg(1, "repeats")), call.arg(2, "dim")
     if layout is None or not isinstance(times, int) or dim is None:
         return None
@@ -162,7 +161,7 @@ def _concatenated(call: OpCall, layout: Layout) -> Fact | None:
 
 
 @op("cat", "concat", "concatenate", fact=_concatenated)
-def _cat(call: OpCall) -> Any:
+def _cat(call: OpCall) -> Result:
     tensors = [known for known in _pieces_of(call) if len(known.axes) == len(call.sizes)]
     if not tensors:
         return None
@@ -175,7 +174,7 @@ def _cat(call: OpCall) -> Any:
 
 
 @op("stack")
-def _stack(call: OpCall) -> Any:
+def _stack(call: OpCall) -> Result:
     tensors = _pieces_of(call)
     if not tensors:
         return None
@@ -187,8 +186,8 @@ def _stack(call: OpCall) -> Any:
 
 
 def _put_together(tensors: list[Known]) -> Axis | None:
-    """The axis that was taken apart into these, one for each of its positions, in their order; an axis in
-    another order where they are positions of one axis, and not in its order."""
+    """The axis whose positions these are, if they are all of them, in order; a reordered axis if they are
+    positions of one axis in another order."""
     parts = [one.taken[-1] for one in tensors if one.taken]
     if len(parts) < len(tensors) or any(one.taken[:-1] != tensors[0].taken[:-1] for one in tensors):
         return None
@@ -201,7 +200,7 @@ def _put_together(tensors: list[Known]) -> Axis | None:
 
 
 @op("split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
-def _split(call: OpCall) -> Any:
+def _split(call: OpCall) -> Result:
     known, dim = call.known(call.self_), call.arg(2, "dim", 0)
     if known is None or not isinstance(call.example, (tuple, list)):
         return None
@@ -218,7 +217,7 @@ def _split(call: OpCall) -> Any:
 
 
 @op("unbind")
-def _unbind(call: OpCall) -> Any:
+def _unbind(call: OpCall) -> Result:
     known, dim = call.known(call.self_), call.arg(1, "dim", 0)
     if known is None or not isinstance(call.example, (tuple, list)):
         return None
@@ -248,7 +247,7 @@ def _narrowed(call: OpCall, layout: Layout) -> Fact | None:
 
 
 @op("narrow", fact=_narrowed)
-def _narrow(call: OpCall) -> Any:
+def _narrow(call: OpCall) -> Result:
     layout, dim = call.input, call.arg(1, "dim")
     start, length = call.literal(call.arg(2, "start")), call.literal(call.arg(3, "length"))
     if layout is None or start is None or length is None or _may_be_negative(start):
@@ -259,7 +258,7 @@ def _narrow(call: OpCall) -> Any:
 
 
 @op("select")
-def _select(call: OpCall) -> Any:
+def _select(call: OpCall) -> Result:
     known, dim, index = call.known(call.self_), call.arg(1, "dim"), call.literal(call.arg(2, "index"))
     if known is None:
         return None
@@ -273,30 +272,30 @@ def _without(layout: Layout, dim: int) -> Layout:
 
 
 @op("view_as_real")
-def _view_as_real(call: OpCall) -> Any:
+def _view_as_real(call: OpCall) -> Result:
     layout = call.input
     return layout and [*layout, Axis(2)]
 
 
 @op("view_as_complex")
-def _view_as_complex(call: OpCall) -> Any:
+def _view_as_complex(call: OpCall) -> Result:
     layout = call.input
     return layout and layout[:-1]
 
 
-def _may_be_negative(size: Any) -> bool:
-    """Whether a size could be below 0 for some values of its symbols."""
+def _may_be_negative(size: Size) -> bool:
+    """Whether a size is below 0 for some values of its symbols."""
     return size < 0 if isinstance(size, int) else not size.is_nonnegative
 
 
-def _paddings(call: OpCall) -> list[tuple[Any, Any]]:
-    """(before, after) of each padded dimension, the last first."""
+def _paddings(call: OpCall) -> list[tuple[Size, Size]]:
+    """(before, after) for each padded dimension, last dimension first."""
     amounts = [call.literal(amount) for amount in call.rest(1, "pad")]
     return list(zip(amounts[::2], amounts[1::2], strict=True))
 
 
 def _padded(call: OpCall, layout: Layout) -> Fact | None:
-    """The fact of constant padding: pieces of the filling around what was there."""
+    """The fact of constant padding: pieces of the filling around the input."""
     if call.arg(2, "mode", "constant") != "constant" or not layout:
         return None
     filling, fact = constant(call.literal(call.arg(3, "value")) or 0), call.fact(call.self_)
@@ -310,8 +309,8 @@ def _padded(call: OpCall, layout: Layout) -> Fact | None:
 
 
 @op("pad", fact=_padded)
-def _pad(call: OpCall) -> Any:
-    """Padding makes a concatenation; on pixel axes a convolution then derives its axis from it."""
+def _pad(call: OpCall) -> Result:
+    """Padding is a concatenation; on pixel axes a convolution then derives its axis from it."""
     layout = call.input
     if layout is None:
         return None

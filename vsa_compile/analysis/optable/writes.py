@@ -1,7 +1,7 @@
-"""Operators that write into their first argument: what it holds afterwards.
+"""Operators that write into their first argument: its content afterwards.
 
-A rule gives what the first argument becomes, or None where nothing is known of it any more; what shares its
-memory learns the same (`effects.py`).
+A rule returns what the first argument becomes, or None if its content is unknown then; values that share its
+memory are updated accordingly (`effects.py`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ..overwriting import Write
 from ..pieces import put, put_somewhere
 from ..sizes import Size, equal
 from ..unify import meet
-from ..values import Known, Layout, OpCall
+from ..values import Known, Layout, OpCall, Result
 from .indexing import indexed, is_tensor, items_of, run_of, slice_of, taken_by
-from .table import op
+from .table import WriteRule, op
 
 # --- x[index] = value -----------------------------------------------------------------------------
 
 
-def assigned(call: OpCall, target: Any, index: Any, value: Any) -> Known | None:
+def assigned(call: OpCall, target: object, index: object, value: object) -> Known | None:
     """What `target` becomes by target[index] = value."""
     known, written = call.known(target), call.known(value)
     if known is None:
@@ -66,8 +66,8 @@ def assigned(call: OpCall, target: Any, index: Any, value: Any) -> Known | None:
     return Known(axes, fact, known.table and written.table, taken=content)
 
 
-def _dims_kept(items: Sequence[Any]) -> list[tuple[int | None, Any]]:
-    """(dimension of the target, its item) for each dimension of the region; None for a new one."""
+def _dims_kept(items: Sequence[object]) -> list[tuple[int | None, Any]]:
+    """(dimension of the target, its item) for each dimension of the region; (None, None) for a new one."""
     kept: list[tuple[int | None, Any]] = []
     position = 0
     for item in items:
@@ -81,9 +81,9 @@ def _dims_kept(items: Sequence[Any]) -> list[tuple[int | None, Any]]:
 
 
 def _scattered(
-    call: OpCall, known: Known, items: Sequence[Any], written: Known | None, fact: Fact | None
+    call: OpCall, known: Known, items: Sequence[object], written: Known | None, fact: Fact | None
 ) -> Known:
-    """Entries are written where an index says: a number leaves the tokens theirs, others are put in order."""
+    """After a write at the places that an index names. Writing a number leaves the tokens as they are."""
     if written is None or written.table:
         return replace(known, fact=fact, given=False)
     axes, position = list(known.axes), 0
@@ -104,18 +104,18 @@ def _scattered(
 def _placed(axis: Axis, written: Known) -> Axis:
     """The axis along which tokens were put where an index says.
 
-    As many as there are places, they were put in another order; tokens among more places may be in theirs.
+    If they fill all positions, they were permuted; if there are more positions, their order is unknown.
     """
     permuted = any(equal(one.size, axis.size) for one in written.axes if not equal(one.size, 1))
     return Axis(axis.size, rigid=REORDERED if permuted else UNKNOWN)
 
 
-def _is_all(run: Any, size: Size) -> bool:
+def _is_all(run: tuple[Size, Size] | None, size: Size) -> bool:
     return bool(run) and equal(run[0], 0) and equal(run[1], size)
 
 
-def _assigned_fact(call: OpCall, known: Known, target: Any, index: Any, value: Any) -> Fact | None:
-    """A mask after m[index] = value."""
+def _assigned_fact(call: OpCall, known: Known, target: object, index: object, value: object) -> Fact | None:
+    """The fact of a mask after m[index] = value."""
     before, dtype = call.fact(target), example_of(target).dtype
     written = fitting(call.fact(value), dtype)
     everywhere = Fact(written.everywhere) if written else None
@@ -139,7 +139,7 @@ def _assigned_fact(call: OpCall, known: Known, target: Any, index: Any, value: A
     return _patched(before, inside, run, size, all_rows, call.proofs)
 
 
-def _one(call: OpCall, item: Any, size: Size) -> tuple[Any, Any] | None:
+def _one(call: OpCall, item: object, size: Size) -> tuple[int, int] | None:
     at = call.literal(item)
     if not isinstance(at, int):
         return None
@@ -148,9 +148,15 @@ def _one(call: OpCall, item: Any, size: Size) -> tuple[Any, Any] | None:
 
 
 def _patched(
-    before: Fact | None, inside: Fact | None, run: tuple[Any, Any], size: Size, all_rows: bool, proofs: Proofs
+    before: Fact | None,
+    inside: Fact | None,
+    run: tuple[Size, Size],
+    size: Size,
+    all_rows: bool,
+    proofs: Proofs,
 ) -> Fact | None:
-    """Claims outside of the run stay, those inside are new; what only some rows got is one or the other."""
+    """Claims outside of the run stay, those inside are replaced; if only some rows were written, only claims
+    that hold of both contents remain."""
     start, stop = run
     claims: list[Claim] = []
     for claim in before.claims if before else ():
@@ -173,7 +179,7 @@ def _patched(
 
 
 @op("setitem", "__setitem__", becomes=lambda call: assigned(call, *call.node.args[:3]))
-def _setitem(call: OpCall) -> Any:
+def _setitem(call: OpCall) -> Result:
     return None
 
 
@@ -181,7 +187,7 @@ def _setitem(call: OpCall) -> Any:
 
 
 def _copied_from(call: OpCall) -> Known | None:
-    """x.copy_(y): all of x is y now, tokens included."""
+    """x.copy_(y): all of x is y afterwards, tokens included."""
     target, source = call.known(call.self_), call.known(call.arg(1, "src", call.arg(1, "other")))
     if target is None or source is None:
         return None
@@ -196,7 +202,7 @@ def _copied_from(call: OpCall) -> Known | None:
 
 
 def _now(call: OpCall) -> Layout | None:
-    """The axes of the first argument after its write."""
+    """The axes of the first argument after its write: given by `becomes`."""
     return None
 
 
@@ -204,7 +210,7 @@ op("copy_", becomes=_copied_from)(_now)
 op("copy")(_copied_from)
 
 
-def _constant_now(value: Any) -> Any:
+def _constant_now(value: float | None) -> WriteRule:
     def rule(call: OpCall) -> Known | None:
         known = call.known(call.self_)
         number = call.literal(call.arg(1, "value")) if value is None else value
@@ -226,7 +232,7 @@ op("zero_", becomes=_constant_now(0))(_now)
 
 
 def _by_index(call: OpCall) -> Known | None:
-    """x with tokens put along one dimension where an index says."""
+    """x after tokens were put, along one dimension, where an index says."""
     known, dim = call.known(call.self_), call.literal(call.arg(1, "dim"))
     source = call.known(call.arg(3, "source", call.arg(3, "src", call.arg(3, "value"))))
     if known is None or not isinstance(dim, int):
@@ -252,7 +258,7 @@ for _name in (
 
 
 def _assigned_by_op(call: OpCall) -> Known | None:
-    """What x[index] = value is in a functional graph, and with an index of tensors in any of aten's."""
+    """The forms that x[index] = value has in a functional graph."""
     value = call.arg(2, "values") if call.name == "index_put" else call.arg(1, "src")
     if call.name == "index_put":
         items = [slice(None) if index is None else index for index in call.arg(1, "indices")]

@@ -1,7 +1,7 @@
-"""CPU kernels: the C++ of kernel.cpp where it can run, ATen elsewhere.
+"""CPU kernels: the C++ of kernel.cpp if it can run, else ATen.
 
-The environment variable VSA_COMPILE_CPU, read at every call, picks a slower one: avx2, plain (of what the
-processor offers), or aten, which turns the C++ off.
+The environment variable VSA_COMPILE_CPU, read at every call, selects a slower one: avx2 or plain (if the
+processor offers it), or aten, which turns the C++ off.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _kernel(dtype: torch.dtype) -> Any:
-    """The C++ operators that serve the type now, or None."""
+    """The C++ operators for a dtype, or None."""
     variant = loader.asked()
     return None if variant is None or dtype not in DTYPES else loader.kernel(variant)
 
 
 def _kernel_for(args: AttendArgs) -> Any:
-    """The C++ operators if they serve this call."""
+    """The C++ operators if they can serve this call, or None."""
     most = max(args.boxes.tile_tokens, args.query_boxes.tile_tokens)
     return _kernel(args.q.dtype) if most <= MOST_TILE_TOKENS and not args.empty else None
 
 
 def select(args: SelectArgs) -> tuple[Tensor, Tensor]:
-    """`aten.select`, several times faster for fp32 scores and a fixed number of tiles."""
+    """`aten.select`; several times faster for fp32 scores and a fixed number of tiles."""
     scores, fixed = args.scores, args.threshold is None and args.count is None
     kernel = _kernel(torch.float32) if fixed and scores.dtype == torch.float32 else None
     if kernel is None or not scores.numel():
@@ -44,7 +44,7 @@ def select(args: SelectArgs) -> tuple[Tensor, Tensor]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with a contiguous last dimension."""
+    """x with a contiguous last dimension, copied if necessary."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -52,8 +52,8 @@ def _tokens(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
     return _rows(args.q), _rows(args.k), _rows(args.v)
 
 
-def _site(args: AttendArgs) -> tuple[Any, ...]:
-    """The other arguments as the C++ takes them: nothing is optional but the padding."""
+def _site(args: AttendArgs) -> tuple[object, ...]:
+    """The other arguments in the form of the C++ operators, where only the padding is optional."""
     padding = None if args.key_padding is None else args.key_padding.contiguous()
     keys, queries = args.boxes, args.query_boxes
     lists = (args.tiles.contiguous(), args.counts.contiguous(), keys.grid, keys.tile)
@@ -61,7 +61,7 @@ def _site(args: AttendArgs) -> tuple[Any, ...]:
 
 
 def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
-    """`aten.attend`."""
+    """As `aten.attend`."""
     kernel = _kernel_for(args)
     if kernel is None:
         return aten.attend(args)
@@ -71,12 +71,12 @@ def attend(args: AttendArgs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend_backward(args: BackwardArgs) -> tuple[Tensor, Tensor, Tensor]:
-    """`aten.attend_backward`."""
+    """As `aten.attend_backward`."""
     kernel = _kernel_for(args.call)
     if kernel is None:
         return aten.attend_backward(args)
     grad_q, grad_k, grad_v = args.new_outputs()
-    if args.call.key_padding is not None:  # keys that take no part are not visited
+    if args.call.key_padding is not None:  # the kernel does not visit keys that take no part
         grad_k.zero_()
         grad_v.zero_()
     forward = (_rows(args.grad_out), *_tokens(args.call), _rows(args.out), args.lse.contiguous())

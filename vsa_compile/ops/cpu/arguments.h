@@ -1,4 +1,4 @@
-// The operators' arguments, checked before any pointer is followed, as a Call. Notation: kernel.cpp.
+// Checks the operators' arguments before any pointer is followed, and makes a Call. Notation: kernel.cpp.
 #pragma once
 
 #include "call.h"
@@ -18,7 +18,7 @@ namespace vsa {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The texts are the last line of defence, for calls of the operator that nothing has checked before.
+// Python has normally checked the arguments already; this protects direct calls of the operators.
 #define VSA_CHECK(condition, ...) STD_TORCH_CHECK(condition, "vsa_compile CPU kernel: ", __VA_ARGS__)
 
 inline bool has_shape(const Tensor& x, std::initializer_list<int64_t> shape) {
@@ -66,9 +66,9 @@ inline Dtype dtype_of(const Tensor& x) {
   }
 }
 
-namespace {  // as hidden as the tensors are
+namespace {  // Tensor has hidden visibility, and so must what holds one
 
-struct Lists {  // what the operators share
+struct Lists {  // the arguments that attend and attend_backward share
   const Tensor &tiles, &counts;
   const std::optional<Tensor>& key_padding;
   const std::vector<int64_t>&grid, &tile, &q_grid, &q_tile;

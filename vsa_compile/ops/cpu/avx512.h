@@ -1,4 +1,4 @@
-// What at::vec lacks: powers of two, and bf16 operands of matrix products, by single instructions.
+// Powers of two and bf16 operands of matrix products by single instructions, which at::vec does not offer.
 #pragma once
 
 #include "vectors.h"
@@ -20,7 +20,7 @@ struct Power {
   V times(V y) const { return _mm512_maskz_scalef_ps(normal, y, whole); }
 };
 
-// Two vectors of f32 as bf16, nearest even, lane by lane: low half of each 32 bits from `even`.
+// Two vectors of f32 as interleaved bf16, rounded to nearest even: the low half of each 32 bits is `even`'s.
 inline __m512i interleave_bf16(V even, V odd) {
 #ifdef __AVX512BF16__
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,

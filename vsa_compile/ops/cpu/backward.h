@@ -1,8 +1,8 @@
 // grad_q, grad_k and grad_v. Notation: kernel.cpp.
 //
-// One pass over the (query group, key group) pairs serves all three: five matrix products, where a pass
-// for grad_q and another for grad_k and grad_v take seven. Gradients of keys collect in f32, one
-// accumulator per head and slice of its query groups; there is one slice unless heads are fewer than threads.
+// One pass over the (query group, key group) pairs computes all three with five matrix products; a pass for
+// grad_q and another for grad_k and grad_v would take seven. Gradients of keys are summed in f32, in one
+// accumulator per head and slice of its query groups; there is one slice, unless heads are fewer than threads.
 #pragma once
 
 #include "call.h"
@@ -94,7 +94,7 @@ class BackwardGroup {
   Buffer<float> rows, turned, grad_q;  // (columns, D), (D, columns), (D, columns)
   Buffer<T> q, q_transposed, grad_out, grad_out_transposed;  // right operands
   Buffer<float> scores, score_grads;                         // (keys, columns)
-  Buffer<T> weights_left, grads_left, grads_right;           // of these; f32 takes them as they are
+  Buffer<T> weights_left, grads_left, grads_right;           // of these; f32 uses them directly
   Buffer<float> lse2, delta;                                 // per query: lse to base 2, grad_out . out
 
   void pack(const Groups& groups, Head at, int64_t g) {
@@ -125,13 +125,13 @@ class BackwardGroup {
     return at::vec::vec_reduce_all<float>([](V x, V y) { return x + y; }, sum);
   }
 
-  // One key group of n keys that is packed at `start`.
+  // Adds the contribution of a key group of n keys that is packed at `start`.
   void add(int64_t n, const BackwardKeys<T>& packed, int64_t slice, int64_t start) {
     int64_t even = padded<T>(n), pairs = padded<T>(queries), width = c.packed_width;
     const T *k = packed.k.get() + start, *v = packed.v.get() + start;
     multiply(c, n, columns, width, k, width, q_transposed.get(), scores.get(), false);
     multiply(c, n, columns, width, v, width, grad_out_transposed.get(), score_grads.get(), false);
-    if (even > n) {  // a key that is not there
+    if (even > n) {  // the padding key
       std::fill_n(scores.get() + n * columns, columns, -kInfinity);
       std::fill_n(score_grads.get() + n * columns, columns, 0.f);
     }
@@ -165,7 +165,7 @@ class BackwardGroup {
     }
   }
 
-  // A query that is not there, where products take pairs of them.
+  // Clears the padding query, where products take queries in pairs.
   void clear_pad(int64_t keys, T* weights, T* grads) {
     for (int64_t r = 0; r < keys; ++r) weights[r * columns + queries] = grads[r * columns + queries] = T(0.f);
   }

@@ -1,4 +1,4 @@
-// One call, and the groups of tokens that it is cut into. Notation: kernel.cpp.
+// One call, and its tokens in groups. Notation: kernel.cpp.
 #pragma once
 
 #include <algorithm>
@@ -25,9 +25,9 @@ struct Call {
   int64_t q_grid[3], q_tile[3];  // of the video queries: the same, or packed queries as a raster of their own
   int64_t q_start, kv_start;
   int64_t listed;            // Kcap, the width of `tiles`
-  int64_t padding_batch;     // stride of key_padding; 0 where one row serves every batch
+  int64_t padding_batch;     // batch stride of key_padding; 0 if all batches share one row
   Dtype dtype;
-  bool brgemm;               // whether oneDNN multiplies, or we
+  bool brgemm;               // whether oneDNN multiplies f32, or our own code
   const int32_t* tiles;      // (B, H, M, Kcap): M tiles of the queries, ids of tiles of the keys
   const int32_t* counts;     // (B, H, M)
   const bool* key_padding;   // (B or 1, N) or null: whether a non-video key takes part
@@ -85,7 +85,7 @@ inline void add_tile(Groups& groups, const Raster& video, const int64_t (&tile)[
   groups.close();
 }
 
-// The M video tiles, row-major, then all other tokens that take part.
+// The M video tiles, row-major, then groups of the other tokens that take part.
 inline Groups make_groups(const Raster& video, int64_t first, int64_t tokens, const bool* takes_part) {
   Groups groups;
   groups.token.reserve(tokens);

@@ -104,7 +104,7 @@ class ForwardGroup {
       const T* rows = packed.k.get() + keys.row[g] * c.packed_width;
       multiply(c, n, columns, c.packed_width, rows, c.packed_width, queries.get(), to, false);
       count += keys.rows(g);
-      if (keys.rows(g) > n) std::fill_n(to + n * columns, columns, -kInfinity);  // a key that is not there
+      if (keys.rows(g) > n) std::fill_n(to + n * columns, columns, -kInfinity);  // the padding key
     }
     T* weights = operand(scores.get(), converted.get());
     for (int64_t column = 0; column < columns; column += kLanes) soften(count, column, first > 0, weights);
@@ -117,7 +117,7 @@ class ForwardGroup {
     return last;
   }
 
-  // Scores of a vector of queries into weights; earlier output shrinks where the highest score rose.
+  // Turns the scores of a vector of queries into weights; scales earlier output where the highest score rose.
   void soften(int64_t count, int64_t column, bool earlier, T* weights) {
     T* to = weights + column * (kConverts<T> ? 2 : 1);
     V shrink = softmax_step(scores.get() + column, count, columns, score_factor(c.scale),

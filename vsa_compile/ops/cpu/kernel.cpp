@@ -1,10 +1,10 @@
 // Sparse attention over listed key tiles, forward and backward, in one source for every instruction set.
 //
-// VSA_VARIANT names the one that this is compiled for: avx512, avx2, neon, or plain, which needs nothing.
+// VSA_VARIANT names the one that this is compiled for: avx512, avx2, neon, or plain, which any processor runs.
 //
 // B batch, H heads, N tokens, D head width, E tokens of a full tile, M tiles, Kcap width of the lists.
-// A "group" is a set of tokens that is handled as one block: a video tile with its real tokens (border
-// tiles are simply smaller), or up to 64 tokens outside the video. Every query group has a list of key
+// A "group" is a set of tokens that is processed as one block: the real tokens of a video tile (border tiles
+// are simply smaller), or up to 64 tokens outside the video. Every query group has a list of key
 // groups: a video tile sees the tiles it keeps and all groups outside the video, other queries see all.
 //
 // Everything is transposed: keys are rows and queries are columns, one query to a lane of a vector. The softmax
@@ -34,7 +34,7 @@ namespace vsa {
 
 // --- Selection ------------------------------------------------------------------------------------
 
-// Scores as integers that rise when scores fall: NaN first, -0 equal to 0.
+// Scores as integers in the opposite order: the highest score first, NaN before it, -0 equal to 0.
 inline int32_t descending(float score) {
   int32_t bits;
   std::memcpy(&bits, &score, sizeof bits);
@@ -47,8 +47,8 @@ class Selection {  // of rows of `tiles` scores
   explicit Selection(int64_t tiles)
       : tiles(tiles), ranks(round_up(tiles, Ranks::size()), std::numeric_limits<int32_t>::max()) {}
 
-  // The `kept` highest of a row, ties to the lowest id, ids ascending. The rank that the kept ones lie before is
-  // found bit by bit: faster than sorting, for hardly a branch depends on the scores.
+  // The `kept` highest of a row, ties to the lowest id, ids ascending. The limit of the kept ranks is found bit
+  // by bit, which is faster than sorting, because hardly a branch depends on the scores.
   void operator()(const float* scores, int64_t kept, int32_t* to) {
     std::transform(scores, scores + tiles, ranks.begin(), descending);
     int32_t limit = std::numeric_limits<int32_t>::min();
@@ -66,7 +66,7 @@ class Selection {  // of rows of `tiles` scores
  private:
   using Ranks = at::vec::Vectorized<int32_t>;
   int64_t tiles;
-  std::vector<int32_t> ranks;  // in whole vectors; nothing lies behind what fills the last one
+  std::vector<int32_t> ranks;  // padded to whole vectors with the last rank of all
 
   int64_t before(int32_t limit) const {
     Ranks count(0);
@@ -98,8 +98,8 @@ void attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& til
   with_operands(c, [&](auto operand) { forward<decltype(operand)>(c); });
 }
 
-// -> grad_q (B, Nq, H, D), grad_k and grad_v (B, Nkv, Hkv, D); zero before where key_padding is given, for
-// keys that take no part are not visited
+// -> grad_q (B, Nq, H, D), grad_k and grad_v (B, Nkv, Hkv, D). With key_padding the caller zeroes grad_k and
+// grad_v first: keys that take no part are not visited.
 void attend_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                      const Tensor& lse, const Tensor& tiles, const Tensor& counts, const std::vector<int64_t>& grid,
                      const std::vector<int64_t>& tile, int64_t q_start, int64_t kv_start,

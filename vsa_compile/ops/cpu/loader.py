@@ -1,5 +1,5 @@
-"""Builds kernel.cpp on first use, for the instruction set that this processor offers or the user picks, and
-loads it; says once, in the log, when that cannot be.
+"""Builds kernel.cpp on first use, for the instruction set that this processor offers or the user selects, and
+loads it; logs once if that fails.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _NOTICE_AFTER = 2.0  # seconds; a cached library loads in less
 
 @dataclass(frozen=True)
 class _Variant:
-    """One compilation of kernel.cpp. Inductor's own flags, -march=native among them, stand before `flags`."""
+    """One compilation of kernel.cpp. `flags` follow Inductor's own flags, which include -march=native."""
 
-    capability: str  # what at::vec calls the instruction set
-    flags: tuple[str, ...]  # of g++ and clang++
-    windows: tuple[str, ...] = ()  # of Microsoft's compiler
+    capability: str  # at::vec's name of the instruction set
+    flags: tuple[str, ...]  # for g++ and clang++
+    windows: tuple[str, ...] = ()  # for Microsoft's compiler
 
 
-_X86 = ("-march=x86-64",)  # nothing that not every processor has
+_X86 = ("-march=x86-64",)  # only what every processor has
 _VARIANTS = {
     "avx512": _Variant(
         "AVX512", ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"), ("/arch:AVX512",)
@@ -47,7 +47,7 @@ _VARIANTS = {
 
 
 def variants() -> tuple[str, ...]:
-    """What this processor runs, the fastest first."""
+    """The variants that this processor can run, fastest first."""
     if platform.machine() in ("arm64", "aarch64"):
         return ("neon", "plain")
     capability = torch.backends.cpu.get_cpu_capability()
@@ -56,9 +56,9 @@ def variants() -> tuple[str, ...]:
 
 
 def asked() -> str | None:
-    """The variant that calls use now, or None for ATen: the fastest, unless VSA_COMPILE_CPU names one.
+    """The variant that calls use at present, or None for ATen: the fastest, unless VSA_COMPILE_CPU names one.
 
-    Raises OptionError if it names what this processor does not run.
+    Raises OptionError if it names a variant that this processor cannot run.
     """
     named = os.environ.get(VARIABLE, "")
     if named == "aten":
@@ -70,7 +70,7 @@ def asked() -> str | None:
 
 
 def source(variant: str) -> str:
-    """kernel.cpp with our headers in place, so that the text and the flags are the key of every cache."""
+    """kernel.cpp with our headers inlined, so that caches are keyed by the whole text and the flags."""
     seen: set[str] = set()
 
     def inlined(name: str) -> str:
@@ -88,7 +88,7 @@ def source(variant: str) -> str:
 
 
 def _definitions(variant: str) -> str:
-    """What at::vec and kernel.cpp ask for, whatever Inductor's own command line says."""
+    """The macros that at::vec and kernel.cpp depend on, independent of Inductor's command line."""
     capability = _VARIANTS[variant].capability
     known = [f"#undef CPU_CAPABILITY_{each.capability}" for each in _VARIANTS.values()]
     chosen = [
@@ -105,15 +105,15 @@ def _namespace(variant: str) -> str:
 
 
 def flags(variant: str) -> tuple[str, ...]:
-    """Of the compiler that Inductor uses here."""
+    """The flags for the compiler that Inductor uses on this platform."""
     return _VARIANTS[variant].windows if platform.system() == "Windows" else _VARIANTS[variant].flags
 
 
-_building = threading.Lock()  # of two threads the second waits, and loads what the first has built
+_building = threading.Lock()  # a second thread waits, then loads what the first has built
 
 
 def _build(variant: str) -> Any:
-    """Compile, or load from Inductor's cache. A user who waits for the compiler is told so."""
+    """Compile, or load from Inductor's cache; logs a notice if the user has to wait for the compiler."""
     message = f"compiling the CPU attention kernel ({variant}): some seconds, once per machine"
     notice = threading.Timer(_NOTICE_AFTER, log.warning, (message,))
     notice.daemon = True
@@ -128,10 +128,10 @@ def _build(variant: str) -> Any:
 
 @functools.cache
 def kernel(variant: str) -> Any:
-    """The operators attend, attend_backward and select of a variant, or None, with the reason in the log."""
+    """The operators attend, attend_backward and select of a variant; None, and a log line, on failure."""
     try:
         return _build(variant)
-    except Exception as error:  # whatever a compiler or linker may say: ATen still computes
+    except Exception as error:  # any failure of a compiler or linker: ATen can compute instead
         log.warning(
             "the CPU attention kernel is not available, ATen runs instead, several times slower: %s", error
         )

@@ -22,11 +22,11 @@ constexpr bool kBrgemm = false;
 #ifdef CPU_CAPABILITY_AVX512
 constexpr bool kBrgemmBF16 = true;
 #else
-constexpr bool kBrgemmBF16 = false;  // it takes none below AVX-512: operands become f32
+constexpr bool kBrgemmBF16 = false;  // only with AVX-512; otherwise operands become f32
 #endif
 
 template <typename T>
-constexpr bool kConverts = !std::is_same_v<T, float>;  // operands are not the f32 numbers themselves
+constexpr bool kConverts = !std::is_same_v<T, float>;  // whether operands are converted from f32
 
 // Rows of keys, or columns of queries, that a product needs: bf16 is multiplied in pairs.
 template <typename T>
@@ -34,7 +34,7 @@ int64_t padded(int64_t n) {
   return kConverts<T> ? round_up(n, 2) : n;
 }
 
-// Whether oneDNN multiplies operands of the type here: tried once, and asked again where it is switched off.
+// Whether oneDNN multiplies operands of this type here, which is tried once, and is not switched off.
 template <typename T>
 bool takes_brgemm() {
   if constexpr (!kBrgemm || (kConverts<T> && !kBrgemmBF16)) return false;
@@ -82,7 +82,7 @@ void multiply_columns(int64_t m, int64_t k, const float* a, int64_t lda, const f
 
 inline void multiply_here(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                           float* c, bool add) {
-  constexpr int kVectors = 3;  // 4 x 3 sums, 3 rights and a left fill 16 registers
+  constexpr int kVectors = 3;  // 4 x 3 sums, 3 right vectors and a left one fill 16 registers
   int64_t q = 0;
   for (; q + kVectors * kLanes <= n; q += kVectors * kLanes)
     multiply_columns<kVectors>(m, k, a, lda, b + q, n, c + q, add);
@@ -100,7 +100,7 @@ void multiply(const Call& c, int64_t m, int64_t n, int64_t k, const T* a, int64_
 
 // --- Operands -------------------------------------------------------------------------------------
 
-// `f32` where it can be the operand itself, else `converted`.
+// `f32` if operands are f32, else `converted`.
 template <typename T>
 T* operand(float* f32, T* converted) {
   if constexpr (kConverts<T>) return converted;

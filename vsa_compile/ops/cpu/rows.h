@@ -1,4 +1,4 @@
-// Rows of tokens into and out of packed memory, and what is done to them there. Notation: kernel.cpp.
+// Moves rows of tokens into and out of packed memory, and scales them there. Notation: kernel.cpp.
 #pragma once
 
 #include "call.h"
@@ -23,23 +23,23 @@ void copy_row(const From* from, int64_t width, To* to) {
   for (; d < width; ++d) to[d] = static_cast<To>(static_cast<float>(from[d]));
 }
 
-// Rows of a head lie far apart, and no processor guesses which is the next.
+// Rows of a head lie far apart, in an order that no processor predicts.
 template <typename From>
 void prefetch_row(const From* from, int64_t width) {
-#ifdef __GNUC__  // of no other compiler is there a way that serves every processor
+#ifdef __GNUC__  // other compilers have no prefetch for every processor
   const char* row = reinterpret_cast<const char*>(from);
   for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(From)); byte += 64) __builtin_prefetch(row + byte);
 #endif
 }
 
-constexpr int64_t kRowsAhead = 8;  // loads take as long as this many rows
+constexpr int64_t kRowsAhead = 8;  // rows that are copied while one load is under way
 
-// The rows of group g of a head, as f32; zero behind the width, and in rows from the group's size to `rows`.
+// The rows of group g of a head, as f32; zero past the width, and in rows from the group's size to `rows`.
 inline void gather(const Call& c, const View& view, Head at, const Groups& groups, int64_t g,
                    int64_t rows, float* to) {
   with_head(c, view, at, [&](const auto* from) {
     for (int64_t i = 0; i < groups.size(g); ++i) {
-      if (groups.start[g] + i + kRowsAhead < groups.start.back())  // of the next groups too
+      if (groups.start[g] + i + kRowsAhead < groups.start.back())  // it may be in a later group
         prefetch_row(from + groups.tokens(g)[i + kRowsAhead] * view.token, c.width);
       copy_row(from + groups.tokens(g)[i] * view.token, c.width, to + i * c.packed_width);
     }

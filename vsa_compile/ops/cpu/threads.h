@@ -1,4 +1,4 @@
-// Work for threads, and their scratch memory.
+// Distributes work to threads, and allocates their scratch memory.
 #pragma once
 
 #include "call.h"

@@ -58,7 +58,7 @@ inline V only_where(V condition, V x) { return V::blendv(V(0.f), x, condition); 
 namespace vsa {
 
 #ifndef CPU_CAPABILITY_AVX512
-// x <= 127 as a whole number, to multiply with 2 to its power, and a rest in [-1/2, 1/2].
+// Splits x <= 127 into an integer n and a rest in [-1/2, 1/2]; times(y) is y * 2^n.
 struct Power {
   V shifted, rest;
 
@@ -99,7 +99,7 @@ inline V exp2_lanes(V x) {
   return power.times(y);
 }
 
-// The rows of a square become its columns: interleaving its halves does that, once for each bit of an index.
+// Transposes a square: its halves are interleaved once for each bit of a row index.
 inline void transpose_square(V (&x)[kLanes]) {
   V y[kLanes];
   for (int64_t bit = 1; bit < kLanes; bit *= 2) {
@@ -109,7 +109,7 @@ inline void transpose_square(V (&x)[kLanes]) {
   }
 }
 
-// to (columns, stride) = from (rows, columns)^T, columns a multiple of kLanes; rows of `from` touch.
+// to (columns, stride) = from (rows, columns)^T, columns a multiple of kLanes; rows of `from` are adjacent.
 inline void transpose(const float* from, int64_t rows, int64_t columns, float* to, int64_t stride) {
   for (int64_t r = 0; r < rows; r += kLanes) {
     const int64_t height = std::min(kLanes, rows - r);

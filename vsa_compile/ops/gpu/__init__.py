@@ -1,11 +1,11 @@
 """GPU kernels: Triton templates that Inductor renders, with our epilogues fused in.
 
     attend, backward, selection   what a leaf operator launches: templates, inputs, constants, sizes
-    graph   where that goes under Inductor     lowering   tells Inductor so
-    launch  where it goes in eager mode        eager      tells torch so; plain renders without Inductor
+    graph, lowering   under Inductor: kernels as graph nodes; registration of the lowerings
+    launch, eager, render   without Inductor: kernels on tensors; the operators; rendering as plain Triton
 
-Importing this loads neither triton nor Inductor; `register` does, right before a compilation, and `eager`
-loads triton at its first call.
+Importing this loads neither triton nor Inductor; `register` loads both, right before a compilation, and
+`eager` loads triton at its first call.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from . import eager  # noqa: F401 - its kernels register themselves
 _log = logging.getLogger("vsa_compile.gpu")
 
 
-_registering = threading.Lock()  # Inductor refuses a template's name twice
+_registering = threading.Lock()  # Inductor refuses two templates of one name
 
 
 def register() -> bool:
-    """Teach Inductor our leaf operators; call before every compilation, all calls but the first are free.
+    """Teach Inductor our leaf operators. Call before every compilation; only the first call costs time.
 
-    False, after one warning, if this torch's template interface is not what we know: the operators
+    Returns False, after one warning, if this torch's template interface is not what we know: the operators
     then run as they do in eager mode, the same kernels with nothing fused into them.
     """
     with _registering:

@@ -1,21 +1,24 @@
-"""Lowers vsa_compile::attend to its template, attend_fwd: one kernel, gate and coarse fused in its store."""
+"""Lowers vsa_compile::attend to its template, attend_fwd; gate and coarse output are fused into its store."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
+from ...grid import Size
 from ..args import AttendArgs
 from . import autotune_inputs
 from .call import KernelCall
 from .configs import choices
-from .target import Target
+from .target import IR, CeilDiv, Target
 from .templates import Template
 
 
-def _programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
+def _programs(
+    batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv
+) -> tuple:
     blocks = tiles * (meta["Q_SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
     return batch * heads * blocks, 1, 1
 
@@ -29,7 +32,7 @@ def unsupported(target: Target, args: AttendArgs) -> str | None:
     return KernelCall(target, args).unsupported()
 
 
-def lower(target: Target, args: AttendArgs) -> tuple[Any, Any, Any]:
+def lower(target: Target, args: AttendArgs) -> tuple[IR, IR, IR]:
     """out (B, Nq, H, D), lse and the witness of the grid."""
     call, q = KernelCall(target, args), args.q
     batch, heads = call.heads
@@ -50,5 +53,5 @@ def lower(target: Target, args: AttendArgs) -> tuple[Any, Any, Any]:
         # 6, SITE, is 5 under another shape
         examples={4: autotune_inputs.lists_among(call.kv_tiles), 5: full, 6: full},
     )  # fmt: skip
-    # A recompute under another grid is noticed by the shape of this; it has no elements.
+    # A recomputation under another grid is noticed by the shape of this; it has no elements.
     return out, lse, target.new_buffer((*args.grid, 0), dtype, device)

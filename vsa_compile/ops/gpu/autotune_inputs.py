@@ -1,30 +1,30 @@
-"""Inputs for Inductor to time configurations with: lists of tiles must be valid.
+"""Inputs with which Inductor times configurations: valid lists of tiles.
 
-Inductor fills integer inputs with random numbers, which as tile numbers are addresses outside of memory.
+Inductor fills integer inputs with random numbers; as tile ids these would be addresses outside of memory.
 Each maker takes an input as Inductor IR and returns a tensor on its device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import torch_compat as compat
+from ...grid import Size
+from .target import IR
 
-Maker = Callable[[Any], Tensor]
+Maker = Callable[[IR], Tensor]
 
 
-def lists_among(kv_tiles: Any) -> Maker:
-    """Makes (B, H, Mq, Kcap) int32 lists, ascending: the same random set of tiles, moved along with the query
-    tile.
+def lists_among(kv_tiles: Size) -> Maker:
+    """Makes (B, H, Mq, Kcap) int32 lists, ascending: one random set of tiles, shifted with the query tile.
 
-    Every tile is listed about equally often, so that the transposed lists are known too: `columns_like`.
+    Every tile is listed about equally often, which also determines the transposed lists: `columns_like`.
     """
 
-    def lists(tiles: Any) -> Tensor:
+    def lists(tiles: IR) -> Tensor:
         batch, heads, rows, listed, total = compat.likely_sizes((*tiles.get_size(), kv_tiles))
         source = torch.Generator().manual_seed(0)
         offsets = torch.randperm(total, generator=source)[:listed]
@@ -35,30 +35,30 @@ def lists_among(kv_tiles: Any) -> Maker:
     return lists
 
 
-def counts_like(tiles: Any) -> Maker:
+def counts_like(tiles: IR) -> Maker:
     """Makes the (B, H, Mq) counts of `lists_among`."""
 
-    def full(counts: Any) -> Tensor:
+    def full(counts: IR) -> Tensor:
         *rows, listed = compat.likely_sizes(tiles.get_size())
         return torch.full(tuple(rows), listed, dtype=torch.int32, device=counts.get_device())
 
     return full
 
 
-def columns_like(tiles: Any, kv_tiles: Any) -> tuple[Maker, Maker, Maker]:
-    """Make the STARTS, COLUMNS and ORDER of `lists_among`, up to which query tiles a column names."""
+def columns_like(tiles: IR, kv_tiles: Size) -> tuple[Maker, Maker, Maker]:
+    """Make STARTS, COLUMNS and ORDER for `lists_among`, except that columns name arbitrary query tiles."""
 
-    def starts(x: Any) -> Tensor:
+    def starts(x: IR) -> Tensor:
         batch, heads, rows, listed, total = compat.likely_sizes((*tiles.get_size(), kv_tiles))
         each = torch.arange(total + 1, dtype=torch.int64) * (rows * listed) // total
         return each.expand(batch, heads, total + 1).to(x.get_device(), torch.int32).contiguous()
 
-    def columns(x: Any) -> Tensor:
+    def columns(x: IR) -> Tensor:
         batch, heads, rows, listed = compat.likely_sizes(tiles.get_size())
         each = torch.arange(rows * listed, dtype=torch.int32, device=x.get_device()) % rows
         return each.expand(batch, heads, rows * listed).contiguous()
 
-    def order(x: Any) -> Tensor:
+    def order(x: IR) -> Tensor:
         batch, kv_heads, count = compat.likely_sizes(x.get_size())
         each = torch.arange(count, dtype=torch.int32, device=x.get_device())
         return each.expand(batch, kv_heads, count).contiguous()

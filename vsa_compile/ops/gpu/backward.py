@@ -1,39 +1,44 @@
-"""Lowers vsa_compile::attend_backward to four templates, none of which adds in an order that could change:
+"""Lowers vsa_compile::attend_backward to four templates, all of which add in a fixed order:
 
-attend_dq        the gradient of q, by the lists; delta on the way
-transpose_lists  the query tiles that list each key tile
-rank_columns     the key tiles, the most listed first
+attend_dq        the gradient of q, by the lists; also delta
+transpose_lists  which query tiles list each key tile
+rank_columns     the key tiles, the most often listed first
 attend_dkdv      the gradients of k and v, by the transposed lists, in that order
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
+from ...grid import Size
 from ..args import BackwardArgs
 from . import autotune_inputs
 from .call import KernelCall
 from .configs import choices
-from .target import Target
+from .target import IR, CeilDiv, Target
 from .templates import Template
 
-_COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 searches a thread
+_COLUMNS = {"ROWS": 32, "COLS": 32, "num_warps": 4, "num_stages": 1}  # 8 searches per thread
 _RANKS = {"COLS": 32, "num_warps": 4, "num_stages": 1}
 
 
-def _dq_programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
+def _dq_programs(
+    batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv
+) -> tuple:
     blocks = tiles * (meta["Q_SLOTS"] // meta["BLOCK_Q"]) + cdiv(others, meta["BLOCK_Q"])
     return batch * heads * blocks, 1, 1
 
 
-def _dkdv_programs(batch: Any, heads: Any, tiles: Any, others: Any, meta: Any, *, cdiv: Any) -> tuple:
+def _dkdv_programs(
+    batch: Size, heads: Size, tiles: Size, others: Size, meta: Mapping[str, int], *, cdiv: CeilDiv
+) -> tuple:
     blocks = tiles * (meta["SLOTS"] // meta["BLOCK_K"]) + cdiv(others, meta["BLOCK_K"])
     return batch * heads * blocks, 1, 1
 
 
-def _column_programs(lines: Any, columns: Any, meta: Any, *, cdiv: Any) -> tuple:
+def _column_programs(lines: Size, columns: Size, meta: Mapping[str, int], *, cdiv: CeilDiv) -> tuple:
     return lines * cdiv(columns, meta["COLS"]), 1, 1
 
 
@@ -49,7 +54,7 @@ def unsupported(target: Target, args: BackwardArgs) -> str | None:
     return KernelCall(target, args.call).unsupported()
 
 
-def lower(target: Target, args: BackwardArgs) -> tuple[Any, Any, Any]:
+def lower(target: Target, args: BackwardArgs) -> tuple[IR, IR, IR]:
     """grad_q, grad_k and grad_v, (B, N, H, D)."""
     call, lse = KernelCall(target, args.call), target.contiguous(args.lse)
     delta = target.new_buffer((*call.heads, call.q_tokens), torch.float32, args.lse.get_device())
@@ -57,7 +62,7 @@ def lower(target: Target, args: BackwardArgs) -> tuple[Any, Any, Any]:
     return grad_q, *_grad_k_and_v(call, args.grad_out, lse, delta, _columns(call))
 
 
-def _grad_q(call: KernelCall, grad_out: Any, out: Any, lse: Any, delta: Any) -> Any:
+def _grad_q(call: KernelCall, grad_out: IR, out: IR, lse: IR, delta: IR) -> IR:
     args, q, (batch, heads) = call.args, call.args.q, call.heads
     device, dtype, full = q.get_device(), q.get_dtype(), autotune_inputs.counts_like(args.tiles)
     constants = {
@@ -77,7 +82,7 @@ def _grad_q(call: KernelCall, grad_out: Any, out: Any, lse: Any, delta: Any) -> 
     )  # fmt: skip
 
 
-def _columns(call: KernelCall) -> tuple[Any, Any, Any]:
+def _columns(call: KernelCall) -> tuple[IR, IR, IR]:
     """starts, columns and order: the transposed lists, and the key tiles by how often they are listed."""
     args, (batch, heads), tiles = call.args, call.heads, call.kv_tiles
     device = args.q.get_device()
@@ -95,8 +100,8 @@ def _columns(call: KernelCall) -> tuple[Any, Any, Any]:
 
 
 def _grad_k_and_v(
-    call: KernelCall, grad_out: Any, lse: Any, delta: Any, columns: tuple[Any, Any, Any]
-) -> tuple[Any, Any]:
+    call: KernelCall, grad_out: IR, lse: IR, delta: IR, columns: tuple[IR, IR, IR]
+) -> tuple[IR, IR]:
     args, batch, kv_heads = call.args, call.heads[0], call.kv_heads
     device, dtype = args.q.get_device(), args.q.get_dtype()
     size = (batch, call.kv_tokens, kv_heads, call.width)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from ...grid import Size
 from ..args import AttendArgs
 from .configs import Config, family, has_tma
-from .target import Target
+from .target import IR, Target
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
@@ -18,9 +19,10 @@ WIDEST_HEAD = 256
 
 @dataclass(frozen=True)
 class KernelCall:
-    """The arguments that forward and backward share, with what templates derive from them.
+    """The arguments shared by forward and backward, with what templates derive from them.
 
-    target: whose values they are, of Inductor's graph (`graph`) or tensors (`launch`); sizes may be symbolic.
+    target: where the kernels go, which also decides what the values are: Inductor IR (`graph`) or tensors
+    (`launch`). Sizes may be symbolic.
     """
 
     target: Target
@@ -38,12 +40,12 @@ class KernelCall:
         return too_old(self.args.q.get_device())
 
     @property
-    def heads(self) -> tuple[Any, Any]:
+    def heads(self) -> tuple[Size, Size]:
         """(B, H)."""
         return tuple(self.args.q.get_size()[:2])
 
     @property
-    def kv_heads(self) -> Any:
+    def kv_heads(self) -> Size:
         return self.args.k.get_size()[1]
 
     @property
@@ -52,11 +54,11 @@ class KernelCall:
         return self.target.static_size(self.heads[1]) // self.target.static_size(self.kv_heads)
 
     @property
-    def q_tokens(self) -> Any:
+    def q_tokens(self) -> Size:
         return self.args.q.get_size()[2]
 
     @property
-    def kv_tokens(self) -> Any:
+    def kv_tokens(self) -> Size:
         return self.args.k.get_size()[2]
 
     @property
@@ -64,31 +66,31 @@ class KernelCall:
         return self.target.static_size(self.args.q.get_size()[-1])
 
     @property
-    def q_tiles(self) -> Any:
+    def q_tiles(self) -> Size:
         """Number of query tiles."""
         return self.args.tiles.get_size()[2]
 
     @property
-    def kv_tiles(self) -> Any:
+    def kv_tiles(self) -> Size:
         """Number of key tiles."""
         if self.args.q_grid is None:
             return self.q_tiles
         return math.prod(self.target.ceil_div(n, t) for n, t in zip(self.args.grid, self._tile, strict=True))
 
     @property
-    def other_queries(self) -> Any:
-        """How many queries are not video."""
+    def other_queries(self) -> Size:
+        """The number of non-video queries."""
         return self.q_tokens - math.prod(self._q_grid)
 
     @property
-    def other_keys(self) -> Any:
+    def other_keys(self) -> Size:
         return self.kv_tokens - math.prod(self.args.grid)
 
-    def trailing_inputs(self) -> list[Any]:
-        """SITE and, where there is one, PADDING: the last inputs of every template.
+    def trailing_inputs(self) -> list[IR]:
+        """SITE and, if there is one, PADDING: the last inputs of every template.
 
-        A template can name the sizes of its inputs and no other symbols, so the grid travels as a shape.
-        A start may be 0, a size may not: hence + 1.
+        A template can refer to the sizes of its inputs but to no other symbols, so the grid is passed as a
+        shape. A start may be 0, but a size may not: hence + 1.
         """
         args = self.args
         sizes = (*args.grid, *self._q_grid, args.q_start + 1, args.kv_start + 1)
@@ -97,8 +99,8 @@ class KernelCall:
             return [site]
         return [site, self.target.expanded(args.key_padding, (self.heads[0], self.kv_tokens))]
 
-    def constants(self) -> dict[str, Any]:
-        """What is the same for all templates and configurations. HAS_*: there may be some."""
+    def constants(self) -> dict[str, object]:
+        """The constants of all templates and configurations. HAS_*: there may be such."""
         tile, q_tile = self._tile, self._q_tile
         return {
             **dict(zip(("TILE_F", "TILE_R", "TILE_C"), tile, strict=True)),
@@ -117,14 +119,14 @@ class KernelCall:
 
     @property
     def has_other_queries(self) -> bool:
-        return not self.target.surely(self.other_queries, 0)
+        return not self.target.surely_equal(self.other_queries, 0)
 
     @property
     def has_other_keys(self) -> bool:
-        return not self.target.surely(self.other_keys, 0)
+        return not self.target.surely_equal(self.other_keys, 0)
 
     @property
-    def _q_grid(self) -> Any:
+    def _q_grid(self) -> Sequence[Size]:
         return self.args.grid if self.args.q_grid is None else self.args.q_grid
 
     @property
@@ -139,20 +141,20 @@ class KernelCall:
             else tuple(self.target.static_size(n) for n in self.args.q_tile)
         )
 
-    def _all_real(self, grid: Any, tile: tuple[int, ...]) -> bool:
-        """Whether every slot of every tile is a token."""
-        whole = all(self.target.surely(n % t, 0) for n, t in zip(grid, tile, strict=True))
+    def _all_real(self, grid: Sequence[Size], tile: tuple[int, ...]) -> bool:
+        """Whether every slot of every tile holds a token."""
+        whole = all(self.target.surely_equal(n % t, 0) for n, t in zip(grid, tile, strict=True))
         return slots(tile) == math.prod(tile) and whole
 
-    def launches(self, configs: tuple[Config, ...], read: tuple[Any, ...]) -> list[dict[str, Any]]:
-        """The constants that configurations stand for, each once; blocks are never larger than a tile.
+    def launches(self, configs: tuple[Config, ...], read: tuple[IR, ...]) -> list[dict[str, object]]:
+        """The constants of each configuration, without repetition; blocks are never larger than a tile.
 
         read: the tensors whose tiles the kernel reads in its loop.
         """
         maps = all(map(self.target.has_tensor_map, read)) and has_tma(self.args.q.get_device())
         return list({tuple(one.items()): one for one in (self._launch(x, maps) for x in configs)}.values())
 
-    def _launch(self, config: Config, maps: bool) -> dict[str, Any]:
+    def _launch(self, config: Config, maps: bool) -> dict[str, object]:
         block_q = min(config.block_q, slots(self._q_tile))
         block_k = min(config.block_k, slots(self._tile))
         return {
@@ -165,21 +167,21 @@ class KernelCall:
 
 
 def slots(tile: tuple[int, ...]) -> int:
-    """Places of a tile in a kernel: its tokens, rounded up to a power of two."""
+    """Places of a tile in a kernel: its number of tokens, rounded up to a power of two."""
     return power_of_two(math.prod(tile))
 
 
 def _is_box(tile: tuple[int, ...], block: int) -> bool:
-    """Whether a tensor map can read the tile in blocks: sides are powers of two, blocks are whole frames."""
+    """Whether a tensor map can read a tile in blocks: sides are powers of two, blocks are whole frames."""
     no_padding = slots(tile) == math.prod(tile) and all(n & (n - 1) == 0 for n in tile)
     return no_padding and block % (tile[1] * tile[2]) == 0
 
 
 def too_old(device: torch.device) -> str | None:
-    """Why this GPU runs no template."""
+    """Why no template runs on this GPU; None if they do."""
     return "the GPU is older than compute capability 8.0" if family(device) is None else None
 
 
 def power_of_two(n: int, least: int = 16) -> int:
-    """The least power of two >= n; a matrix instruction takes no less than 16."""
+    """The least power of two >= n, and at least 16, which matrix instructions need."""
     return max(least, 1 << (n - 1).bit_length())

@@ -1,8 +1,8 @@
 """Launch configurations of the kernels, by architecture family, element size and head width.
 
-The first of a row is what runs; it is chosen so that nothing spills (tests/gpu_offline/golden.py) and every
-GPU of the family has the shared memory. The others are timed against it where the user asks for autotuning.
-This table is the place for tuned rows.
+The first of a row is used: it is chosen so that nothing spills (tests/gpu_offline/golden.py) and every GPU of
+the family has enough shared memory. The others are timed against it if the user asks for autotuning. Tuned
+rows belong into this table.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is launched. A tile smaller than a block makes the block smaller.
+    """How one kernel is launched. For a tile smaller than a block the block is made smaller.
 
     block_q: query rows per program. block_k: keys per step. num_stages: depth of the load pipeline.
-    tma: tiles are read through tensor maps, where GPU and call allow it: no address arithmetic, no masks.
+    tma: read tiles through tensor maps, if GPU and call allow it: no address arithmetic, no masks.
     """
 
     block_q: int = 64
@@ -28,19 +28,19 @@ class Config:
     tma: bool = True
 
 
-Launch = tuple[int, int, int, int]
-Row = tuple[int, tuple[Config, ...]]  # head width up to, configurations
+ConfigTuple = tuple[int, int, int, int]
+Row = tuple[int, tuple[Config, ...]]  # largest head width, configurations
 
 
-def _row(width: int, *configs: Launch, pointers: Sequence[Launch] = ()) -> Row:
+def _row(width: int, *configs: ConfigTuple, pointers: Sequence[ConfigTuple] = ()) -> Row:
     """Configurations as (block_q, block_k, num_warps, num_stages); `pointers`: those without tensor maps."""
     return width, (*(Config(*x) for x in configs), *(Config(*x, tma=False) for x in pointers))
 
 
-# Wherever no family below says better: 99 KiB of shared memory. 64 rows are one warp group of matrix
-# instructions, hence 4 warps. fp32 ("ieee") has no matrix instructions on NVIDIA: 8 warps, or accumulators
-# spill, as they do without a load pipeline, when operands of products wait in registers; and as they do
-# under tensor maps, which keep the fp32 query block in registers.
+# For families without a row below: 99 KiB of shared memory. 64 rows are one warp group of matrix
+# instructions, hence 4 warps. fp32 ("ieee") has no matrix instructions on NVIDIA and needs 8 warps, or
+# accumulators spill. It also spills without a load pipeline, as operands of products then wait in registers,
+# and under tensor maps, which keep the fp32 query block in registers.
 _ANY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
     ("forward", 2): (_row(128, (64, 64, 4, 2), (64, 32, 4, 2)), _row(256, (64, 32, 4, 2))),
     ("forward", 4): (_row(128, pointers=[(64, 32, 8, 2)]), _row(256, pointers=[(32, 16, 8, 2)])),
@@ -65,8 +65,8 @@ _ANY_FAMILY: dict[tuple[str, int], tuple[Row, ...]] = {
         _row(256, pointers=[(16, 16, 8, 2)]),
     ),
 }
-# 163 KiB of shared memory and more; matrix instructions of Hopper and Blackwell read it, so that more
-# registers are left. AMD's stages cost registers, and 256 of them are two waves on a SIMD.
+# 163 KiB of shared memory and more. Matrix instructions of Hopper and Blackwell read it, which leaves more
+# registers. On AMD stages cost registers; 256 of them allow two waves on a SIMD.
 _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
     ("forward", "ampere", 2): (_row(256, (64, 64, 4, 2), (64, 64, 4, 3)),),
     ("forward", "hopper", 2): (
@@ -77,7 +77,7 @@ _BY_FAMILY: dict[tuple[str, str, int], tuple[Row, ...]] = {
         _row(128, (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 3), pointers=[(64, 64, 4, 2)]),
         _row(256, (64, 64, 4, 2)),
     ),
-    # Its matrix instructions take registers alone, where a query block out of a tensor map stays: it spills.
+    # Its matrix instructions read registers alone, where a query block from a tensor map stays: it spills.
     ("forward", "geforce_blackwell", 2): (
         _row(64, (64, 64, 4, 2), pointers=[(64, 64, 4, 2)]),
         _row(128, pointers=[(64, 64, 4, 2), (64, 32, 4, 2)]),
@@ -136,9 +136,9 @@ _FAMILY = {
 
 
 def family(device: torch.device) -> str | None:
-    """The architecture family of a GPU; None if Triton's matrix instructions do not reach it.
+    """The architecture family of a GPU; None if Triton has no matrix instructions for it.
 
-    "geforce" are all further NVIDIA GPUs with 99 KiB of shared memory per block.
+    "geforce" stands for all other NVIDIA GPUs with 99 KiB of shared memory per block.
     """
     if device.type == "xpu":
         return "xpu"
@@ -151,16 +151,16 @@ def family(device: torch.device) -> str | None:
 
 
 def has_tma(device: torch.device) -> bool:
-    """Whether the GPU reads boxes through tensor maps: NVIDIA's of compute capability 9.0 and newer."""
+    """Whether the GPU reads boxes through tensor maps: NVIDIA, compute capability 9.0 and newer."""
     if family(device) in (None, "xpu", "amd"):
         return False
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def choices(kernel: str, device: torch.device, dtype: torch.dtype, width: int) -> tuple[Config, ...]:
-    """The configurations of a kernel for head width `width` on a GPU that has a family.
+    """The configurations of a kernel for a head width, on a GPU that has a family.
 
-    kernel: "forward", "dq" or "dkdv". The first is the default, the others are timed against it under
+    kernel: "forward", "dq" or "dkdv". The first is the default; the others are timed against it under
     mode="max-autotune".
     """
     size = dtype.itemsize

@@ -1,7 +1,7 @@
-"""The leaf operators on GPUs where Inductor lowers nothing: plain Triton kernels, else chunked ATen.
+"""The leaf operators on GPUs where Inductor does not lower them: plain Triton kernels, else chunked ATen.
 
-That is: eager calls, and compiled ones where Inductor's template interface is unknown or a template fails.
-Each leaf's kernels are one torch.library.triton_op, made by the first call: making it loads triton.
+That is in eager calls, and in compiled ones if Inductor's template interface is unknown or a template fails.
+The kernels of a leaf are one torch.library.triton_op, made at the first call, which loads triton.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _log = logging.getLogger("vsa_compile.gpu")
 
 
 class Leaf(NamedTuple):
-    """A leaf operator: its kind of arguments, how many tensors it returns, the lowering of its kernels, and
-    what runs instead of them."""
+    """A leaf operator: its kind of arguments, the number of its results, the lowering to its kernels, and the
+    fallback that runs instead of them."""
 
-    kind: Any
+    kind: type[AttendArgs] | type[BackwardArgs] | type[SelectArgs]
     results: int
     lowering: Lowering
     chunked: Callable
@@ -47,7 +47,7 @@ LEAVES = {
 }
 
 
-# How Python spells an argument's kind, for torch infers the schema of a triton_op from a signature.
+# Python annotations of the argument kinds: torch infers the schema of a triton_op from a signature.
 _SPELLED = {
     "Tensor": Tensor,
     "Tensor?": Tensor | None,
@@ -59,10 +59,10 @@ _SPELLED = {
 
 
 def _kernels(leaf: Leaf) -> Callable:
-    """The kernels of a leaf as a function with the leaf's arguments."""
+    """The kernels of a leaf as a function with the arguments of the leaf."""
 
     def launched(*arguments: Any, **more: Any) -> Any:
-        args = launch.values(leaf.kind.of(*arguments, **more))
+        args = launch.as_ir(leaf.kind.of(*arguments, **more))
         return tuple(x.tensor for x in leaf.lowering.lower(launch, args))
 
     Parameter = inspect.Parameter
@@ -78,31 +78,31 @@ def _kernels(leaf: Leaf) -> Callable:
     return launched
 
 
-_making = threading.Lock()  # of two threads that define one operator, torch lets the second fail
+_making = threading.Lock()  # torch fails if two threads define one operator
 
 
 def operator(name: str) -> Callable:
-    """vsa_compile::triton_<name>, made by the first call; as `_operator`."""
+    """vsa_compile::triton_<name>; see `_operator`."""
     with _making:
         return _operator(name)
 
 
 @functools.cache
 def _operator(name: str) -> Callable:
-    """vsa_compile::triton_<name>: the kernels of the leaf `name`.
+    """vsa_compile::triton_<name>, the kernels of the leaf `name`; made at the first call.
 
-    torch.compile and AOTInductor look into it and see the kernels. Torch (2.13) believes that these write a
-    selection's scores and a backward's lists, for its analysis follows no result of a function that a kernel
-    calls: where they are inputs of a graph, it becomes one that writes its inputs.
+    torch.compile and AOTInductor trace into it and see the kernels. torch (2.13) takes the scores of a
+    selection and the lists of a backward for written, since its analysis follows no function that a kernel
+    calls; a graph with such inputs counts as one that writes its inputs.
     Raises ImportError without triton.
     """
-    import triton  # noqa: F401 - torch defines the operator without it too, and fails at its first call
+    import triton  # noqa: F401 - without it torch would define the operator and fail at its first call
 
     return torch.library.triton_op(f"vsa_compile::triton_{name}", _kernels(LEAVES[name]), mutates_args=())
 
 
 def run(name: str, *arguments: Any, **more: Any) -> Any:
-    """The leaf `name` on tensors of a GPU: by its Triton kernels where they serve, else by chunked ATen."""
+    """The leaf `name` on GPU tensors: its Triton kernels if they can serve the call, else chunked ATen."""
     return takes(LEAVES[name].kind, functools.partial(_run, name, arguments, more))(*arguments, **more)
 
 
@@ -122,7 +122,7 @@ def _run(name: str, arguments: tuple, more: dict[str, Any], args: Any) -> Any:
     return LEAVES[name].chunked(args)
 
 
-_broken: set[str] = set()  # leaves whose kernels failed in this process; another try would cost a compilation
+_broken: set[str] = set()  # leaves whose kernels failed in this process; retrying would compile again
 
 
 def _warn(name: str, error: Exception) -> None:
@@ -140,7 +140,7 @@ def _unsupported(leaf: Leaf, args: Any) -> str | None:
     """Why the kernels cannot serve this call; None if they can."""
     if args.empty:
         return "there is nothing to compute"
-    return leaf.lowering.unsupported(launch, launch.values(args))
+    return leaf.lowering.unsupported(launch, launch.as_ir(args))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Where a lowering's kernels become nodes: Inductor's graph. Its values are Inductor IR.
+"""The target of a lowering under Inductor: kernels become nodes of its graph. Values are Inductor IR.
 
 `launch` offers the same functions on tensors.
 """
@@ -17,18 +17,19 @@ from ...torch_compat import (
     new_buffer,
     shape_carrier,
     static_size,
-    surely,
+    surely_equal,
 )
+from .target import IR
 from .templates import Template
 
 
 def inductor_template(template: Template) -> Any:
-    """Inductor's own object of a template; the same one on every call."""
+    """Inductor's object for a template; always the same one."""
     return torch_compat.triton_template(f"vsa_{template.name}", template.programs, template.source)
 
 
-def template_buffer(template: Template, inputs: list[Any], **facts: Any) -> Any:
-    """`torch_compat.template_buffer` of a template of ours."""
+def template_buffer(template: Template, inputs: list[IR], **facts: Any) -> IR:
+    """`torch_compat.template_buffer` for one of our templates."""
     return torch_compat.template_buffer(inductor_template(template), inputs, **facts)
 
 
@@ -42,6 +43,6 @@ __all__ = [
     "new_buffer",
     "shape_carrier",
     "static_size",
-    "surely",
+    "surely_equal",
     "template_buffer",
 ]

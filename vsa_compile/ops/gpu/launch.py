@@ -1,4 +1,4 @@
-"""Where a lowering's kernels run: at once, on tensors, as plain Triton kernels.
+"""The target of a lowering without Inductor: plain Triton kernels run at once, on tensors.
 
 `graph` offers the same functions on Inductor IR. A kernel runs in the first configuration of its row.
 """
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
+from ...grid import Size
 from ...torch_compat import surely_true
 from . import render
 from .templates import Template
 
-_OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest of it are constants
-_FARTHEST = 2**31 - 1  # what a 32-bit offset reaches
+_OPTIONS = ("num_warps", "num_stages")  # of a configuration; its other entries are constants
+_FARTHEST = 2**31 - 1  # the largest 32-bit offset
 
 
-class Value(NamedTuple):
-    """A tensor that answers like Inductor IR."""
+class TensorIR(NamedTuple):
+    """A tensor with the methods of Inductor IR that lowerings use."""
 
     tensor: Tensor
 
@@ -36,59 +37,59 @@ class Value(NamedTuple):
         return self.tensor.device
 
 
-def values(args: Any) -> Any:
-    """The arguments of an operator (`args.AttendArgs` or the like) as a lowering takes them."""
-    return args.map(lambda x: Value(x) if isinstance(x, Tensor) else x)
+def as_ir(args: Any) -> Any:
+    """The arguments of an operator (`args.AttendArgs` or the like), with tensors wrapped for a lowering."""
+    return args.map(lambda x: TensorIR(x) if isinstance(x, Tensor) else x)
 
 
-# --- What `graph` offers too ----------------------------------------------------------------------
+# --- The functions of a target --------------------------------------------------------------------
 
 
-def template_buffer(template: Template, inputs: list[Value], **facts: Any) -> Value:
-    """The contiguous output of a template. As with `torch_compat.template_buffer`, but nothing is timed.
+def template_buffer(template: Template, inputs: list[TensorIR], **facts: Any) -> TensorIR:
+    """The contiguous output of a template, as in `torch_compat.template_buffer`, but without any timing.
 
-    Raises ImportError without triton, and what triton raises where it cannot compile the kernel.
+    Raises ImportError without triton, and triton's own errors if it cannot compile the kernel.
     """
     ready = prepared(template, inputs, **facts)
     wrap_triton(render.load(ready.source))[ready.grid](**ready.arguments)
-    return Value(ready.arguments[render.OUTPUT])
+    return TensorIR(ready.arguments[render.OUTPUT])
 
 
-def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> Value:
-    return Value(torch.empty(size, dtype=dtype, device=device))
+def new_buffer(size: tuple, dtype: torch.dtype, device: torch.device) -> TensorIR:
+    return TensorIR(torch.empty(size, dtype=dtype, device=device))
 
 
-def shape_carrier(like: Value, sizes: tuple) -> Value:
-    return Value(like.tensor.as_strided(sizes, (0,) * len(sizes)))
+def shape_carrier(like: TensorIR, sizes: tuple) -> TensorIR:
+    return TensorIR(like.tensor.as_strided(sizes, (0,) * len(sizes)))
 
 
-def expanded(x: Value, size: tuple) -> Value:
-    return Value(x.tensor.expand(size))
+def expanded(x: TensorIR, size: tuple) -> TensorIR:
+    return TensorIR(x.tensor.expand(size))
 
 
-def contiguous(x: Value) -> Value:
-    return Value(x.tensor.contiguous())
+def contiguous(x: TensorIR) -> TensorIR:
+    return TensorIR(x.tensor.contiguous())
 
 
-def is_static(size: Any) -> bool:
+def is_static(size: Size) -> bool:
     return isinstance(size, int)
 
 
-def static_size(size: Any) -> int:
+def static_size(size: Size) -> int:
     return int(size)
 
 
-def ceil_div(size: Any, by: int) -> Any:
+def ceil_div(size: Size, by: int) -> Size:
     return (size + by - 1) // by
 
 
-def has_tensor_map(x: Value) -> bool:
-    """Never: Triton lets kernels make tensor maps only where the process has given it an allocator, and that
-    is not ours to set."""
+def has_tensor_map(x: TensorIR) -> bool:
+    """Never: kernels may make tensor maps only if the process has set an allocator for Triton, and that is
+    not ours to set."""
     return False
 
 
-def surely(expression: Any, value: int) -> bool:
+def surely_equal(expression: Size, value: int) -> bool:
     return surely_true(expression == value)
 
 
@@ -96,7 +97,7 @@ def surely(expression: Any, value: int) -> bool:
 
 
 class Launch(NamedTuple):
-    """What a kernel is launched with: kernel[grid](**arguments). Its output is one of the arguments."""
+    """The launch of a kernel: kernel[grid](**arguments). Its output is one of the arguments."""
 
     source: render.Source
     grid: tuple
@@ -105,18 +106,18 @@ class Launch(NamedTuple):
 
 def prepared(
     template: Template,
-    inputs: list[Value],
+    inputs: list[TensorIR],
     *,
-    mutated: list[Value],
+    mutated: list[TensorIR],
     size: tuple,
     dtype: torch.dtype,
     device: torch.device,
     launch: tuple,
-    constants: dict[str, Any],
-    configs: list[dict[str, Any]],
+    constants: dict[str, object],
+    configs: list[dict[str, int]],
     examples: object = None,
 ) -> Launch:
-    """The launch of `template_buffer`; the output is allocated."""
+    """The launch for `template_buffer`, with the output allocated."""
     options = {name: configs[0][name] for name in _OPTIONS}
     blocks = {name: value for name, value in configs[0].items() if name not in options}
     constants = {name: _constant(x) for name, x in (constants | blocks).items()}
@@ -134,20 +135,20 @@ def prepared(
 
 @functools.cache
 def _rendered(template: Template, constants: tuple, ranks: tuple[int, ...], wide: bool) -> render.Source:
-    """Once for every call alike: rendering costs more than a launch."""
+    """Rendered once for all calls of one kind: rendering takes longer than a launch."""
     return render.render(template, dict(constants), ranks, wide)
 
 
-def _constant(constant: Any) -> Any:
-    """A constant as a kernel takes it; templates are given strings as Python spells them."""
+def _constant(constant: object) -> object:
+    """A constant as a kernel takes it; templates are given strings in quotes."""
     return ast.literal_eval(constant) if isinstance(constant, str) else constant
 
 
-def _reach(x: Tensor) -> Any:
+def _reach(x: Tensor) -> Size:
     """The largest offset of an element."""
     return sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
 
 
-def _measure(tensors: dict[str, Tensor], number: render.Number) -> Any:
+def _measure(tensors: dict[str, Tensor], number: render.Number) -> Size:
     x = tensors[number.tensor]
     return x.shape[number.dim] if number.what == "size" else x.stride(number.dim)

@@ -1,6 +1,6 @@
 """Makes Inductor lower the leaf operators to templates on GPUs; everything else stays eager.
 
-Imported by `gpu.register` alone, for it needs Inductor.
+Imported by `gpu.register` alone, since it needs Inductor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _log = logging.getLogger("vsa_compile.gpu")
 
 
 def register_leaves() -> None:
-    """Make Inductor lower all leaves; raises, before it changes any, where its template interface differs."""
+    """Register the lowerings of all leaves; raises, before any change, if the template interface differs."""
     for template in (template for leaf in LEAVES.values() for template in leaf.lowering.TEMPLATES):
         graph.inductor_template(template)
     for name in LEAVES:
@@ -30,9 +30,9 @@ def register_leaves() -> None:
 
 
 def lower(name: str, eager: Callable, *arguments: Any, **more: Any) -> Any:
-    """The results of the operator as Inductor IR: by templates where they serve, else eagerly.
+    """The results of the operator as Inductor IR: from templates if they can serve it, else eagerly.
 
-    more: arguments with a default, by name. Inductor spells them out once it has compiled the operator
+    more: arguments with a default, by name; Inductor passes them so after it has compiled the operator
     without us.
     """
     if arguments[0].get_device().type not in ("cuda", "xpu"):

@@ -1,9 +1,9 @@
-"""Renders a template to a plain triton.jit kernel, without Inductor: the same text between other hooks.
+"""Renders a template as a plain triton.jit kernel, without Inductor: the same text between other hooks.
 
-What Inductor writes into a kernel as numbers are arguments here: one kernel serves all sizes and strides.
-Triton specialises it to strides that are 1 or divisible by 16, on which loads depend, and not to sizes: that
-would be a compilation for many a new resolution. What is a constant stays one.
-Loads jinja2 and triton when it is called, not when it is imported.
+Sizes and strides, which Inductor writes into a kernel as numbers, are arguments here: one kernel serves all.
+Triton specialises it on strides that are 1 or divisible by 16, which loads depend on, but not on sizes, which
+would mean a compilation for many a new resolution. Constants stay constants.
+Loads jinja2 and triton when called, not when imported.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from .templates import Template
 
-OUTPUT = "OUTPUT"  # the argument that store_output writes
+OUTPUT = "OUTPUT"  # the argument that store_output writes to
 _DEFINITION = "<definition>"
 
 
 class Number(NamedTuple):
-    """An integer argument of a kernel: one size or stride of a tensor that is another argument."""
+    """An integer argument of a kernel: a size or a stride of one of its tensors."""
 
     tensor: str
     what: str  # "size" or "stride"
@@ -44,21 +44,21 @@ class Source(NamedTuple):
 
 @dataclass
 class _Hooks:
-    """What a template calls while it is rendered. ranks: dimensions of its inputs, in their order."""
+    """The functions that a template calls while it is rendered. ranks: the dimensions of its inputs."""
 
     ranks: tuple[int, ...]
     wide: bool
     inputs: tuple[str, ...] = ()
-    numbers: dict[Number, None] = field(default_factory=dict)  # in the order of their use
+    numbers: dict[Number, None] = field(default_factory=dict)  # in order of use
 
     def def_kernel(self, *inputs: str) -> str:
         if len(inputs) != len(self.ranks):
             raise TypeError(f"the template takes {', '.join(inputs)}; it is given {len(self.ranks)} tensors")
         self.inputs = inputs
-        return _DEFINITION  # all arguments are known only at the end
+        return _DEFINITION  # filled in at the end, when all arguments are known
 
     def size(self, tensor: str | None, dim: int) -> str:
-        """Of an input, or of the output: None."""
+        """A size of an input, or of the output (None)."""
         number = self._number(tensor or OUTPUT, "size", dim)
         return f"tl.full([], {number}, dtype=INDEX_DTYPE)" if self.wide else number
 
@@ -70,7 +70,7 @@ class _Hooks:
         self, indices: tuple[str, ...], value: str, mask: str, val_shape: tuple[str, ...]
     ) -> str:
         terms = (f"{index} * {self._number(OUTPUT, 'stride', i)}" for i, index in enumerate(indices))
-        # One value may go to one address, whose index is no block.
+        # If one value goes to one address, the offset is no block yet.
         offset = f"tl.broadcast_to({' + '.join(terms)}, [{', '.join(val_shape)}])"
         return f"tl.store({OUTPUT} + {offset}, {value}, mask={mask})"
 
@@ -80,11 +80,11 @@ class _Hooks:
         return str(number)
 
 
-def render(template: Template, constants: dict[str, Any], ranks: tuple[int, ...], wide: bool) -> Source:
+def render(template: Template, constants: dict[str, object], ranks: tuple[int, ...], wide: bool) -> Source:
     """The kernel of a template for inputs with `ranks` dimensions.
 
-    constants: every name that the template leaves open; their values matter where jinja decides by them.
-    wide: offsets are 64 bit. Raises jinja2.UndefinedError where a name is missing.
+    constants: every name that the template leaves open; jinja may branch on their values. wide: offsets are
+    64 bit. Raises jinja2.UndefinedError if a name is missing.
     """
     import jinja2
 
@@ -109,8 +109,8 @@ def render(template: Template, constants: dict[str, Any], ranks: tuple[int, ...]
 def load(source: Source) -> Callable:
     """The triton.jit function of a rendered kernel. Raises ImportError without triton.
 
-    Triton reads a kernel's text through `inspect`, and its compilation cache is keyed on that text. It
-    finds it in `linecache`, under a name that no file has: nothing is written to disk.
+    Triton reads the text of a kernel through `inspect`, and keys its compilation cache by it. The text is put
+    into `linecache` under a name that no file has, so that nothing is written to disk.
     """
     digest = hashlib.sha256(source.text.encode()).hexdigest()
     name = f"<vsa_compile {source.name} {digest[:16]}>"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
+from ...grid import Size
 from ..args import SelectArgs
 from .call import power_of_two, too_old
-from .target import Target
+from .target import IR, CeilDiv, Target
 from .templates import Template
 
-_LONGEST = 8192  # scores of a row that stay in registers: 32 of each thread of 8 warps
-_STEP = 2048  # scores per step of a longer row, or of one whose length is symbolic
+_LONGEST = 8192  # scores of a row that fit into registers: 32 per thread of 8 warps
+_STEP = 2048  # scores per step of a longer row, or of a row of symbolic length
 
 
-def _programs(rows: Any, meta: Any, *, cdiv: Any) -> tuple:
+def _programs(rows: Size, meta: Mapping[str, int], *, cdiv: CeilDiv) -> tuple:
     return rows, 1, 1
 
 
@@ -35,7 +36,7 @@ def unsupported(_: Target, args: SelectArgs) -> str | None:
     return too_old(scores.get_device())
 
 
-def lower(target: Target, args: SelectArgs) -> tuple[Any, Any]:
+def lower(target: Target, args: SelectArgs) -> tuple[IR, IR]:
     """tiles (B, H, M, at_most) and counts (B, H, M), int32."""
     scores, at_most, threshold, count = args.scores, args.at_most, args.threshold, args.count
     batch, heads, rows, length = scores.get_size()

@@ -1,4 +1,4 @@
-"""Finds the kernel templates: inside an installed wheel, or at the top of a source tree."""
+"""Finds the kernel templates, inside an installed wheel or at the top of a source tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUFFIX = ".py.jinja"
 
 @functools.cache
 def template_folder() -> Traversable:
-    """The folder with the *.py.jinja files: `_templates` of a wheel, else `templates` of the source tree."""
+    """The folder of the *.py.jinja files: `_templates` of a wheel, else `templates` of the source tree."""
     package = files(__name__.partition(".")[0])
     source_tree = Path(__file__).resolve().parents[3] / "templates"
     for folder in (package / "_templates", source_tree):
@@ -30,20 +30,20 @@ def template_folder() -> Traversable:
 
 
 def template_files() -> tuple[Traversable, ...]:
-    """All template files, sorted by name; their bytes belong into every compilation cache key."""
+    """All template files, sorted by name; their content must be part of every compilation cache key."""
     found = (item for item in template_folder().iterdir() if item.name.endswith(_SUFFIX))
     return tuple(sorted(found, key=lambda item: item.name))
 
 
 def template_source(name: str) -> str:
-    """The text of template `name`, without its extension."""
+    """The text of template `name` (without extension)."""
     return (template_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
 
 
 class Template(NamedTuple):
     """A kernel's template.
 
-    programs(*sizes, meta, cdiv=...) -> its launch grid (x, y, z), of the sizes that a call names and of the
+    programs(*sizes, meta, cdiv=...) -> its launch grid (x, y, z), from the sizes that a call gives and the
     constants of its configuration.
     """
 
@@ -54,7 +54,7 @@ class Template(NamedTuple):
     def source(self) -> str:
         """Its text, with the shared functions appended.
 
-        Without docstrings: cpp_wrapper writes kernels into a Python literal, which their quotes would end.
+        Docstrings are removed: cpp_wrapper writes kernels into a Python string, which their quotes would end.
         """
         text = template_source(self.name) + template_source("notation")
         return re.sub(r'^ *""".*?"""\n', "", text, flags=re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""A transformer block around the attention: what a model would gain."""
+"""A transformer block around the attention, to measure what a model would gain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP of four times the width, normed, scaled and gated: (1, N, C) -> alike."""
+    """Self-attention and an MLP of four times the width, normed, scaled and gated: (1, N, C) -> the same."""
 
     def __init__(self, work: Work, attend: Attend = F.scaled_dot_product_attention) -> None:
         super().__init__()

@@ -1,16 +1,18 @@
-"""Samples of several tasks, taken in turn, so that other load and the clock rate fall on all alike."""
+"""Samples of several tasks, taken in turn, so that other load and the clock rate affect all alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-_COLDEST = 512 << 20  # bytes; writing them also takes longer than a host needs to launch what follows
+Name = TypeVar("Name", bound=Hashable)
+
+_COLDEST = 512 << 20  # bytes; writing them takes longer than the host needs to launch what follows
 WARM_UP = 2
 
 
@@ -44,7 +46,7 @@ class Spread:
 
 
 class Clock:
-    """Times tasks on one device. On a GPU every sample begins with an L2 cache that holds nothing of it."""
+    """Times tasks on one device. On a GPU the L2 cache is flushed before every sample."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -54,8 +56,8 @@ class Clock:
             self.flushed_bytes = max(_COLDEST, 2 * cache)
         self._cold = torch.empty(self.flushed_bytes, dtype=torch.uint8, device=device)
 
-    def measure(self, tasks: Mapping[Any, Task], repeats: int) -> dict[Any, Spread]:
-        """The spread of every task over `repeats` rounds. A round runs all; each begins with another."""
+    def measure(self, tasks: Mapping[Name, Task], repeats: int) -> dict[Name, Spread]:
+        """The times of every task over `repeats` rounds. A round runs all tasks; each begins with another."""
         names, times = list(tasks), {name: [] for name in tasks}
         for number in range(repeats):
             first = number % max(1, len(names))
@@ -66,7 +68,7 @@ class Clock:
         return {name: Spread.of(samples) for name, samples in times.items()}
 
     def warm_up(self, task: Task) -> None:
-        """Compile and load; raises what the task raises."""
+        """Compile and load a task. Raises what the task raises."""
         for _ in range(WARM_UP):
             task.once()
         self._wait()
@@ -76,7 +78,7 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
     def _sample(self, task: Task) -> Callable[[], float]:
-        """Run the task; its milliseconds can be read after `_wait`."""
+        """Run the task; returns a function that gives its milliseconds after `_wait`."""
         given = task.prepare()
         if self.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The subcommand's arguments."""
+"""The arguments of the subcommand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .session import run
 
 
 def add(commands: Any) -> None:
-    """Teach argparse the subcommand; `run` of its namespace gives text and exit status."""
+    """Add the subcommand to argparse; `run` of its namespace returns text and exit status."""
     about = "how fast our attention is against dense attention and FlexAttention, on this machine"
     parts = "; ".join(f"{part}: {text}" for part, text in plans.PARTS.items())
     command = commands.add_parser("bench", help=about, description=f"Measure {about}. Parts: {parts}.")

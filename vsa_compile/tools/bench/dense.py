@@ -15,14 +15,14 @@ BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTEN
 
 
 def unavailable(name: str, work: Work) -> str | None:
-    """Why the kernel cannot run here, as far as it can be told without running it."""
+    """Why the kernel cannot run here, as far as known without running it."""
     if name == "cudnn" and work.plan.device.type != "cuda":
         return "cuDNN's attention needs --device cuda"
     return None
 
 
 def task(name: str, part: str, work: Work) -> Task:
-    """SDPA, eager as models call it; in a block, compiled by Inductor."""
+    """SDPA: eager, as models call it; in a block, compiled by Inductor."""
     attend = attention(name)
     if not part.startswith("block"):
         return timed(part, attend, work.inputs, work.grad)
@@ -33,7 +33,7 @@ def task(name: str, part: str, work: Work) -> Task:
 
 
 def attention(name: str) -> Attend:
-    """SDPA by this kernel and no other."""
+    """SDPA by this kernel alone."""
     backend = BACKENDS[name]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """FlexAttention over the same lists, with blocks of one tile, tuned on them.
 
-It takes blocks of neighbouring tokens: its inputs are put in tile order, with empty slots for border tiles,
-which is not timed. Notation: H heads, M tiles, E tokens of a tile, Kcap width of the lists.
+Its blocks consist of adjacent tokens: its inputs are put into tile order, with empty slots in border tiles;
+that is not timed. Notation: H heads, M tiles, E tokens of a tile, Kcap width of the lists.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .clock import Clock, Task
 from .lists import Lists
 from .log import reason_of
 from .plan import Plan
+from .results import Row
 from .tiling import Tiling
 from .work import Work, fresh, timed
 
@@ -37,7 +38,7 @@ CANDIDATES = {
 
 
 def unavailable(plan: Plan) -> str | None:
-    """Why it cannot take part here, as far as it can be told without trying."""
+    """Why it cannot take part here, as far as known without trying."""
     if plan.quick and plan.device.type == "cpu":
         return "compiling it for CPU takes longer than --quick is for"
     return None
@@ -45,13 +46,13 @@ def unavailable(plan: Plan) -> str | None:
 
 @dataclass
 class Flex:
-    """Chooses the launch configuration once for each part and head width, by the first lists it is given."""
+    """Chooses a launch configuration for each part and head width, by the first lists that it gets."""
 
     clock: Clock
-    chosen: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    chosen: dict[tuple[str, int], Row] = field(default_factory=dict)
 
     def task(self, part: str, work: Work, lists: Lists) -> Task:
-        """Raises what FlexAttention raises if no configuration runs."""
+        """The task. Raises what FlexAttention raises if no configuration runs."""
         if work.plan.device.type != "cuda":
             return _task(part, work, lists, {})
         key = (part, work.width)
@@ -60,7 +61,7 @@ class Flex:
         return _task(part, work, lists, self._options(part, work, self.chosen[key]["options"]))
 
     def _options(self, part: str, work: Work, options: dict[str, int]) -> dict[str, int]:
-        """kernel_options: of a backward, also those of the forward in front of it."""
+        """kernel_options; for a backward with those of its forward."""
         if part == "forward":
             return {f"fwd_{name}": value for name, value in options.items()}
         forward = self.chosen.get(("forward", work.width), {}).get("options", CANDIDATES["forward"][0])
@@ -68,18 +69,18 @@ class Flex:
             f"bwd_{name}": value for name, value in options.items()
         }
 
-    def _tuned(self, part: str, work: Work, lists: Lists) -> dict[str, Any]:
-        """The fastest candidate, with the times of all; --quick takes the first."""
+    def _tuned(self, part: str, work: Work, lists: Lists) -> Row:
+        """The fastest candidate, with the times of all; with --quick, the first."""
         if work.plan.quick:
             return {"options": CANDIDATES[part][0], "tried": "the first alone, by --quick"}
-        tried: list[dict[str, Any]] = []
+        tried: list[Row] = []
         for options in CANDIDATES[part]:
-            entry: dict[str, Any] = {"options": options}
+            entry: Row = {"options": options}
             try:
                 task = _task(part, work, lists, self._options(part, work, options))
                 self.clock.warm_up(task)
                 entry["median_ms"] = self.clock.measure({part: task}, _TUNING_REPEATS)[part].median_ms
-            except Exception as error:  # too much shared memory, for instance: another one may run
+            except Exception as error:  # for instance too much shared memory: another one may run
                 entry["error"] = reason_of(error)
             tried.append(entry)
         runs = [entry for entry in tried if "median_ms" in entry]
@@ -106,10 +107,10 @@ def in_raster(x: Tensor, work: Work) -> Tensor:
 
 
 def attention(work: Work, lists: Lists, options: dict[str, int]) -> Callable[..., Tensor]:
-    """FlexAttention of inputs in tile order."""
+    """FlexAttention for inputs in tile order."""
     mask = block_mask(work, lists)
-    # Of Inductor's default configurations for the backward none may divide a block of 64, and it looks at
-    # them before it takes ours; with max_autotune it has more, and ours replaces each.
+    # Before it takes our configuration, Inductor checks its default ones for the backward, none of which may
+    # divide a block of 64. With max_autotune it has more of them, and ours replaces each.
     settings: Any = dict(options) or None
     patches: dict[str, Any] = {"max_autotune": True} if any(o.startswith("bwd") for o in options) else {}
 
@@ -120,7 +121,7 @@ def attention(work: Work, lists: Lists, options: dict[str, int]) -> Callable[...
 
 
 def block_mask(work: Work, lists: Lists) -> BlockMask:
-    """The lists as blocks: full tiles without a mask, border tiles with one over their empty slots."""
+    """The lists as blocks: full tiles without a mask, border tiles with a mask over their empty slots."""
     real = Tiling.of(work.boxes, lists.tiles.device).real[:-1]
     whole, slots = real.all(-1), real.flatten()
     listed = torch.arange(lists.tiles.shape[-1], device=real.device) < lists.counts[..., None]
@@ -132,7 +133,7 @@ def block_mask(work: Work, lists: Lists) -> BlockMask:
 
 
 def _ordered(lists: Lists, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of a row are chosen, and (1, H, M, M) indices that begin with them."""
+    """How many tiles of a row are chosen, and (1, H, M, M) indices that begin with those."""
     order = chosen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     *rows, listed = lists.tiles.shape
     indices = lists.tiles.new_zeros((*rows, rows[-1]))

@@ -1,9 +1,9 @@
-"""Lists of tiles, and the work that they stand for.
+"""Lists of tiles, and the work that they mean.
 
-random: every query tile lists tiles that nobody near it lists: the worst for caches.
-local: the nearest tiles, as a trained model's lists mostly are.
-same: all query tiles list the same random tiles: the best for caches.
-ragged: random, with 1 to 2 k - 1 tiles of a mean of k, as a threshold gives them.
+random: query tiles close to each other list different tiles: the worst case for caches.
+local: the nearest tiles, as trained models mostly select.
+same: all query tiles list the same random tiles: the best case for caches.
+ragged: random, with 1 to 2 k - 1 tiles per row, k on average, as a threshold selects.
 
 Notation: H heads, M tiles, Kcap width of the lists.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...grid import TileGrid, kept_tiles
 
-SELECTED = "selected"  # the operator's own choice by its scores; no list is given
+SELECTED = "selected"  # the operator's own selection; no lists are given
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class Lists:
 
 
 def sparsity_of(density: float) -> float:
-    """1 - density, of which the decimal text is exact."""
+    """1 - density, exact in decimal."""
     return float(1 - Fraction(str(density)))
 
 
 def kept(boxes: TileGrid, density: float) -> int:
-    """How many tiles a row lists, or lists on average."""
+    """How many tiles a row lists, on average."""
     return kept_tiles(boxes.tiles, sparsity_of(density))
 
 
 def make_lists(kind: str, density: float, boxes: TileGrid, heads: int, device: torch.device) -> Lists:
-    """The lists of one head after another, seeded."""
+    """The lists of every head, from a fixed seed."""
     source = torch.Generator(device).manual_seed(0)
     tiles, listed = boxes.tiles, kept(boxes, density)
     shape = (1, heads, tiles)
@@ -63,7 +63,7 @@ def make_lists(kind: str, density: float, boxes: TileGrid, heads: int, device: t
 
 
 def _distances(boxes: TileGrid, device: torch.device) -> Tensor:
-    """(M, M): squared distances of tiles, counted in tiles; ties go to the lowest id."""
+    """(M, M): squared distances between tiles, in tiles; ties go to the lowest id."""
     axes = [torch.arange(n, device=device) for n in boxes.shape]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
     squared = (places[:, None] - places).square().sum(-1)
@@ -71,7 +71,7 @@ def _distances(boxes: TileGrid, device: torch.device) -> Tensor:
 
 
 def pairs(lists: Lists, boxes: TileGrid) -> int:
-    """Query-key pairs of all heads: what is really there, and not what a full tile would hold."""
+    """Query-key pairs of all heads, counting only real tokens."""
     real = torch.tensor([boxes.real_tokens(i) for i in range(boxes.tiles)], device=lists.tiles.device)
     within = torch.arange(lists.tiles.shape[-1], device=real.device) < lists.counts[..., None]
     keys = (real[lists.tiles.long()] * within).sum(-1)

@@ -1,4 +1,4 @@
-"""What our kernels log: where ATen runs instead of them, and why. What an exception says, in a line."""
+"""Collects what our kernels log (where ATen runs instead, and why), and shortens exceptions to one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """Collects, instead of printing, what the loggers of our kernels say meanwhile; each text once."""
+    """Collect, instead of printing, what the loggers of our kernels say; each text once."""
     texts: list[str] = []
     collector = _Collector(texts)
     loggers = [logging.getLogger(name) for name in _LOGGERS]
@@ -41,7 +41,7 @@ def heard() -> Iterator[list[str]]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Its first line, and that of the error behind it: a compiler's own is often only the wrapping."""
+    """The first line of an error, and of its root cause: compilers often wrap the interesting one."""
     texts = [_first_line(error)]
     while error.__cause__ is not None:
         error = error.__cause__

@@ -1,4 +1,4 @@
-"""Our attention, as users call it: through torch.compile(..., backend="vsa")."""
+"""Our attention as users call it: through torch.compile(..., backend="vsa")."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _compiled(function: Callable, work: Work, **options: Any) -> Callable:
 
 
 def tiled_task(part: str, work: Work, lists: Lists) -> Task | str:
-    """The same kernel where the tokens of a tile lie beside each other; or why that cannot be compared."""
+    """The same kernel on tokens in tile order; or why that cannot be compared."""
     if work.fill < 1:
         return "its border tiles are smaller, which tile order has no place for"
     frames, rows, cols = work.plan.tile
@@ -46,7 +46,7 @@ def tiled_task(part: str, work: Work, lists: Lists) -> Task | str:
 
 
 def fine(work: Work, lists: Lists, grid: Grid | None = None) -> Callable[..., Tensor]:
-    """Exact attention over the lists, of which another `grid` than the work's has as many tiles."""
+    """Exact attention over the lists; `grid`, if it is not the work's, must have as many tiles."""
     shape, tile, scale = list(grid or work.grid), list(work.plan.tile), work.width**-0.5
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -59,13 +59,13 @@ def fine(work: Work, lists: Lists, grid: Grid | None = None) -> Callable[..., Te
 
 
 def _coarse(work: Work, density: float) -> Callable[..., tuple[Tensor, ...]]:
-    """Everything of the operator but the fine attention, up to the coarse output of each tile."""
+    """Everything in the operator except the fine attention, up to the coarse output of each tile."""
     site = Site(work.boxes, 0, 0, None, work.width**-0.5, sparsity_of(density))
 
     def coarse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         means = site.tile_means(q)
         scores = MeanDot()(means, k, site)
-        tiles, counts = torch.ops.vsa_compile.select(scores, Queries(means, site, site.tiles).site.kept)
+        tiles, counts = torch.ops.vsa_compile.select(scores, Queries(means, site, site.boxes).site.kept)
         return tiles, counts, scores.softmax(-1) @ site.tile_means(v)
 
     return coarse
@@ -81,7 +81,7 @@ def _whole(work: Work, density: float) -> Callable[..., Tensor]:
 
 
 def _block(part: str, work: Work, density: float) -> Task:
-    """The block unmodified, converted by the backend; a block that is not converted is an error."""
+    """The unmodified block, converted by the backend; raises an error if it is not converted."""
     block = make_block(work)
     x, grad = tokens(work)
     asked = {"sparsity": sparsity_of(density), "tile": work.plan.tile, "grid": tuple(work.grid)}

@@ -1,11 +1,11 @@
-"""What to measure: the command line's texts, checked before any work is done."""
+"""What to measure: the command line's arguments, checked before any work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,9 +13,12 @@ from ... import errors
 from ...errors import OptionError
 from ...grid import Grid, Tile
 
+Item = TypeVar("Item")
+Number = TypeVar("Number", int, float)
+
 TILE: Tile = (4, 4, 4)
 
-# What is timed; text of --help and of the JSON.
+# What is timed; the texts are for --help and the JSON.
 PARTS = {
     "forward": "the fine attention over given lists of tiles (dense: SDPA)",
     "backward": "the gradients of q, k and v of the same",
@@ -29,7 +32,7 @@ CONTENDERS = ("cudnn", "flash", "flex", "vsa", "tiled")
 LISTS = ("random", "local", "ragged")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-# Wan and HunyuanVideo at 720p, tiles full and not; and what a CPU does in a minute.
+# Wan and HunyuanVideo at 720p, with and without partial tiles; on a CPU, what takes a minute.
 _SHAPES = {"cuda": "32x32x32,20x48x80,21x45x80,33x45x80", "cpu": "8x16x16,9x15x17"}
 _WIDTHS = {"cuda": "64,128", "cpu": "64"}
 _HEADS = {"cuda": 16, "cpu": 4}
@@ -39,7 +42,7 @@ _QUICK = {"widths": "64", "densities": "0.125", "lists": "random", "repeats": 3}
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a run of the benchmark was asked for. density: share of tiles that a row lists."""
+    """Everything that a run of the benchmark was asked for. density: the share of tiles that a row lists."""
 
     device: torch.device
     dtype: torch.dtype
@@ -58,9 +61,9 @@ class Plan:
 
     @classmethod
     def read(cls, given: Any) -> Plan:
-        """From argparse's namespace, in which None stands for the device's default.
+        """Read argparse's namespace, in which None stands for the device's default.
 
-        Raises OptionError, naming what came and what is allowed.
+        Raises OptionError, which names what came and what is allowed.
         """
         device = read_device(given.device)
         quick: dict[str, Any] = _QUICK if given.quick else {}
@@ -90,8 +93,8 @@ class Plan:
             out=Path(given.out),
         )  # fmt: skip
 
-    def described(self) -> dict[str, Any]:
-        """For JSON."""
+    def described(self) -> dict[str, object]:
+        """The plan as JSON values."""
         return {
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -111,7 +114,7 @@ class Plan:
 
 
 def read_device(name: str | None) -> torch.device:
-    """The device that was asked for, or the GPU if there is one."""
+    """The requested device; by default the GPU if there is one."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cuda", "cpu"):
@@ -121,8 +124,8 @@ def read_device(name: str | None) -> torch.device:
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
-def _several(name: str, text: str, read: Callable[[str], Any], allowed: str) -> tuple[Any, ...]:
-    """The values between the commas, in order, each once."""
+def _several(name: str, text: str, read: Callable[[str], Item], allowed: str) -> tuple[Item, ...]:
+    """The values between the commas, in order, without repetition."""
     try:
         return tuple(dict.fromkeys(read(item) for item in text.split(",")))
     except ValueError as error:
@@ -137,7 +140,7 @@ def _names(kind: str, text: str, known: Sequence[str] | dict[str, str]) -> tuple
     return names
 
 
-def _within(value: float, least: float, most: float) -> Any:
+def _within(value: Number, least: float, most: float) -> Number:
     if not least <= value <= most:
         raise ValueError(value)
     return value
@@ -153,7 +156,7 @@ def _width(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    """0 would be no attention, 1 the contenders themselves."""
+    """0 would be no attention, and 1 dense attention."""
     return _within(float(text), 1e-4, 0.9999)
 
 

@@ -1,17 +1,19 @@
-"""What was measured, as a table that grows while it is measured, and as JSON."""
+"""The measurements: a table that grows meanwhile, and JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from .clock import Spread
 from .lists import SELECTED, Lists
 from .plan import Plan
 from .work import Work
 
+Row: TypeAlias = dict[str, Any]  # one entry of a list in the JSON file
 DENSE = ("cudnn", "flash")
 HEADER = (
     "| grid | D | part | contender | density | lists | ms | middle half, ms | TFLOP/s | faster than dense | "
@@ -29,7 +31,7 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class Trial:
     """One contender in one part; without a density it is dense, without lists it chooses its own."""
 
     contender: str
@@ -37,7 +39,7 @@ class Entry:
     density: float | None = None
     lists: Lists | None = None
 
-    def named(self, work: Work) -> dict[str, Any]:
+    def named(self, work: Work) -> Row:
         """The fields that a row begins with."""
         kind = None
         if self.density is not None:
@@ -57,36 +59,36 @@ class Entry:
 
 @dataclass
 class Results:
-    """Rows and what was left out, with the reasons. Written after every group of rows."""
+    """Rows, and what was left out and why. Written after every group of rows."""
 
     plan: Plan
-    setting: dict[str, Any]
+    setting: Mapping[str, object]
     flushed_bytes: int
     roofs: dict[str, float] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    agreement: list[dict[str, Any]] = field(default_factory=list)
-    flex: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[Row] = field(default_factory=list)
+    agreement: list[Row] = field(default_factory=list)
+    flex: list[Row] = field(default_factory=list)
     kernel_log: list[str] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
         return self.plan.out / f"bench_{self.plan.device.type}.json"
 
-    def leave_out(self, entry: Entry, work: Work, reason: str) -> None:
-        self.left_out.append({**entry.named(work), "reason": reason})
+    def leave_out(self, trial: Trial, work: Work, reason: str) -> None:
+        self.left_out.append({**trial.named(work), "reason": reason})
 
-    def add(self, work: Work, spreads: dict[Entry, Spread]) -> list[dict[str, Any]]:
-        """The rows of contenders that were measured in turn."""
+    def add(self, work: Work, spreads: dict[Trial, Spread]) -> list[Row]:
+        """Add and return the rows of contenders that were measured in turn."""
         rows = [
             {
-                **entry.named(work),
+                **trial.named(work),
                 **asdict(spread),
-                "flops": (flops := work.flops(entry.part, entry.density, entry.lists)),
-                "least_bytes": work.least_bytes(entry.part),
+                "flops": (flops := work.flops(trial.part, trial.density, trial.lists)),
+                "least_bytes": work.least_bytes(trial.part),
                 "tflops": flops / spread.median_ms / 1e9,
             }
-            for entry, spread in spreads.items()
+            for trial, spread in spreads.items()
         ]
         dense = [row for row in rows if row["contender"] in DENSE]
         best = min(dense, key=lambda row: row["median_ms"]) if dense else None
@@ -98,7 +100,7 @@ class Results:
         return rows
 
     def write(self) -> Path:
-        """JSON. Raises OSError."""
+        """Write the JSON file. Raises OSError."""
         self.plan.out.mkdir(parents=True, exist_ok=True)
         data = {
             **self.setting,
@@ -116,8 +118,8 @@ class Results:
         return self.path
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of the table under HEADER."""
+def line(row: Row) -> str:
+    """One row of the table under HEADER."""
 
     def number(value: float | None, unit: str = "") -> str:
         return "" if value is None else f"{value:.3g}{unit}"
@@ -131,8 +133,8 @@ def line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def left_out_lines(left_out: list[dict[str, Any]]) -> str:
-    """Who is missing in which parts, and why: each reason once."""
+def left_out_lines(left_out: list[Row]) -> str:
+    """Which contenders are missing in which parts, and why; each reason once."""
     parts: dict[tuple[str, str], list[str]] = {}
     for item in left_out:
         parts.setdefault((item["contender"], item["reason"]), []).append(item["part"])

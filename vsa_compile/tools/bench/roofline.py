@@ -1,25 +1,25 @@
-"""The plot: TFLOP/s over FLOPs per byte that must be moved, under what this device does at most.
+"""The plot: TFLOP/s over FLOPs per byte that must be moved, below the maximum of the device.
 
-Needs matplotlib, which is imported here alone.
+Needs matplotlib, which is imported only here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .clock import Clock, Task
 from .plan import Plan
+from .results import Row
 
 _SIZES = {"cuda": (8192, 1 << 30), "cpu": (1024, 64 << 20)}  # rows of a matrix, bytes of a copy
 _MARKS = {"forward": "o", "backward": "s"}
 
 
 def measure_roofs(clock: Clock, plan: Plan) -> dict[str, float]:
-    """TFLOP/s of a matrix product of random numbers, and TB/s of a copy (read and written), at their fastest:
-    a roof is the most that the device does, and other load only lowers it."""
+    """TFLOP/s of a matrix product of random numbers, and TB/s of a copy (read and written), from the fastest
+    sample: a roof is the maximum of the device, and other load only lowers a sample."""
     size, copied = _SIZES[plan.device.type]
     a, b = (torch.randn(size, size, device=plan.device, dtype=plan.dtype) for _ in range(2))
     source = torch.randn(copied // 4, device=plan.device)
@@ -34,8 +34,8 @@ def measure_roofs(clock: Clock, plan: Plan) -> dict[str, float]:
     }
 
 
-def draw(path: Path, device: str, roofs: dict[str, float], rows: list[dict[str, Any]]) -> bool:
-    """Forward and backward of all contenders as points; False where no row can be drawn.
+def draw(path: Path, device: str, roofs: dict[str, float], rows: list[Row]) -> bool:
+    """Draw forward and backward of all contenders as points; False if no row can be drawn.
 
     Raises ImportError without matplotlib.
     """

@@ -1,4 +1,4 @@
-"""A run of the benchmark: every part of every shape, contenders in turn, results written as they come."""
+"""A run of the benchmark: all parts of all shapes, contenders in turn, results written as they come."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .clock import Clock, Task
 from .lists import Lists, make_lists
 from .log import heard, reason_of
 from .plan import Plan
-from .results import DENSE, HEADER, Entry, Results, left_out_lines, line
+from .results import DENSE, HEADER, Results, Trial, left_out_lines, line
 from .setting import setting
 from .work import BY_LISTS, OURS_ALONE, Work
 
@@ -24,9 +24,9 @@ Print = Callable[[str], None]
 
 
 def run(plan: Plan, show: Print) -> str:
-    """Measure, print the table with `show`, write JSON and plot; what was written and left out, as text.
+    """Measure, print the table with `show`, write JSON and plot; returns a summary as text.
 
-    Raises ArgumentError where the folder cannot be written, before anything is measured.
+    Raises ArgumentError if the folder cannot be written to, before anything is measured.
     """
     clock = Clock(plan.device)
     results = Results(plan, setting(plan.device), clock.flushed_bytes)
@@ -64,15 +64,15 @@ class _Session:
                     self._measure_part(part, work, lists)
 
     def _measure_part(self, part: str, work: Work, lists: list[Lists]) -> None:
-        """All contenders of a part in turn. Dense ones take part once, and all lists beside them."""
-        tasks: dict[Entry, Task] = {}
-        for entry in self._entries(part, lists):
-            print(f"... {work.grid} D={work.width} {part}: {entry.contender}", file=sys.stderr, flush=True)
-            task = self._task(entry, work)
+        """All contenders of a part in turn: dense ones once, the others with all lists."""
+        tasks: dict[Trial, Task] = {}
+        for trial in self._trials(part, lists):
+            print(f"... {work.grid} D={work.width} {part}: {trial.contender}", file=sys.stderr, flush=True)
+            task = self._task(trial, work)
             if isinstance(task, str):
-                self.results.leave_out(entry, work, task)
+                self.results.leave_out(trial, work, task)
             else:
-                tasks[entry] = task
+                tasks[trial] = task
         if part == "forward":
             self._compare(tasks, work)
         for row in self.results.add(work, self.clock.measure(tasks, self.plan.repeats)):
@@ -86,60 +86,60 @@ class _Session:
         if self.plan.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _entries(self, part: str, lists: list[Lists]) -> Iterator[Entry]:
+    def _trials(self, part: str, lists: list[Lists]) -> Iterator[Trial]:
         for name in self.plan.contenders:
             if name in DENSE:
                 if part not in OURS_ALONE:
-                    yield Entry(name, part)
+                    yield Trial(name, part)
             elif part in BY_LISTS:
                 for given in lists:
-                    yield Entry(name, part, given.density, given)
+                    yield Trial(name, part, given.density, given)
             elif name == "vsa":
                 for density in self.plan.densities:
-                    yield Entry(name, part, density)
+                    yield Trial(name, part, density)
 
-    def _task(self, entry: Entry, work: Work) -> Task | str:
-        """The task, compiled and warm; or why the contender cannot take part. Ours must."""
-        if entry.contender == "vsa":
-            assert entry.density is not None
-            task = ours.task(entry.part, work, entry.density, entry.lists)
+    def _task(self, trial: Trial, work: Work) -> Task | str:
+        """The task, compiled and warm; or why the contender cannot take part. Ours must be able to."""
+        if trial.contender == "vsa":
+            assert trial.density is not None
+            task = ours.task(trial.part, work, trial.density, trial.lists)
             self.clock.warm_up(task)
             return task
-        if entry.contender == "tiled" and entry.lists is not None:
-            tiled = ours.tiled_task(entry.part, work, entry.lists)
+        if trial.contender == "tiled" and trial.lists is not None:
+            tiled = ours.tiled_task(trial.part, work, trial.lists)
             if isinstance(tiled, Task):
                 self.clock.warm_up(tiled)
             return tiled
-        reason = self._unavailable(entry, work)
+        reason = self._unavailable(trial, work)
         if reason is not None:
             return reason
         try:
-            task = self._others_task(entry, work)
+            task = self._others_task(trial, work)
             self.clock.warm_up(task)
-        except Exception as error:  # somebody else's kernel: whatever it says is the reason
+        except Exception as error:  # in somebody else's kernel: its message is the reason
             return reason_of(error)
         return task
 
-    def _unavailable(self, entry: Entry, work: Work) -> str | None:
-        if entry.contender in DENSE:
-            return dense.unavailable(entry.contender, work)
+    def _unavailable(self, trial: Trial, work: Work) -> str | None:
+        if trial.contender in DENSE:
+            return dense.unavailable(trial.contender, work)
         return flex.unavailable(self.plan)
 
-    def _others_task(self, entry: Entry, work: Work) -> Task:
-        if entry.lists is None:
-            return dense.task(entry.contender, entry.part, work)
-        return self.flex.task(entry.part, work, entry.lists)
+    def _others_task(self, trial: Trial, work: Work) -> Task:
+        if trial.lists is None:
+            return dense.task(trial.contender, trial.part, work)
+        return self.flex.task(trial.part, work, trial.lists)
 
-    def _compare(self, tasks: dict[Entry, Task], work: Work) -> None:
-        """How far FlexAttention and we are apart on the same lists: two that differ cannot be compared."""
-        for entry, task in tasks.items():
-            ours_alike = Entry("vsa", entry.part, entry.density, entry.lists)
-            if entry.contender != "flex" or ours_alike not in tasks:
+    def _compare(self, tasks: dict[Trial, Task], work: Work) -> None:
+        """The difference between FlexAttention and ours on the same lists, which must be small."""
+        for trial, task in tasks.items():
+            ours_alike = Trial("vsa", trial.part, trial.density, trial.lists)
+            if trial.contender != "flex" or ours_alike not in tasks:
                 continue
             theirs: Any = flex.in_raster(task.once(), work).float()  # pyright: ignore[reportArgumentType]
             mine: Any = tasks[ours_alike].once()
             difference = float((mine.float() - theirs).norm() / theirs.norm())
-            self.results.agreement.append({**entry.named(work), "relative_difference": difference})
+            self.results.agreement.append({**trial.named(work), "relative_difference": difference})
 
 
 def _write(results: Results) -> Path:

@@ -1,4 +1,4 @@
-"""Where and how a figure was measured: what every result file begins with."""
+"""Where and how a result was measured: the head of every result file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def setting(device: torch.device | None = None) -> dict[str, object]:
-    """Machine, versions, commit and command of this process; None for what there is not."""
+    """Machine, versions, commit and command of this process; None for what does not exist."""
     return {
         **(_cpu() if device is None or device.type == "cpu" else _gpu(device)),
         "threads": torch.get_num_threads(),
@@ -29,7 +29,7 @@ def setting(device: torch.device | None = None) -> dict[str, object]:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package, without importing it."""
+    """The version of an installed package, without importing it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -37,7 +37,7 @@ def version(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """As the kernel spells it, where it is Linux."""
+    """The processor's name, on Linux from the kernel."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line for line in lines if line.startswith("model name")]
@@ -70,14 +70,14 @@ def _gpu(device: torch.device) -> dict[str, object]:
 
 
 def _command() -> str:
-    """What was typed, without the path of the package."""
+    """The command line, without the path of the package."""
     program, *arguments = sys.argv
     typed = ["-m", "vsa_compile"] if Path(program).name == "__main__.py" else [program]
     return " ".join(["python", *typed, *arguments])
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints; None where there is no such program, or it fails."""
+    """What a program prints; None if it does not exist or fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=Path(__file__).parent, check=True, timeout=30

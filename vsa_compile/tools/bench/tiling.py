@@ -1,4 +1,4 @@
-"""Tokens in tile order, as FlexAttention wants them.
+"""Tokens in tile order, as FlexAttention needs them.
 
 Notation: B batch, H heads, D head width, E tile tokens, M tiles.
 """
@@ -15,10 +15,10 @@ from ...grid import TileGrid
 
 @dataclass(frozen=True)
 class Tiling:
-    """A video cut into M tiles of E slots; border tiles leave slots empty, and tile M is all empty."""
+    """A video cut into M tiles of E slots; border tiles have empty slots, and an extra tile M is empty."""
 
-    slot: Tensor  # (video,) int64: tile * E + place in the tile, of each raster token
-    real: Tensor  # (M + 1, E) bool: the slots that hold a token
+    slot: Tensor  # (video,) int64: tile * E + slot in the tile, for each raster token
+    real: Tensor  # (M + 1, E) bool: whether a slot holds a token
 
     @classmethod
     def of(cls, boxes: TileGrid, device: torch.device) -> Tiling:

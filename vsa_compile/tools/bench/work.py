@@ -1,4 +1,4 @@
-"""Inputs of one shape, the tasks that every contender is timed by, and what they cost at least.
+"""Inputs of one shape, the tasks that contenders are timed by, and the least that they cost.
 
 Notation: B batch (1), H heads, N tokens, D head width, C = H * D.
 """
@@ -9,7 +9,6 @@ import itertools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from .clock import Task
 from .lists import Lists, kept, pairs
 from .plan import Plan
 
-BY_LISTS = ("forward", "backward")  # parts to which lists are given; the others choose their own
+BY_LISTS = ("forward", "backward")  # parts with given lists; the other parts select their own
 OURS_ALONE = ("coarse",)
 _FORWARD, _BACKWARD = 2, 5  # products of 2 D FLOPs for each query-key pair
 _numbers = itertools.count()
@@ -28,7 +27,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Work:
-    """One grid and head width, with random-normal data: constant data would draw less power."""
+    """One grid and head width with its inputs: random normal, because constant data would draw less power."""
 
     plan: Plan
     grid: Grid
@@ -41,7 +40,7 @@ class Work:
 
     @classmethod
     def make(cls, plan: Plan, grid: Grid, width: int) -> Work:
-        """q, k, v, gate, grad: (1, H, N, D) views of (1, N, H, D), as models make them."""
+        """Make q, k, v, gate, grad: (1, H, N, D) views of (1, N, H, D), as in models."""
         source = torch.Generator(plan.device).manual_seed(0)
         shape = (1, grid.tokens, plan.heads, width)
 
@@ -64,7 +63,7 @@ class Work:
         return self.grid.tokens / (self.boxes.tiles * self.boxes.tile_tokens)
 
     def attended(self, density: float | None, lists: Lists | None) -> int:
-        """Query-key pairs of all heads; dense without a density, by the mean tile without lists."""
+        """Query-key pairs of all heads; without a density dense, without lists by the mean tile."""
         tokens = self.grid.tokens
         if density is None:
             return self.plan.heads * tokens**2
@@ -74,7 +73,7 @@ class Work:
         return self.plan.heads * attended_pairs(tokens, tokens, self.grid, self.plan.tile, listed)
 
     def flops(self, part: str, density: float | None, lists: Lists | None) -> int:
-        """What must be computed; a recomputation of scores in the backward counts as it does for all."""
+        """FLOPs of a part; the backward's recomputation of scores counts for all contenders alike."""
         if part == "coarse":
             return 4 * self.width * self.plan.heads * self.boxes.tiles**2
         products = {"forward": _FORWARD, "backward": _BACKWARD, "whole": _FORWARD, "block": _FORWARD}
@@ -87,14 +86,14 @@ class Work:
         return attention + linear * (1 if part == "block" else 3)
 
     def least_bytes(self, part: str) -> int | None:
-        """Every operand read and every result written once; None where a part is not plotted."""
+        """Bytes if operands are read and results written once; None for parts that are not plotted."""
         tensors = {"forward": 4, "backward": 8}.get(part)
         return None if tensors is None else tensors * self.q.numel() * self.q.element_size()
 
 
-def fresh(function: Any) -> Any:
-    """The function with a code object of its own: Dynamo keeps, and limits, compiled versions by code object,
-    where contenders would find each other's."""
+def fresh(function: Callable) -> Callable:
+    """The function with a code object of its own: Dynamo stores and limits compiled versions by code object,
+    so that contenders would find each other's."""
     code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
     copy = types.FunctionType(
         code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
@@ -107,11 +106,11 @@ def timed(part: str, attention: Callable[..., Tensor], inputs: tuple[Tensor, ...
     """The task of a part: forward without autograd, backward alone, or both for "...-training"."""
     leaves = [x.detach().requires_grad_() for x in inputs]
 
-    def forward(_: Any) -> Tensor:
+    def forward(_: object) -> Tensor:
         with torch.no_grad():
             return attention(*inputs)
 
-    def backward(out: Tensor) -> Any:
+    def backward(out: Tensor) -> object:
         return torch.autograd.grad(out, leaves, grad)
 
     if part == "backward":

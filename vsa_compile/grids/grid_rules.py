@@ -1,4 +1,4 @@
-"""Rules that tell where the video of a model's call lies: one file for each library, and users' own."""
+"""Rules that find the video in a model's call: one file per library, and users' own rules."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, bad_value
+from ..grid import GridSizes
 from ..options import read_grid
 from . import diffusers
-from .positions import Grid, Reader, VideoTokens
+from .positions import Reader, VideoTokens
 
-Rule = Callable[[Any, Mapping[str, Any]], VideoTokens | Grid | None]
+Rule = Callable[[Any, Mapping[str, Any]], VideoTokens | GridSizes | None]
 
 _rules: dict[type, Rule] = {}
 
 
 def register_grid_rule(cls: type[nn.Module], rule: Rule | None) -> None:
-    """How `prepare` learns the token grid of a call of models of class `cls`, and of classes made of it.
-
-    rule(model, arguments) gets the arguments of the call by name and returns (frames, rows, cols) in tokens,
-    in raster order, if the sequence of the blocks is that video alone; or `VideoTokens(grid, start, length)`
-    if it is tokens start.. of a sequence of `length`; or None where this call shows none. It runs before
-    every call outside of all graphs, so that it may read values of tensors (which waits for a GPU).
+    """Register how `prepare` learns the token grid of calls of models of class `cls` and its subclasses.
 
         vsa_compile.register_grid_rule(MyDiT, lambda model, given: given["grid_sizes"][0].tolist())
 
+    rule(model, arguments) gets the arguments of the call by name. It returns (frames, rows, cols) in tokens,
+    raster order, if the sequence of the blocks is the video alone; `VideoTokens(grid, start, length)` if the
+    video is tokens start.. of a sequence of `length`; or None if the call shows no video. It runs before
+    every call, outside of all graphs, so it may read the values of tensors (for which the host waits).
+
     A later rule for the same class replaces the earlier one; None removes it.
-    Raises ArgumentError unless `cls` is a class of modules and `rule` can be called.
+    Raises ArgumentError unless `cls` is a subclass of torch.nn.Module and `rule` is callable.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ArgumentError(bad_value("cls", cls, "a class of torch.nn.Module"))
@@ -41,10 +42,11 @@ def register_grid_rule(cls: type[nn.Module], rule: Rule | None) -> None:
         _rules[cls] = rule
 
 
-def learn(model: nn.Module, given: Mapping[str, Any], reader: Reader | None) -> VideoTokens:
-    """Where the video is, by a user's rule, by positions, by shapes; `reader` reads values, None may not.
+def learn(model: nn.Module, given: Mapping[str, object], reader: Reader | None) -> VideoTokens:
+    """Where the video is: by a user's rule, by positions or by shapes, in this order.
 
-    Raises OptionError for a grid of a user's rule that is none.
+    `reader` reads values; None: values may not be read, as in a traced call.
+    Raises OptionError if a user's rule returns no valid grid.
     """
     rule = next((_rules[cls] for cls in type(model).__mro__ if cls in _rules), None)
     if rule is not None and reader is not None:

@@ -1,7 +1,7 @@
-"""Which attention call a gate belongs to: reads the markers that `add_gates` leaves in a graph.
+"""Finds the attention call that a gate belongs to, by the markers that `add_gates` leaves in a graph.
 
-A marker vsa_compile::gate(q, gate) passes on what the query projection gave. `gate` is (B, N, H * D): one
-value for every channel of the queries, or of their video alone.
+A marker vsa_compile::gate(q, gate) returns the output q of the query projection. `gate` is (B, N, H * D): one
+value per channel of the queries, or of their video alone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .refusals import Reason
 MARKER = "vsa_compile::gate"
 
 
-def gates_of(analysis: Analysis, queries: list[Any]) -> list[Node | Reason | None]:
-    """For the queries of each attention call of a graph: its gate, or why there is no telling, or None."""
+def gates_of(analysis: Analysis, queries: list[object]) -> list[Node | Reason | None]:
+    """For the queries of each attention call of a graph: its gate, or why none can be assigned, or None."""
     markers = [node for node in _calls(analysis.module) if _is_marker(node)]
     if not markers:
         return [None] * len(queries)
     reached = [nearest(analysis, query, MARKER) for query in queries]
     times = Counter(marker for found in reached for marker in found)
-    # What a body computes is not followed into it, so nobody knows whose a gate in there is.
+    # The search enters no bodies, so a marker that it did not reach may be inside of one.
     nobodys = refusals.gate_inside() if any(times[marker] == 0 for marker in markers) else None
     return [_the_one(found, times) if found else nobodys for found in reached]
 
@@ -50,8 +50,8 @@ def _the_one(found: list[Node], times: Counter[Node]) -> Node | Reason:
     return gate
 
 
-def misfit(analysis: Analysis, query: Node, video: Segment, gate: Node) -> Reason | None:
-    """Why a call whose video is the segment `video` of its queries cannot take the gate."""
+def gate_misfit(analysis: Analysis, query: Node, video: Segment, gate: Node) -> Reason | None:
+    """Why a call with the video segment `video` cannot take the gate; None if it can."""
     batch, heads, _, width = sizes_of(example_of(query)) or []
     sizes, tokens = sizes_of(example_of(gate)) or [], analysis.tokens(gate)
     if len(sizes) != 3 or not equal(sizes[0], batch) or not equal(sizes[2], heads * width):

@@ -1,8 +1,6 @@
-"""Our own operators that mark a graph: a hinted grid, a gate."""
+"""Our own operators that mark a graph: `hint` (a grid) and `gate`."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import sympy
 
@@ -20,17 +18,16 @@ from ..pieces import order
 from ..sizes import equal
 from ..tokens import out_of_order
 from ..unify import unify
-from ..values import Known, OpCall
+from ..values import Known, OpCall, Result
 from .table import own
 
 
 @own("vsa_compile::hint")
-def _hint(call: OpCall) -> Any:
-    """The tokens (last dimension but one), from `start` on, are raster video of a grid.
+def _hint(call: OpCall) -> Result:
+    """The tokens (last dimension but one) from `start` on are the raster video of a grid.
 
-    Without a start they all are. That frames * rows * cols is their number is known to be so then, but not by
-    algebra: cols is spelled as the rest. A hint fills what is unknown: where the graph shows how the tokens
-    are arranged, that stands.
+    Without a start all are, so frames * rows * cols is their number; if algebra does not show that, cols is
+    spelled as the quotient. A hint fills what is unknown; an arrangement that the graph shows stands.
     """
     known, grid = call.known(call.self_), [call.literal(size) for size in call.arg(1, "grid")]
     if known is None:
@@ -49,7 +46,7 @@ def _hint(call: OpCall) -> Any:
 
 
 def _hinted(axis: Axis, video: Axis) -> Axis:
-    """The axis of hinted tokens: its own, which learns from the hint; a new one where nothing was known."""
+    """The axis of hinted tokens: their own, unified with the hint, or a new one if nothing was known."""
     if order(axis) == REORDERED or out_of_order(wholes(axis)):
         return axis
     if rigid(axis):
@@ -59,6 +56,6 @@ def _hinted(axis: Axis, video: Axis) -> Axis:
 
 
 @own("vsa_compile::gate")
-def _gate(call: OpCall) -> Any:
-    """The first argument as it is."""
+def _gate(call: OpCall) -> Result:
+    """The first argument, unchanged."""
     return call.input

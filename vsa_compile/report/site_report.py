@@ -1,4 +1,4 @@
-"""What was done to a model and why, as rows: behind explain(), convert_exported() and the log."""
+"""What was done to a model and why, as rows: for explain(), convert_exported() and the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..analysis import Segment
 from ..analysis.algebra import Size
 from ..analysis.graph_facts import example_of, sizes_of
 from ..convert.judge import Conversion, Decision, Refusal, attention_arguments, kernel_of
-from ..grid import Grid
+from ..grid import Grid, GridSizes
 from ..options import Options
 from ..torch_compat import shape_environment, size_hint
 from .cost import CallSizes, cost_of
@@ -20,18 +20,18 @@ from .cost import CallSizes, cost_of
 class SiteReport:
     """One attention call. Sizes are those of the example inputs, in tokens and tiles.
 
-    name: module path. converted: whether it is made sparse. reason: why not, else ""; slug: its short name.
+    name: module path. converted: whether it becomes sparse. reason: why not, else ""; slug: its short name.
     grid: (frames, rows, cols) of its video tokens, or None. segments: the query tokens, in order.
     tokens: of the query. kept_tiles of total_tiles: what each query tile keeps; 0 of 0 if refused.
     flops_dense, flops_sparse: of the attention itself, forward (4 B H D per query-key pair).
-    kernel: what a converted call runs through on this machine, or "" on the meta device.
+    kernel: the kernel for a converted call on this machine, or "" on the meta device.
     """
 
     name: str
     converted: bool
     reason: str
     slug: str
-    grid: tuple[int, int, int] | None
+    grid: GridSizes | None
     segments: tuple[str, ...]
     tokens: int
     kept_tiles: int
@@ -43,7 +43,7 @@ class SiteReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What `explain` found. `print(report)` is a table; `.to_json()` the same for programs."""
+    """The result of `explain` and `convert_exported`: `print(report)` is a table, `.to_json()` is JSON."""
 
     sites: tuple[SiteReport, ...]
     options: Options
@@ -61,7 +61,7 @@ class Report:
         return sum(site.flops_sparse for site in self.sites)
 
     def to_json(self) -> str:
-        """One object, whose names only ever grow:
+        """One JSON object; later versions may add names to it, but remove none:
 
         "options": the fields of `Options`;
         "totals": {"converted", "refused", "flops_dense", "flops_sparse"}, integers;
@@ -128,7 +128,7 @@ def _row(site: SiteReport) -> tuple[str, ...]:
 
 
 def site_report(decision: Decision, options: Options) -> SiteReport:
-    """One decision with its numbers on the example inputs. To be asked before the graph is rewritten."""
+    """The row of one decision, with numbers for the example inputs. Call before the graph is rewritten."""
     environment = shape_environment(decision.call.owner)
 
     def hint(size: Size) -> int:
