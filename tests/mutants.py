@@ -96,7 +96,6 @@ KERNEL_MUTANTS = (
     Mutant("F30 backward", "scratch read before it is written", BACKWARD + "::BackwardGroup.operator()", "std::fill_n(grad_q.get(), c.packed_width * columns, 0.f);", "", CPP_FP32),
     Mutant("width", "packed rows not cleared behind the width", ROWS + "::gather", "std::fill(row + c.width, row + c.packed_width, 0.f);", ";", CPP_FP32),
     Mutant("last width", "the last places of a row not copied", ROWS + "::copy_row", "for (; d < width; ++d)", "for (; d + 1 < width; ++d)", CPP_FP32),
-    Mutant("pad query", "a query that is not there weighs in bf16", BACKWARD + "::BackwardGroup.add", "if (pairs > queries) clear_pad(n, weights, left);", "", CPP, needs="AVX512"),
     Mutant("power", "2^x below the normal numbers", VECTORS + "::Power", "x = at::vec::clamp_min(x, V(-127.f));", "", CPP_EACH),
     Mutant("turned", "the last rows of a block not transposed", VECTORS + "::transpose", "std::min(kLanes, rows - r)", "std::min(kLanes, (rows - r) / 4 * 4)", CPP_FP32),
     Mutant("own rows", "the last rows of our own product", PRODUCT + "::multiply_columns", "for (; r < m; ++r)", "for (; r + 1 < m; ++r)", CPP_EACH),
