@@ -183,6 +183,16 @@ def test_huge_scores_stay_finite(kernel: Kernel, seed: int, score: float):
 
 
 @each
+def test_huge_scores_beyond_the_precision_of_their_type(kernel: Kernel):
+    """A product that is not rounded may lie far above the highest score, which is."""
+    case = make_case(1, width=16, grid=(4, 4, 4), tile=(2, 2, 2), dtype=kernel.dtype, scale=0.3)
+    results = kernel.run(replace(case, scale=1e12))
+    assert results["out"].isfinite().all()
+    assert kernel.name == "aten" or results["grad_v"].isfinite().all()  # there torch's own are not
+    assert results["out"].abs().max() <= 1.01 * case.v.abs().max()
+
+
+@each
 def test_equal_scores_give_the_mean(kernel: Kernel):
     case = make_case(4, grid=(5, 6, 7), tile=(4, 4, 4), listed=3, ragged=False, dtype=kernel.dtype)
     case = replace(case, k=torch.zeros_like(case.k))

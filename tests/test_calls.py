@@ -343,6 +343,26 @@ def test_a_model_in_which_capturing_fails_runs_without() -> None:
         assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
 
 
+def test_frames_that_were_compiled_before_a_failure_do_not_lead_to_it_again() -> None:
+    """SkyReels-V2 and V3: the frame that failed resumes one that had been compiled, and cached."""
+
+    def fails_if_captured(module: torch.fx.GraphModule, example_inputs: list) -> object:
+        captured = torch._dynamo.config.capture_scalar_outputs
+
+        def run(*args: Tensor) -> object:
+            if captured:
+                raise torch._dynamo.exc.TorchDynamoException("where it leads")
+            return module.forward(*args)
+
+        return run
+
+    model, args = vsa_compile.prepare(ToyDiT(TWO)), inputs(TWO)
+    compiled = torch.compile(model, backend=fails_if_captured)
+    with torch.no_grad(), pytest.warns(UserWarning, match="Dynamo said: where it leads"):
+        got = compiled(*args)
+    assert_same_output(got, run(ToyDiT(TWO), (5, 6, 7)))
+
+
 def test_an_error_of_the_model_itself_is_its_own() -> None:
     model = vsa_compile.prepare(ToyDiT(TWO))
     compiled = torch.compile(model, backend=Spy())
@@ -416,3 +436,56 @@ def test_rules_that_are_none_are_errors() -> None:
         vsa_compile.register_grid_rule(Packed(), lambda *_: None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(vsa_compile.ArgumentError, match="must be a function"):
         vsa_compile.register_grid_rule(Packed, (3, 4, 5))  # pyright: ignore[reportArgumentType]
+
+
+# --- Classes ------------------------------------------------------------------------------------------
+
+
+def test_a_forward_that_is_assigned_to_the_class_of_the_model(wanted: dict) -> None:
+    """As caches of steps do it: `pipe.transformer.__class__.forward = ...`."""
+    model, own, seen = prepared(), ToyDiT.forward, []
+    type(model).forward = lambda self, *args: seen.append(1) or own(self, *args)
+    assert_same_output(run(model, PORTRAIT), wanted[PORTRAIT, "dense"])
+    assert_right(vsa_compile.prepare(model), wanted)
+    vsa_compile.unprepare(model)
+    assert_same_output(run(model, PORTRAIT), wanted[PORTRAIT, "dense"])
+    assert len(seen) == 5
+    assert ToyDiT.forward is own
+
+
+def test_a_model_in_a_model_may_be_prepared_often() -> None:
+    outer, plain = nn.Sequential(ToyDiT(TWO)), ToyDiT(TWO)
+    for _ in range(3):
+        vsa_compile.prepare(outer)
+        vsa_compile.prepare(outer[0])
+    assert len(type(outer[0].blocks[0]).__mro__) <= len(type(plain.blocks[0]).__mro__) + 3
+    vsa_compile.unprepare(vsa_compile.unprepare(outer)[0])
+    for one, other in zip(outer[0].modules(), plain.modules(), strict=True):
+        assert type(one) is type(other)
+
+
+def test_classes_that_register_what_is_made_of_them_hear_of_nothing() -> None:
+    known: list[type] = []
+
+    class Registers(ToyDiT):
+        def __init_subclass__(cls, **_) -> None:
+            known.append(cls)
+
+    class Model(Registers):
+        pass
+
+    vsa_compile.prepare(Model(TWO))
+    assert known == [Model]
+
+
+def test_caches_of_diffusers_know_prepared_blocks() -> None:
+    hooks = pytest.importorskip("diffusers.hooks._helpers")
+    from zoo.wan import wan
+
+    (model, _), metadata = wan(), hooks.TransformerBlockRegistry
+    plain = metadata.get(type(model.blocks[0]))
+    for _ in range(2):  # once more, of a class that is made of the first
+        block = type(vsa_compile.prepare(model).blocks[0])
+        model = copy.deepcopy(model)
+        assert metadata.get(block).return_hidden_states_index == plain.return_hidden_states_index
+        assert metadata.get(block)._get_parameter_from_args_kwargs("temb", (1, 2, 3, 4)) == 3

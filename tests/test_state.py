@@ -340,7 +340,9 @@ def test_a_thread_that_wants_another_value_is_told() -> None:
 
     with video_grid(1, 2, 3), vsa_compile.dense():
         assert in_a_thread(lambda: enter(lambda: video_grid(1, 2, 3))) == (True, (1, 2, 3))
-        with pytest.raises(StateError, match=r"\(1, 2, 4\) here, but another thread has it at \(1, 2, 3\)"):
+        with pytest.raises(
+            StateError, match=r"\(1, 2, 4\) here, but another thread or task has it at \(1, 2, 3\)"
+        ):
             in_a_thread(lambda: enter(lambda: video_grid(1, 2, 4)))
         assert in_a_thread(lambda: enter(vsa_compile.dense)) == (True, (1, 2, 3))
         with pytest.raises(StateError, match="dense is requested as False here"):

@@ -230,16 +230,16 @@ def grid_versions(limit: int, grids: int) -> str:
 
 def state_conflict(name: str, wanted: object, held: object) -> str:
     return (
-        f"{name} is requested as {wanted!r} here, but another thread has it at {held!r}, and it is one value "
-        "for all threads of a process. Let the threads take turns, or run them as processes."
+        f"{name} is requested as {wanted!r} here, but another thread or task has it at {held!r}, and it is "
+        "one value for all threads of a process. Let them take turns, or run them as processes."
     )
 
 
 def forward_unknown(name: str) -> str:
     return (
         f"{name} was changed by one thread while another ran a forward that is now computed again "
-        "(activation checkpointing), so that it is unknown what that forward saw. Change it in "
-        "the thread that runs the model, between a backward and the next forward."
+        "(activation checkpointing), or several ran such forwards, so that it is unknown what that forward "
+        "saw. Change it, and run a backward, in the thread of the forward, between backward and forward."
     )
 
 
@@ -255,6 +255,11 @@ def never_sparse(steps: int, came: int) -> str:
         f"denoising({steps}, ...) ran dense from first to last: its loop had {came} steps, none of which is "
         "in the sparse range. Give the number of steps of the loop, and fewer dense_steps than that."
     )
+
+
+def loop_ended_early(steps: int) -> str:
+    text = f"denoising({steps}) took the first step of a loop for a later one, dense or not: one before "
+    return text + "ended early, or its callback left steps out. Enter denoising anew for each loop."
 
 
 def another_number_of_steps(steps: int, came: int) -> str:

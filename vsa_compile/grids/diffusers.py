@@ -1,4 +1,4 @@
-"""How the arguments of diffusers' models determine the grid.
+"""How the arguments of diffusers' models determine the grid, and by which class it knows their blocks.
 
 Most do by shapes or integers. Positions do by their values; the names of their arguments stand for classes: a
 model that takes `video_coords` is an LTX.
@@ -6,7 +6,10 @@ model that takes `video_coords` is an LTX.
 
 from __future__ import annotations
 
+import copy
+import importlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -98,3 +101,18 @@ POSITIONS = {
     _coordinates: ("video_coords",),
     _tables: ("hidden_states", "video_rotary_emb"),
 }
+
+
+# --- By class -------------------------------------------------------------------------------------
+
+
+def know_as(made: type, base: type) -> None:
+    """Caches (FirstBlockCache, MagCache, SEACache, layer skipping) look blocks up by class: `made`, which
+    stands for `base`, is found as that."""
+    name = "diffusers.hooks._helpers"
+    if base.__module__.startswith("diffusers.") or name in sys.modules:
+        try:
+            registry = importlib.import_module(name).TransformerBlockRegistry
+            registry.register(made, copy.copy(registry.get(base)))
+        except (ImportError, AttributeError, ValueError):  # another version, or a block that no cache knows
+            pass

@@ -19,6 +19,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import nn
 
+from .diffusers import know_as
 from .positions import Reader
 
 _numbers = itertools.count()
@@ -60,8 +61,11 @@ class Prepared:
                 "__doc__": base.__doc__,
                 _MARK: (self, role, base),
             }
-            made = type(base)(base.__name__, (base,), entries)
+            quiet = () if issubclass(base, _Unregistered) else (_Unregistered,)
+            metaclass: Any = type(base)
+            made: Any = metaclass(base.__name__, (*quiet, base), entries)
             self._classes[base, role] = made
+            know_as(made, base)
         return self._classes[base, role]
 
     def forward(self, inner: Callable, base: type, role: Role, taken: object = None) -> Callable:
@@ -76,6 +80,13 @@ class Prepared:
         """A name for the code object of each class of each prepared model: by code object Dynamo counts
         compiled versions, up to a limit."""
         return f"{base.__name__}_forward_{self.number}"
+
+
+class _Unregistered:
+    """First of the bases, so that those that register what is derived of them do not hear of ours."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
 
 
 Role = Callable[[Callable, Prepared, type], Callable]
@@ -110,7 +121,7 @@ def prepared_as(module: nn.Module, role: Role) -> Prepared | None:
 def intercept(module: nn.Module, role: Role, prepared: Prepared) -> None:
     """Route the calls of a module through the role; may be repeated."""
     cls = type(module)
-    if prepared_as(module, role) is not prepared and not isinstance(module, torch.jit.ScriptModule):
+    if not _passes(cls, role, prepared) and not isinstance(module, torch.jit.ScriptModule):
         module.__class__ = cls = prepared.subclass(cls, role)
     taken = module.__dict__.get("forward")
     if taken is None or getattr(taken, _MARK, (None,))[0] is prepared:
@@ -122,13 +133,26 @@ def intercept(module: nn.Module, role: Role, prepared: Prepared) -> None:
         module.forward = types.MethodType(around, module)
 
 
+def _passes(cls: type, role: Role, prepared: Prepared) -> bool:
+    """Whether calls pass through that role, and nobody assigned another forward to the class since, as caches
+    do it that know a model by its class: `type(model).forward = ...`."""
+    for one in cls.__mro__:
+        owner, its_role, _ = getattr(one.__dict__.get("forward"), _MARK, (None, None, None))
+        if "forward" in one.__dict__ and (owner is None or (owner is prepared and its_role is role)):
+            return owner is not None
+    return False
+
+
 def release(module: nn.Module, prepared: Prepared) -> None:
-    """Undo the interception. A wrapper that somebody has wrapped since stays, and only passes calls on."""
+    """Undo the interception, and undone ones below it. A wrapper that somebody has wrapped since stays, and
+    only passes calls on."""
     owner, _, taken = getattr(module.__dict__.get("forward"), _MARK, (None, None, None))
     if owner is prepared and taken is not None:
         module.forward = taken
-    owner, _, base = type(module).__dict__.get(_MARK, (None, None, None))
-    if owner is prepared:
+    while True:
+        owner, _, base = type(module).__dict__.get(_MARK, (None, None, None))
+        if owner is None or not owner.undone or not hasattr(type(module).__dict__["forward"], _MARK):
+            return
         module.__class__ = base
         _replace_own(module, base.forward)
 

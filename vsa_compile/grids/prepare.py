@@ -19,7 +19,7 @@ from ..convert.refusals import not_learned, not_learned_of_these
 from ..errors import ArgumentError, bad_value, captured_in_vain
 from ..grid import GridSizes
 from ..runtime.calls import ModelCall, running
-from ..torch_compat import capture_failures, capturing, known_equal, no_frame, own_code
+from ..torch_compat import capture_failures, capturing, forget_compiled, known_equal, no_frame, own_code
 from .grid_rules import learn
 from .interception import Prepared, intercept, prepared_as, release
 from .positions import VideoTokens
@@ -134,7 +134,7 @@ def _begin(
 ) -> tuple[ModelCall, Callable[[], None]]:
     call = ModelCall(prepared.number)
     _tell(call, learn(model, given, prepared.reader))
-    return call, running.enter(call)
+    return call, running.begin(call)
 
 
 def _end(call: ModelCall, leave: Callable[[], None], out: object) -> None:
@@ -167,6 +167,7 @@ def _whole(handed: Callable, prepared: Prepared) -> Callable:
                 with capturing(sizes_that_are_data=True):
                     return handed(*args, **kwargs)
             except capture_failures() as error:
+                forget_compiled()  # else frames that were compiled before the failure lead to it again
                 with capturing(sizes_that_are_data=False):
                     out = handed(*args, **kwargs)  # raises again if capturing is not the cause
                 prepared.captures = False

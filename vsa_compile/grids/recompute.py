@@ -2,12 +2,12 @@
 
 Checkpointed blocks run a second time within the backward, after the call is over. A call's backward begins
 when gradients reach its outputs. Backward nodes of different calls do not interleave, as autograd runs the
-nodes that were made last first.
+nodes that were made last first. Nodes from before the call have smaller numbers (`Running.in_force`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ def resume_in_backward(call: ModelCall, out: object) -> None:
     """Let `call` run again from when a backward reaches its outputs until this backward ends."""
     known = call.grid is not None or call.images is not None
     if known and torch.is_grad_enabled():
+        running.remember(call)
         resuming = torch.compiler.disable(_Resuming(call))
         for tensor in _tensors(out):
-            if tensor.requires_grad:
+            if tensor.requires_grad and not tensor.is_leaf:  # the call did not compute a leaf
                 tensor.register_hook(resuming)
 
 
@@ -35,23 +36,16 @@ class _Resuming:
 
     def __call__(self, grad: Tensor) -> None:
         number = backward_running()
-        if number not in self.backwards:  # it is, if this backward came by another output before
-            self.backwards.add(number)
-            after_backward(_Resumed(self, number, running.enter(self.call)))
+        if number in self.backwards:  # at another output of the same call
+            return
+        self.backwards.add(number)
+        leave = running.enter(self.call)
 
+        def ended() -> None:
+            self.backwards.remove(number)
+            leave()
 
-class _Resumed:
-    """Ends the resumed call: when its backward ends, or is gone because it failed."""
-
-    def __init__(self, resuming: _Resuming, number: int, leave: Callable[[], None]) -> None:
-        self.resuming, self.number, self.leave = resuming, number, leave
-
-    def __call__(self) -> None:
-        if self.number in self.resuming.backwards:
-            self.resuming.backwards.remove(self.number)
-            self.leave()
-
-    __del__ = __call__
+        after_backward(ended)
 
 
 def _tensors(out: object) -> Iterator[Tensor]:

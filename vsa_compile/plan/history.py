@@ -14,7 +14,7 @@ from threading import Lock, get_ident
 from typing import Any, Generic, TypeVar
 
 from ..errors import StateError, forward_unknown
-from ..torch_compat import compiling, position, position_of_forward
+from ..torch_compat import after_backward, backward_running, compiling, position, position_of_forward
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -61,6 +61,23 @@ class _Pins(threading.local):
     value: Any = None
 
 
+@dataclass(eq=False)
+class _Backward(Generic[Value]):
+    """One that runs, and the value of what it computes again now."""
+
+    number: int
+    value: Value | None = None
+
+
+class _Recomputing(threading.local):
+    """The backwards that this thread runs, one within the other where checkpoints are, and the values that a
+    recompute goes on with for a while, from a node on."""
+
+    def __init__(self) -> None:
+        self.backwards: list[_Backward] = []
+        self.noted: list[tuple[int, Any]] = []
+
+
 class History(Generic[Value]):
     """A value with a history: `set` it, and ask for the value `in_force`.
 
@@ -74,6 +91,7 @@ class History(Generic[Value]):
         self._seen: dict[int, _Seen[Value]] = {}
         self._lock = Lock()
         self._pins = _Pins()
+        self._recomputing = _Recomputing()
 
     def set(self, value: Value) -> None:
         """Set the value for all threads, from now on."""
@@ -100,6 +118,8 @@ class History(Generic[Value]):
     def _in_force(self) -> Value:
         number = position_of_forward()
         if number is None:
+            self._recomputing.backwards.clear()
+            self._recomputing.noted.clear()
             mine = self._seen.get(get_ident())
             if mine is None or mine.version != self._version or position() < mine.looked:
                 with self._lock:
@@ -107,15 +127,38 @@ class History(Generic[Value]):
             else:
                 mine.looked = position()
             return self.now
-        with self._lock:
-            return self._then(number)
+        here, backward = self._recomputing, self._backward()
+        outer = here.backwards[: here.backwards.index(backward)]
+        if outer:  # checkpoints in checkpoints: a recompute made this node
+            earlier = [value for at, value in here.noted if at <= number]
+            backward.value = earlier[-1] if earlier else outer[-1].value
+        else:
+            with self._lock:
+                backward.value = self._then(number)
+        return backward.value  # pyright: ignore[reportReturnType]
 
     def note(self, value: Value) -> None:
-        """Within a backward: give this thread alone another value, for a context that a recompute enters."""
-        with self._lock:
-            mine = self._seen.get(get_ident())
-            if mine is not None:
-                mine.add(position(), position(), value)
+        """What a recompute of this thread makes from now on has that value: it entered or left a context."""
+        self._backward()
+        self._recomputing.noted.append((position(), value))
+
+    def _backward(self) -> _Backward[Value]:
+        """The innermost one that runs."""
+        here, number = self._recomputing, backward_running()
+        for known in here.backwards:
+            if known.number == number:
+                return known
+        backward, all_here, noted = _Backward[Value](number), here.backwards, here.noted
+
+        def ended() -> None:  # in whatever thread
+            if backward in all_here:
+                all_here.remove(backward)
+            if not all_here:
+                noted.clear()
+
+        all_here.append(backward)
+        after_backward(ended)
+        return backward
 
     def _look(self, *, certain: bool = False) -> None:
         """Record that this thread sees the present value."""

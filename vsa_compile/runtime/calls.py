@@ -1,12 +1,17 @@
-"""The calls of prepared models that are running, per thread."""
+"""The calls of prepared models that are running, per thread, and which one a backward recomputes."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..errors import StateError, forward_unknown
 from ..grid import GridSizes
+from ..torch_compat import backward_running, position, position_of_forward
+
+_KEPT = 256  # calls that each thread remembers: more than a forward and its backward lie apart
 
 
 @dataclass(eq=False)
@@ -15,6 +20,8 @@ class ModelCall:
 
     A plain object: Dynamo makes its ints symbolic, while it takes those of an nn.Module for constants.
     model: the number of the prepared model. images: (batch * frames, rows, cols).
+    first, last: the numbers of its autograd nodes, from `first` to below `last`, which is None until it ends;
+    every thread counts its own. backward: the one within which it runs, or -1.
     """
 
     model: int
@@ -24,28 +31,82 @@ class ModelCall:
     images: GridSizes | None = None
     why: str = ""  # why there is no grid
     met: bool = True
+    first: int = 0
+    last: int | None = None
+    thread: int = 0
+    backward: int = -1
+
+    def made(self, number: int) -> bool:
+        """Whether the node of that number is the call's, if it is a node of the call's thread."""
+        return self.first <= number and (self.last is None or number < self.last)
 
 
 class Running(threading.local):
-    """`now` is the innermost call of a prepared model that this thread runs or recomputes."""
+    """`now` is the innermost call of a prepared model that this thread runs or recomputes; None also where
+    forwards of several threads are recomputed at once."""
 
     def __init__(self) -> None:
         self.now: ModelCall | None = None
         self.entered: list[ModelCall] = []
+        self.past: deque[ModelCall] = deque(maxlen=_KEPT)
+
+    def begin(self, call: ModelCall) -> Callable[[], None]:
+        """`enter` for a call that is made now."""
+        call.thread, call.backward, call.first = threading.get_ident(), backward_running(), position()
+        return self.enter(call)
+
+    def remember(self, call: ModelCall) -> None:
+        """It is over, and a backward may compute parts of it again."""
+        call.last = position()
+        self.past.append(call)
 
     def enter(self, call: ModelCall) -> Callable[[], None]:
         """Make `call` run in this thread. Call the returned function, from any thread and in any order, to
         end that."""
         here = self.__dict__  # of this thread
         here["entered"].append(call)
-        here["now"] = call
+        here["now"] = _innermost(here["entered"])
 
         def leave() -> None:
             entered: list[ModelCall] = here["entered"]
             entered.remove(call)
-            here["now"] = entered[-1] if entered else None
+            here["now"] = _innermost(entered)
 
         return leave
+
+    def in_force(self) -> ModelCall | None:
+        """The call that what runs now belongs to: within a backward, the one that made the node whose
+        gradient is computed. Raises StateError where forwards of several threads may have made it."""
+        number = position_of_forward()
+        if number is None:
+            return self.now
+        for call in reversed(self.entered):
+            if call.last is None and (call.backward == backward_running() or call.made(number)):
+                return call  # it runs
+        resumed = [call for call in self.entered if call.made(number)]
+        if resumed:
+            if _apart(resumed):
+                raise StateError(forward_unknown("the grid of a prepared model"))
+            return max(resumed, key=lambda call: call.first)
+        of_past = [call for call in self.past if call.made(number)]
+        if of_past:  # what a call returned had no gradient, but something inside it did
+            return max(of_past, key=lambda call: call.first)
+        beyond = self.now is not None and self.now.last is not None and self.now.last <= number
+        return self.now if beyond else None  # a recompute within a recompute made it
+
+
+def _innermost(entered: list[ModelCall]) -> ModelCall | None:
+    last = entered[-1] if entered else None
+    if last is None or last.last is None:
+        return last
+    return (
+        None if _apart([call for call in entered if call.made(last.first) or last.made(call.first)]) else last
+    )
+
+
+def _apart(calls: list[ModelCall]) -> bool:
+    """Whether they are of several threads and grids, so that the number of a node does not tell which."""
+    return len({call.thread for call in calls}) > 1 and len({call.grid for call in calls}) > 1
 
 
 running = Running()

@@ -12,6 +12,7 @@ from ..errors import (
     another_number_of_steps,
     bad_value,
     callback_never_came,
+    loop_ended_early,
     never_sparse,
 )
 from ..options import is_int
@@ -31,7 +32,8 @@ def denoising(
     sparse. A step is sparse if both allow it.
 
     Several loops may follow each other inside; each begins at its first step. Warns at the end if the
-    callback was never called, if no step was sparse, or if a loop had another number of steps.
+    callback was never called, if no step was sparse, if a loop had another number of steps, or if a loop that
+    was cut short made the first step of the next one dense or sparse against what was asked.
     Raises OptionError unless steps >= 1, dense_steps >= 0 and 0 <= start <= end <= 1; StateError, at the
     step, if another thread requests the opposite at that time.
     """
@@ -57,6 +59,7 @@ class _Loop:
         self.around = now.dense_requests.of_this_thread()  # inside dense() every step is dense
         self.longest = 0  # steps of the longest loop
         self.were_sparse = False
+        self.ran_otherwise = False  # a step ran dense or sparse against what was asked
         self.request = now.dense_requests.enter(self._dense(0))
 
     def _dense(self, step: int) -> bool:
@@ -66,6 +69,7 @@ class _Loop:
         self, pipe: object, step: int, timestep: object, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         self.longest = max(self.longest, step + 1)
+        self.ran_otherwise |= self.request.value != self._dense(step)
         self.were_sparse |= self.is_sparse(step)
         # A diffusers pipeline knows its number of steps; after the last one another loop may begin.
         known = getattr(pipe, "num_timesteps", None)
@@ -81,5 +85,7 @@ class _Loop:
             text = never_sparse(self.steps, self.longest)
         elif self.longest > self.steps or (self.longest < self.steps and self.window != (0, 1)):
             text = another_number_of_steps(self.steps, self.longest)
+        elif self.ran_otherwise:
+            text = loop_ended_early(self.steps)
         if text is not None:
             warnings.warn(text, stacklevel=4)

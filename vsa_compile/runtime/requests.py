@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from threading import RLock, get_ident
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ..errors import StateError, state_conflict
 from ..plan.history import History
@@ -15,19 +16,39 @@ from ..torch_compat import position_of_forward
 Value = TypeVar("Value", bound=Hashable)
 
 
+class Owner(NamedTuple):
+    """A thread, and the task of asyncio that it runs: tasks take turns in the middle of contexts."""
+
+    thread: int
+    task: asyncio.Task | None
+
+    @classmethod
+    def here(cls) -> Owner:
+        try:
+            return cls(get_ident(), asyncio.current_task())
+        except RuntimeError:  # no event loop runs
+            return cls(get_ident(), None)
+
+    def apart(self, other: Owner) -> bool:
+        """Whether neither is inside the other: what a thread requested before its loop is around tasks."""
+        tasks = {self.task, other.task} - {None}
+        return self.thread != other.thread or len(tasks) > 1
+
+
 @dataclass(eq=False)
 class Request(Generic[Value]):
-    """A value that one thread wants for a while."""
+    """A value that one thread, or task, wants for a while."""
 
     value: Value
-    thread: int = field(default_factory=get_ident)
+    owner: Owner = field(default_factory=Owner.here)
 
 
 class Requests(Generic[Value]):
     """All requests for one value of the process, which its threads share.
 
-    `of` combines the requested values, in the order of the requests. Threads may request a value at the same
-    time if it is the same one. What a recompute requests within a backward holds for its own thread alone.
+    `of` combines the requested values, in the order of the requests. Threads, and tasks, may request a
+    value at the same time if it is the same one. What a recompute requests within a backward
+    holds for its own thread alone.
     """
 
     def __init__(self, what: str, of: Callable[[Sequence[Value]], Value]) -> None:
@@ -54,7 +75,7 @@ class Requests(Generic[Value]):
             self._history.note(self.in_force())
             return request
         with self._lock:
-            self._check(value)
+            self._check(request, value)
             self._requests.append(request)
             self._tell()
         return request
@@ -62,7 +83,7 @@ class Requests(Generic[Value]):
     def change(self, request: Request[Value], value: Value) -> None:
         """Change a request. Raises StateError, changing nothing, if another thread requests another value."""
         with self._lock:
-            self._check(value)
+            self._check(request, value)
             request.value = value
             self._tell()
 
@@ -78,12 +99,14 @@ class Requests(Generic[Value]):
     def of_this_thread(self) -> Value:
         """The value by the requests of the calling thread alone."""
         with self._lock:
-            return self._of([request.value for request in self._requests if request.thread == get_ident()])
+            here = Owner.here()
+            return self._of([one.value for one in self._requests if not one.owner.apart(here)])
 
-    def _check(self, value: Value) -> None:
-        for request in self._requests:
-            if request.thread != get_ident() and request.value != value:
-                raise StateError(state_conflict(self.what, value, request.value))
+    def _check(self, request: Request[Value], value: Value) -> None:
+        here = Owner.here()  # not of whom the request is: another thread may change it
+        for other in self._requests:
+            if other is not request and other.owner.apart(here) and other.value != value:
+                raise StateError(state_conflict(self.what, value, other.value))
 
     def _tell(self) -> None:
         self._history.set(self._of([request.value for request in self._requests]))

@@ -40,7 +40,8 @@ class State:
     @property
     def grid(self) -> GridSizes | None:
         """The grid that a prepared model learned for its call, or video_grid's, as a comparable tuple."""
-        learned = running.now.grid if running.now is not None else None
+        call = running.in_force()
+        learned = None if call is None else call.grid
         return learned or self.grid_requests.in_force()
 
     @property

@@ -32,5 +32,19 @@ def backward_running() -> int:
 
 
 def after_backward(callback: Callable[[], None]) -> None:
-    """Call `callback` when the running backward has ended. Checked on torch 2.13."""
-    torch.autograd.Variable._execution_engine.queue_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]
+    """Call `callback` when the running backward has ended, also by an error. Checked on torch 2.13."""
+    torch.autograd.Variable._execution_engine.queue_callback(_Once(callback))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Once:
+    """Owned by a backward, which calls it at its end, or drops it."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def __call__(self) -> None:
+        callback, self.callback = self.callback, None
+        if callback is not None:
+            callback()
+
+    __del__ = __call__

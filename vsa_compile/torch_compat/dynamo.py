@@ -71,6 +71,11 @@ def capture_failures() -> tuple[type[Exception], ...]:
     return (exc.TorchDynamoException,)
 
 
+def forget_compiled() -> None:
+    """Compile every frame anew when it runs next, as if it were new. Checked on torch 2.13."""
+    torch._dynamo.reset_code_caches()
+
+
 def own_code(function: Callable, name: str) -> Callable:
     """Give `function` a code object of its own for each `name`; `function` must be newly made.
 

@@ -103,6 +103,7 @@ class BackwardGroup {
     gather(c, c.out, at, groups, g, columns, turned.get());
     for (int64_t i = 0; i < columns; ++i)
       delta.get()[i] = dot(rows.get() + i * c.packed_width, turned.get() + i * c.packed_width);
+    // A padding query, where products take pairs, is a row of zeros in both of them: it adds nothing.
     as_right(rows.get(), pairs, c.packed_width, grad_out.get());
     transpose_right(rows.get(), columns, c.packed_width, turned.get(), grad_out_transposed.get());
 
@@ -138,7 +139,6 @@ class BackwardGroup {
     for (int64_t column = 0; column < columns; column += kLanes) differentiate(even, column);
     T* weights = operand(scores.get(), weights_left.get());
     T* left = operand(score_grads.get(), grads_left.get());
-    if (pairs > queries) clear_pad(n, weights, left);
     const T* right = operand(score_grads.get(), grads_right.get());
     multiply(c, n, width, pairs, weights, columns, grad_out.get(), packed.grad_v[slice].get() + start, true);
     multiply(c, n, width, pairs, left, columns, q.get(), packed.grad_k[slice].get() + start, true);
@@ -152,7 +152,7 @@ class BackwardGroup {
     T* weights = operand(scores.get(), weights_left.get());
     T* left = operand(score_grads.get(), grads_left.get());
     auto one = [&](int64_t at) {
-      V weight = exp2_lanes<T>(at::vec::fmsub(load_lanes(scores.get() + at), factor, reference));
+      V weight = exp2_lanes<T>(below_highest(at::vec::fmsub(load_lanes(scores.get() + at), factor, reference)));
       V grad = weight * (load_lanes(score_grads.get() + at) - mean);
       store_lanes(weights + at, weight);
       store_lanes(left + at, grad);
@@ -163,11 +163,6 @@ class BackwardGroup {
       V even = one(at);
       if constexpr (kConverts<T>) store_pair(grads_right.get() + at + column, columns, even, one(at + columns));
     }
-  }
-
-  // Clears the padding query, where products take queries in pairs.
-  void clear_pad(int64_t keys, T* weights, T* grads) {
-    for (int64_t r = 0; r < keys; ++r) weights[r * columns + queries] = grads[r * columns + queries] = T(0.f);
   }
 };
 

@@ -50,8 +50,8 @@ V softmax_step(const float* scores, int64_t count, int64_t stride, float factor,
   V sum0(0.f), sum1(0.f);
   for (int64_t r = 0; r < count; r += 2) {
     const float* at = scores + r * stride;
-    V even = exp2_lanes<T>(at::vec::fmsub(load_lanes(at), times, reference));
-    V odd = exp2_lanes<T>(at::vec::fmsub(load_lanes(at + stride), times, reference));
+    V even = exp2_lanes<T>(below_highest(at::vec::fmsub(load_lanes(at), times, reference)));
+    V odd = exp2_lanes<T>(below_highest(at::vec::fmsub(load_lanes(at + stride), times, reference)));
     sum0 = sum0 + even;
     sum1 = sum1 + odd;
     store_pair(weights + r * stride, stride, even, odd);

@@ -43,6 +43,9 @@ void store_lanes(T* to, V x) {
 // The higher of the two, lane by lane; `top` where x is NaN.
 inline V raise(V top, V x) { return at::vec::clamp_min(top, x); }
 
+// At most 0, to which scores are rounded that are the highest, and huge: no weight is above 1. NaN stays NaN.
+inline V below_highest(V x) { return at::vec::clamp_max(x, V(0.f)); }
+
 // x where `condition`, else 0: also where x is NaN.
 inline V only_where(V condition, V x) { return V::blendv(V(0.f), x, condition); }
 

@@ -1,0 +1,206 @@
+"""What a backward computes again belongs to the forward that ran, whatever else the backward goes through."""
+
+import asyncio
+import types
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import torch
+from compare import assert_same_output
+from converting import attend, converting, latents
+from test_state import attend_hidden, either_checkpoint, in_a_thread
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import vsa_compile
+from vsa_compile import StateError
+from vsa_compile.convert.judge import Refusal
+from vsa_compile.runtime.calls import running
+from vsa_compile.runtime.state import now
+
+pytestmark = [pytest.mark.quick, pytest.mark.seconds]
+
+LEVEL, TURNED = (4, 5, 7), (4, 7, 5)
+
+
+def compiled(function: Callable, graphs: list | None = None) -> Callable:
+    torch._dynamo.reset()
+    return torch.compile(function, backend=converting([] if graphs is None else graphs, "aot_eager"))
+
+
+def gradient(loss: Tensor, x: Tensor) -> Tensor:
+    """By backward: reentrant checkpoints refuse torch.autograd.grad."""
+    x.grad = None
+    loss.backward()
+    assert x.grad is not None
+    return x.grad
+
+
+# --- Contexts ----------------------------------------------------------------------------------------
+
+
+@either_checkpoint
+def test_a_context_that_a_recompute_enters_is_over_after_it(reentrant: bool) -> None:
+    run, again = compiled(attend), partial(checkpoint, use_reentrant=reentrant)
+    x = latents(LEVEL).requires_grad_()
+
+    def densely(x: Tensor) -> Tensor:
+        with vsa_compile.dense():
+            return run(x)
+
+    sparse, dense = (gradient(function(x).square().sum(), x) for function in (run, densely))
+    for one, other, wanted in ((densely, run, sparse), (run, densely, dense)):
+        with vsa_compile.dense():
+            first = again(one, x)
+        gradient(first.square().sum(), x)
+        second = again(other, x)
+        assert_same_output(gradient(second.square().sum(), x), wanted)
+    both = again(densely, x).square().sum() + again(run, x).square().sum()
+    assert_same_output(gradient(both, x), sparse + dense)
+
+
+@either_checkpoint
+def test_a_recompute_within_a_recompute_has_the_state_of_its_forward(reentrant: bool) -> None:
+    run, again = compiled(attend), partial(checkpoint, use_reentrant=reentrant)
+    x = latents(LEVEL).requires_grad_()
+
+    def densely(x: Tensor) -> Tensor:
+        with vsa_compile.dense():
+            return again(run, x)
+
+    with vsa_compile.dense():
+        dense = gradient(run(x).square().sum(), x)
+        within = again(partial(again, run), x)
+    assert_same_output(gradient(within.square().sum(), x), dense)
+    mixed = again(lambda x: again(run, x) + densely(x), x)
+    sparse = gradient((run(x) + densely(x)).square().sum(), x)
+    assert_same_output(gradient(mixed.square().sum(), x), sparse)
+
+
+# --- Calls of prepared models ------------------------------------------------------------------------
+
+
+class Hidden(nn.Module):
+    """Its attention shows no grid, and is checkpointed; `features` is what it made of its tokens."""
+
+    def __init__(self, run: Callable, again: Callable) -> None:
+        super().__init__()
+        self.patch = nn.Conv3d(32, 32, 1, bias=False)
+        nn.init.dirac_(self.patch.weight)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.run, self.again, self.features = run, again, torch.empty(0)
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.patch(video).flatten(2).transpose(1, 2)
+        self.features = self.again(self.run, tokens)
+        return 2 * self.features, self.scale
+
+
+def alone(run: Callable, x: Tensor) -> Tensor:
+    plain = vsa_compile.prepare(Hidden(run, lambda function, x: function(x)))
+    return gradient(plain(x)[0].square().sum(), x)
+
+
+@either_checkpoint
+def test_features_are_recomputed_with_the_grid_of_their_call(reentrant: bool) -> None:
+    """Nothing that the call returned has a gradient, and another call came after it."""
+    run = compiled(attend_hidden)
+    model = vsa_compile.prepare(Hidden(run, partial(checkpoint, use_reentrant=reentrant)))
+    x, other = (latents(grid).requires_grad_() for grid in (LEVEL, TURNED))
+    wanted = alone(run, x)
+    model(x)
+    features = model.features
+    later = model(other)[0]
+    assert_same_output(gradient(4 * features.square().sum(), x), wanted)
+    assert_same_output(gradient(later.square().sum(), other), alone(run, other))
+
+
+@either_checkpoint
+def test_what_ran_before_a_prepared_model_has_no_grid_of_it(reentrant: bool) -> None:
+    """It is not prepared, has as many tokens, and is dense in the forward: so in the backward."""
+    graphs: list = []
+    run = compiled(attend_hidden, graphs)
+    again = partial(checkpoint, use_reentrant=reentrant)
+    tokens = latents(LEVEL).flatten(2).transpose(1, 2).requires_grad_()
+
+    def loss(again: Callable) -> Tensor:
+        model = vsa_compile.prepare(Hidden(lambda x: x, lambda function, x: function(x)))
+        before = again(run, tokens).transpose(1, 2).flatten(2)
+        return model(before.transpose(1, 2).unflatten(2, LEVEL))[0].square().sum()
+
+    wanted = gradient(loss(lambda function, x: function(x)), tokens)
+    assert_same_output(gradient(loss(again), tokens), wanted)
+    assert all(isinstance(decision, Refusal) for graph in graphs for decision in graph)
+
+
+@either_checkpoint
+def test_forwards_of_threads_in_one_backward_are_an_error(reentrant: bool) -> None:
+    """The numbers of their nodes are alike. One at a time each is right."""
+    run = compiled(attend_hidden)
+    model = vsa_compile.prepare(Hidden(run, partial(checkpoint, use_reentrant=reentrant)))
+    inputs = [latents(grid).requires_grad_() for grid in (LEVEL, TURNED)]
+    wanted = [alone(run, x) for x in inputs]
+    losses = [in_a_thread(lambda x=x: model(x)[0].square().sum()) for x in inputs]
+    with pytest.raises(Exception, match="several ran such forwards"):
+        sum(losses).backward()
+    assert running.now is None
+    losses = [in_a_thread(lambda x=x: model(x)[0].square().sum()) for x in inputs]
+    for loss, x, one in zip(losses, inputs, wanted, strict=True):
+        assert_same_output(gradient(loss, x), one)
+
+
+def test_a_parameter_that_is_returned_gets_no_hooks() -> None:
+    model = vsa_compile.prepare(Hidden(attend_hidden, lambda function, x: function(x)))
+    for _ in range(2):
+        model(latents(LEVEL))
+    assert not model.scale._backward_hooks
+
+
+# --- denoising and tasks -----------------------------------------------------------------------------
+
+
+def test_a_loop_may_run_in_another_thread_than_its_context() -> None:
+    with vsa_compile.denoising(3, dense_steps=2) as end:
+
+        def loop() -> list[bool]:
+            return [now.dense for step in range(3) if end(None, step, None, {}) is not None]
+
+        assert in_a_thread(loop) == [True, False, True]
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_loop_that_ended_early_is_told_of(steps: int) -> None:
+    pipe, seen = types.SimpleNamespace(num_timesteps=4), []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with vsa_compile.denoising(4, dense_steps=1) as end:
+            for count in (steps, 4):
+                for step in range(count):
+                    seen.append(now.dense)
+                    end(pipe, step, None, {})
+    assert seen == [True] + [False] * (steps - 1) + [steps == 4] + 3 * [False]
+    assert [str(one.message)[:30] for one in said] == (
+        [] if steps == 4 else ["denoising(4) took the first st"]
+    )
+
+
+def test_tasks_of_one_thread_do_not_overrule_each_other() -> None:
+    async def enter(cols: int) -> tuple | None:
+        with vsa_compile.video_grid(1, 2, cols):
+            await asyncio.sleep(0.01)
+            return now.grid
+
+    async def both(*cols: int) -> list:
+        return await asyncio.gather(*map(enter, cols), return_exceptions=True)
+
+    assert asyncio.run(both(3, 3)) == 2 * [(1, 2, 3)]
+    found = asyncio.run(both(3, 4))
+    assert found[0] == (1, 2, 3)
+    assert isinstance(found[1], StateError)
+    with vsa_compile.video_grid(1, 2, 9):  # around the event loop, as contexts nest
+        assert asyncio.run(both(3)) == [(1, 2, 3)]
+    with ThreadPoolExecutor(1) as pool, vsa_compile.video_grid(1, 2, 9):
+        assert isinstance(pool.submit(asyncio.run, both(3)).result()[0], StateError)
