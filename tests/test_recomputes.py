@@ -138,13 +138,14 @@ def test_what_ran_before_a_prepared_model_has_no_grid_of_it(reentrant: bool) -> 
 
 @either_checkpoint
 def test_forwards_of_threads_in_one_backward_are_an_error(reentrant: bool) -> None:
-    """The numbers of their nodes are alike. One at a time each is right."""
+    """The numbers of their nodes are alike. One at a time each is right. Where a graph serves both, torch may
+    be the first to notice, by the shapes of what was saved."""
     run = compiled(attend_hidden)
     model = vsa_compile.prepare(Hidden(run, partial(checkpoint, use_reentrant=reentrant)))
     inputs = [latents(grid).requires_grad_() for grid in (LEVEL, TURNED)]
     wanted = [alone(run, x) for x in inputs]
     losses = [in_a_thread(lambda x=x: model(x)[0].square().sum()) for x in inputs]
-    with pytest.raises(Exception, match="several ran such forwards"):
+    with pytest.raises(Exception, match=r"several ran such forwards|different metadata"):
         sum(losses).backward()
     assert running.now is None
     losses = [in_a_thread(lambda x=x: model(x)[0].square().sum()) for x in inputs]

@@ -142,5 +142,7 @@ def turned(axis: Axis) -> bool:
 
 def reordered_by(axis: Axis) -> str:
     """The operator that put an axis into another order, or a description."""
+    if any(map(_askew, segments(axis))) and not turned(axis):
+        return "they are cut out amid a frame"
     names = (form_of(leaf).by for leaf in leaves(axis))
     return next(filter(None, names), "its runs follow each other in another order than where they come from")
