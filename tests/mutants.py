@@ -220,7 +220,7 @@ COMPILER_MUTANTS = (
     Mutant("thinned", "every second of an axis is no part of it", "vsa_compile/analysis/pieces.py::replaced", "old.thinned is not None and same(old.thinned, axis)", "False", ("tests/test_exported.py", "-k", "wan and not slow")),
     Mutant("functional", "copies of a functional graph are unknown", "vsa_compile/analysis/optable/writes.py", "op('copy')(_copied_from)", "", ("tests/test_exported.py", "-k", "wan-functional")),
     Mutant("foreign", "a function is told by its name", "vsa_compile/analysis/optable/table.py::_entry", "any(...)", "True", ("tests/test_soundness_operators.py", "-k", "name")),
-    Mutant("long text", "a hint speaks of a text as long as the video", "vsa_compile/convert/no_video.py::fills", "segment.axis in analysis.inputs and any(analysis.hint(one.size) == grid.tokens for one in shown)", "False", ("tests/test_adversary.py", "-k", "hint")),
+    Mutant("long text", "a hint speaks of a text as long as the video", "vsa_compile/convert/no_video.py::fills", "segment.axis in analysis.inputs and any(analysis.hint(one.size) == grid.tokens for one in videos)", "False", ("tests/test_adversary.py", "-k", "hint")),
     Mutant("copied keys", "tokens taken out of (q, k, v) first are not placed", "vsa_compile/analysis/overwriting.py::_sources", "[one[0] for one in alike if len(one) == 1]", "[]", ("tests/test_adversary.py", "-k", "spelling")),
     Mutant("askew", "a run of two copies learns the grid of a sum", "vsa_compile/analysis/pieces.py::_askew", "axis.cut is None", "True", (*TOKENS, "-k", "run_of")),
     Mutant("regrouped", "swapped runs are an unknown order once reshaped", "vsa_compile/analysis/regroup.py::regroup", "REORDERED if REORDERED in map(order, inside) else UNKNOWN", "UNKNOWN", (*TOKENS, "-k", "hint")),

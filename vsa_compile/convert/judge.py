@@ -86,13 +86,13 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     """
     read = [_segments(analysis, call) for call in analysis.calls]
     every = [segment for segments in read for segment in segments]
-    shown = [one for one in every if one.grid or one.in_windows or one.order == REORDERED]
+    videos = [one for one in every if one.grid or one.in_windows or one.order == REORDERED]
     gates = gates_of(analysis, [attention_arguments(call.node).get("query") for call in analysis.calls])
     decisions: list[Decision] = []
     for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
         name = module_path(call.node)
         try:
-            conversion = _judge(analysis, call, name, segments, options, shown, guard)
+            conversion = _judge(analysis, call, name, segments, options, videos, guard)
             _check_tokens(analysis, conversion, options, guard)
             decisions.append(_with_gate(analysis, conversion, gate))
         except Refused as refused:
@@ -140,7 +140,7 @@ def _judge(
     name: str,
     segments: tuple[Segment, ...],
     options: Options,
-    shown: Sequence[Segment],
+    videos: Sequence[Segment],
     guard: bool,
 ) -> Conversion:
     if call.enclosed_by is not None:
@@ -149,7 +149,7 @@ def _judge(
         raise Refused(refusals.func_transform())
     arguments = attention_arguments(call.node)
     _check_rank(arguments)
-    grid, q_start, kv_start = _video(analysis, call, segments, options, shown, guard)
+    grid, q_start, kv_start = _video(analysis, call, segments, options, videos, guard)
     _check_call(arguments)
     mask, known = call.padding or (arguments["attn_mask"], call.known.get("attn_mask"))
     arguments["attn_mask"] = mask
@@ -176,7 +176,7 @@ def _video(
     call: AttentionCall,
     segments: tuple[Segment, ...],
     options: Options,
-    shown: Sequence[Segment],
+    videos: Sequence[Segment],
     guard: bool,
 ) -> tuple[Grid, Size, Size]:
     """The grid of the video tokens, and where they start among queries and keys."""
@@ -190,10 +190,10 @@ def _video(
     if shared:
         return max(shared, key=lambda found: analysis.hint(found[0].tokens))  # pyright: ignore[reportReturnType]
     if options.grid is not None and not any(q.grid for q in segments):
-        hinted = _hinted(analysis, call, options.grid, segments, keys, shown, guard)
+        hinted = _hinted(analysis, call, options.grid, segments, keys, videos, guard)
         if hinted is not None:
             return hinted
-    raise Refused(why_no_video(analysis, call, segments, keys, any(one.grid for one in shown)))
+    raise Refused(why_no_video(analysis, call, segments, keys, any(one.grid for one in videos)))
 
 
 def _hinted(
@@ -202,7 +202,7 @@ def _hinted(
     grid: Grid,
     segments: tuple[Segment, ...],
     keys: tuple[Segment, ...],
-    shown: Sequence[Segment],
+    videos: Sequence[Segment],
     guard: bool,
 ) -> tuple[Grid, Size, Size] | None:
     """The single segment that a hinted grid fits: of the same length, and not shown to be arranged otherwise.
@@ -211,11 +211,11 @@ def _hinted(
     that are both inputs of the graph, of which nothing is known: each may be the video as a whole. If a
     symbolic length fits in the example inputs, it becomes a guard, since the grid is a constant.
     """
-    fit = [(i, q) for i, q in enumerate(segments) if fills(analysis, q, grid, shown)]
+    fit = [(i, q) for i, q in enumerate(segments) if fills(analysis, q, grid, videos)]
     places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
               if (at := within(q.axis, k.axis)) is not None]  # fmt: skip
     given = all(call.known[name].given for name in ("query", "key"))
-    if not places and given and len(segments) == len(keys) == 1 and fills(analysis, keys[0], grid, shown):
+    if not places and given and len(segments) == len(keys) == 1 and fills(analysis, keys[0], grid, videos):
         places = [(0, 0, 0, keys[0].size) for _ in fit]
     if len(places) != 1:
         return None

@@ -18,16 +18,16 @@ from . import refusals
 from .refusals import Reason
 
 
-def fills(analysis: Analysis, segment: Segment, grid: Grid, shown: Sequence[Segment]) -> bool:
+def fills(analysis: Analysis, segment: Segment, grid: Grid, videos: Sequence[Segment]) -> bool:
     """Whether a hinted grid may apply to a segment: it has as many tokens, and nothing contradicts it.
 
     Reordered tokens, looked-up ids and axes in another order are no video; axes that are known in part may be
-    (frames, rows * cols). An input of the graph is something else (a text as long as the video) if tokens of
-    another call are as many and, as `shown`, those of a video.
+    (frames, rows * cols). An input of the graph is something else, a text as long as the video, if one
+    of `videos`, which the graph shows to be one in whatever order, has as many tokens.
     """
     if analysis.hint(segment.size) != grid.tokens or segment.order == REORDERED or segment.in_windows:
         return False
-    if segment.axis in analysis.inputs and any(analysis.hint(one.size) == grid.tokens for one in shown):
+    if segment.axis in analysis.inputs and any(analysis.hint(one.size) == grid.tokens for one in videos):
         return False
     atoms = wholes(segment.axis, opaque=True)
     if len(atoms) == 1:
