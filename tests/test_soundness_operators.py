@@ -58,6 +58,12 @@ def contiguous(x: Tensor) -> Tensor:
     return x.roll(1, 1)
 
 
+@torch.compiler.allow_in_graph
+def relu(x: Tensor) -> Tensor:
+    return x.roll(1, 1)
+
+
 def test_a_python_function_of_a_known_name_is_unknown():
+    assert dense(fates(Model(lambda x: attention(relu(x))), latents()))
     assert dense(fates(FlattenedElsewhere(flatten), latents()))
     assert dense(fates(Model(lambda x: attention(contiguous(x))), latents()))
