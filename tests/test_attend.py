@@ -149,6 +149,20 @@ def test_what_nobody_sees_changes_no_bit(kernel: Kernel, data, poison: float):
 
 
 @each
+def test_the_very_first_key_fills_no_empty_place(kernel: Kernel):
+    """A kernel that gathers as many keys for every tile must fill up the shorter lists with some key."""
+    case = make_case(6, before=2, padding=1, dtype=kernel.dtype)
+    assert case.key_padding is not None
+    case.key_padding[:, 0] = False
+
+    def poisoned(x: Tensor) -> Tensor:
+        return x.index_fill(2, torch.zeros(1, dtype=torch.long), torch.nan)
+
+    clean = kernel.run(replace(case, k=case.k.clone(), v=case.v.clone()))
+    assert_same_bits(kernel.run(replace(case, k=poisoned(case.k), v=poisoned(case.v))), clean)
+
+
+@each
 def test_poison_reaches_exactly_the_rows_that_list_it(kernel: Kernel):
     case = make_case(7, grid=(4, 6, 8), tile=(2, 3, 4), listed=4, ragged=False, dtype=kernel.dtype)
     ids = reference.tile_of_token(case.grid, case.tile)

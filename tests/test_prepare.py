@@ -86,9 +86,11 @@ def test_blocks_compiled_alone_convert_at_every_grid(first: str, wanted: list[Te
 
 @pytest.mark.no_cover
 @pytest.mark.seconds
-def test_a_whole_prepared_model_needs_no_more_graphs(wanted: list[Tensor]):
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_whole_prepared_model_needs_no_more_graphs(fullgraph: bool, wanted: list[Tensor]):
     spy = Spy()
-    same(outputs(torch.compile(vsa_compile.prepare(ToyDiT(TWO)), backend=spy)), wanted)
+    model = vsa_compile.prepare(ToyDiT(TWO))
+    same(outputs(torch.compile(model, backend=spy, fullgraph=fullgraph)), wanted)
     assert spy.fates == 3 * [["sparse", "sparse"]]
 
 

@@ -161,19 +161,21 @@ def _whole(handed: Callable, prepared: Prepared) -> Callable:
     """`handed`, with Dynamo capturing data-dependent sizes unless it fails at that. No graph is split at the
     buckets of DistributedDataParallel, which would separate marks from their attention calls."""
 
+    settings = no_frame(capturing)  # under fullgraph=True, Dynamo fails at frames that it would else skip
+
     def whole(*args: Any, **kwargs: Any) -> Any:
         if prepared.captures:
             try:
-                with capturing(sizes_that_are_data=True):
+                with settings(sizes_that_are_data=True):
                     return handed(*args, **kwargs)
             except capture_failures() as error:
                 forget_compiled()  # else frames that were compiled before the failure lead to it again
-                with capturing(sizes_that_are_data=False):
+                with settings(sizes_that_are_data=False):
                     out = handed(*args, **kwargs)  # raises again if capturing is not the cause
                 prepared.captures = False
                 warnings.warn(captured_in_vain(type(args[0]).__name__, str(error)), stacklevel=3)
                 return out
-        with capturing(sizes_that_are_data=False):
+        with settings(sizes_that_are_data=False):
             return handed(*args, **kwargs)
 
     return whole

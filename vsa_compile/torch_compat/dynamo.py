@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -51,17 +51,15 @@ def guard_on_attribute(package: str, *attributes: str) -> None:
     install_guard(source.make_guard(GuardBuilder.EQUALS_MATCH))
 
 
-@contextmanager
-def capturing(*, sizes_that_are_data: bool) -> Iterator[None]:
+def capturing(*, sizes_that_are_data: bool) -> AbstractContextManager[None]:
     """Settings for what Dynamo compiles within, in this thread: no graph is split at the buckets of
     DistributedDataParallel, and, if `sizes_that_are_data`, `.item()` and `nonzero` are captured as with
-    fullgraph=True. Checked on torch 2.13.
+    fullgraph=True. No generator, which Dynamo would compile. Checked on torch 2.13.
     """
     changes: dict[str, bool] = {"optimize_ddp": False}
     if sizes_that_are_data:
         changes |= {"capture_scalar_outputs": True, "capture_dynamic_output_shape_ops": True}
-    with torch._dynamo.config.patch(changes):
-        yield
+    return torch._dynamo.config.patch(changes)
 
 
 def capture_failures() -> tuple[type[Exception], ...]:
