@@ -208,7 +208,8 @@ def test_without_onednn_the_kernel_multiplies_itself():
         with torch.backends.mkldnn.flags(enabled=False):
             own = kernel.run(case)
         assert_right(case, own)
-        if (kernel.variant or loader.variants()[0]) != "plain" and kernel.dtype is torch.float32:  # summed in another order: other bits
+        if (kernel.variant or loader.variants()[0]) != "plain" and kernel.dtype is torch.float32:
+            # Summed in another order: other bits.
             assert not torch.equal(own["grad_k"], kernel.run(case)["grad_k"])
 
 

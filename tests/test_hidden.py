@@ -185,7 +185,7 @@ def assert_ran(case, calls, grid):
 
 
 @cases(
-    "mochi", "hunyuan_video15", uncovered=("ltx_coordinates", "minimax_h3"),
+    "mochi", uncovered=("hunyuan_video15", "ltx_coordinates", "minimax_h3"),
     slow=("framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
 )  # fmt: skip
 def test_a_prepared_model_converts_every_call_and_equals_eager(case):

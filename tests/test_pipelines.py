@@ -314,6 +314,7 @@ def sparse_by_hand(pipeline: Made, grid: Grid) -> Tensor:
         return pipeline(grid)
 
 
+@pytest.mark.no_cover
 @ONE_BY_ONE
 def test_prepared_blocks_are_sparse(compile_blocks, graphs):
     """With the grid of every call, though those of landscape and portrait look the same from a block."""

@@ -152,7 +152,8 @@ def test_forwards_of_threads_in_one_backward_are_an_error_or_right(reentrant: bo
     try:
         sum(losses).backward()
     except Exception as error:
-        assert re.search(r"several ran such forwards|different metadata", str(error)), error
+        if not re.search(r"several ran such forwards|different metadata", str(error)):
+            raise
     else:
         for x, right in zip(inputs, wanted, strict=True):
             assert_same_output(x.grad, right)

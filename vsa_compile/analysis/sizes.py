@@ -15,7 +15,7 @@ def equal(a: Size, b: Size) -> bool:
     """Whether two sizes are equal for all values of their symbols."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    return a == b or _is_zero(a - b)
+    return a is b or _equal(a, b)
 
 
 def at_most(a: Size, b: Size) -> bool:
@@ -23,6 +23,11 @@ def at_most(a: Size, b: Size) -> bool:
     if isinstance(a, int) and isinstance(b, int):
         return a <= b
     return equal(a, b) or _is_nonnegative(sympy.sympify(b - a))
+
+
+@lru_cache(maxsize=4096)
+def _equal(a: Size, b: Size) -> bool:
+    return a == b or _is_zero(a - b)
 
 
 @lru_cache(maxsize=4096)
