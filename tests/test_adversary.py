@@ -6,6 +6,7 @@ will, and may undo one another.
 
 from functools import cache
 
+import pytest
 import torch
 from adversary.captured import capture, pool
 from adversary.strategy import CHANGING, KEEPING, Case, Change, cases, hinted_cases
@@ -14,6 +15,8 @@ from hypothesis import assume, example, given
 from profiles import SCALE, examples
 from random_models import Plan
 from random_models.plan import Block
+
+pytestmark = pytest.mark.no_cover
 
 PLANS = pool(12 * min(SCALE, 10), start=SCALE)
 

@@ -153,10 +153,10 @@ def test_threads_have_their_own_grids(wanted: dict) -> None:
                 assert_same_output(out, wanted[grid])
 
 
-@pytest.mark.no_cover
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # loops without steps, which denoising() warns of
 def test_four_threads_two_models_and_six_grids_do_not_mix() -> None:
-    """`make fuzz` does this for minutes."""
+    """As `make fuzz` does for minutes."""
     seen = soak(seconds=0, least=24).seen
     assert seen["sparse"] > 0
     assert seen["dense"] + seen["dense refused"] > 0
@@ -210,6 +210,7 @@ def checkpointed_blocks(model: nn.Module, reentrant: bool) -> None:
         block._compiled_call_impl = partial(checkpoint, call, use_reentrant=reentrant)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("reentrant", [False, True], ids=["hooks", "reentrant"])
 def test_a_backward_recomputes_with_the_grid_of_its_forward(reentrant: bool) -> None:
     """Two calls, another in between, and one backward for both; and each backward alone."""

@@ -80,6 +80,7 @@ ARGUMENTS = {"latents": torch.randn(2, 32, *GRID), "text": torch.randn(2, 7, 32)
 # --- What a gate adds --------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("joint", "sparsity", "then"),
     [(True, 0.5, "inductor"), (False, 0.5, "aot_eager"), (True, 0, "aot_eager")],

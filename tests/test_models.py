@@ -17,9 +17,17 @@ from vsa_compile.ops import reference
 # Models that write their attention as another one here does; what they share is shown on that one.
 TWINS = ("wan_i2v", "wan_ti2v", "wan_fused", "wan_vace", "skyreels", "skyreels_df", "chronoedit", "anyflow",
          "cogvideox_2b", "cogvideox_1_5", "consisid", "cosmos_by_frame", "hunyuan_token_replace")  # fmt: skip
+# They take long, and no line of ours is theirs alone.
+LARGE = ("sana_wm", "ltx2", "kandinsky6", "kandinsky5", "motif", "hunyuan_float_mask")
+
+
+def _marks(name):
+    return pytest.mark.slow if name in TWINS else pytest.mark.no_cover if name in LARGE else ()
+
+
 ONE_OF_A_KIND = pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=pytest.mark.slow if case.name in TWINS else ()) for case in zoo.VIDEO],
+    [pytest.param(case, marks=_marks(case.name)) for case in zoo.VIDEO],
     ids=lambda case: case.name,
 )
 NEGATIVE = pytest.mark.parametrize("case", zoo.NEGATIVE, ids=lambda case: case.name)

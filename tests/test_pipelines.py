@@ -21,6 +21,8 @@ from torch._dynamo.utils import counters
 
 import vsa_compile
 
+pytestmark = pytest.mark.no_cover
+
 Grid = tuple[int, int, int]
 Run = Callable[[Grid], dict[str, Any]]
 
@@ -148,7 +150,6 @@ def difference(got: Tensor, wanted: Tensor) -> float:
 # --- Resolutions --------------------------------------------------------------------------------------
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "family",
     [pytest.param(f, marks=pytest.mark.slow if f is not wan else ()) for f in FAMILIES],
@@ -163,7 +164,6 @@ def test_three_graphs_serve_twelve_resolutions(family, graphs):
     pipeline.assert_graphs(len(graphs))
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("family", [wan, ltx])
 def test_portrait_right_after_landscape(family, graphs):
     """Both have the same number of tokens, so that Dynamo takes that for a constant where it is an input."""
@@ -186,7 +186,6 @@ def test_the_attention_of_every_pipeline_shows_in_its_video(family, graphs):
     pipeline.assert_graphs(1)
 
 
-@pytest.mark.no_cover
 def test_inductor_makes_the_same_video():
     """And the autoencoder turns it into pixels."""
     pipeline = wan()
@@ -212,7 +211,6 @@ def lora(transformer: torch.nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-@pytest.mark.no_cover
 def test_adapters_come_go_and_change_their_weight(graphs):
     pytest.importorskip("peft")
     pipeline = wan()
@@ -243,7 +241,6 @@ def test_adapters_come_go_and_change_their_weight(graphs):
     pipeline.assert_graphs(len(graphs))
 
 
-@pytest.mark.no_cover
 def test_models_that_wait_elsewhere_are_sparse(graphs):
     """The hook moves the model when it is called, in front of what Dynamo compiles."""
     pipeline = wan()
@@ -256,7 +253,6 @@ def test_models_that_wait_elsewhere_are_sparse(graphs):
     assert len(graphs) <= 3
 
 
-@pytest.mark.no_cover
 def test_a_named_attention_backend_is_sparse(graphs):
     pipeline = hunyuan_video()
     wanted = pipeline()
@@ -284,7 +280,6 @@ def offloaded(pipeline: Made, **options: Any) -> None:
 ONE_BY_ONE = pytest.mark.parametrize("compile_blocks", [repeated, offloaded])
 
 
-@pytest.mark.no_cover
 @ONE_BY_ONE
 def test_blocks_alone_stay_dense_and_say_so(compile_blocks, graphs, caplog):
     pipeline = wan()
@@ -314,7 +309,6 @@ def sparse_by_hand(pipeline: Made, grid: Grid) -> Tensor:
         return pipeline(grid)
 
 
-@pytest.mark.no_cover
 @ONE_BY_ONE
 def test_prepared_blocks_are_sparse(compile_blocks, graphs):
     """With the grid of every call, though those of landscape and portrait look the same from a block."""

@@ -17,6 +17,8 @@ from vsa_compile.analysis.graph_facts import module_path
 from vsa_compile.convert.judge import Conversion, Decision, Refusal, judge
 from vsa_compile.report.site_report import SiteReport, site_report
 
+pytestmark = pytest.mark.no_cover
+
 FEW = settings(max_examples=max(settings().max_examples // 5, 1))
 FEWER = settings(max_examples=max(settings().max_examples // 10, 1))  # symbolic sizes take the longest
 # Spellings behind the mends of the layout analysis: split atoms, bare tokens, a square grid.
@@ -157,7 +159,6 @@ def test_bare_tokens_with_symbolic_sizes_convert():
     assert_true(watched, truths(plan))
 
 
-@pytest.mark.no_cover
 @FEWER
 @given(plan=plans(symbolic=True, depth=2), sparsity=SPARSITIES)
 @example(plan=SQUARE_GRID, sparsity=1e-6)
@@ -193,7 +194,6 @@ def test_landscape_and_portrait_each_run_with_their_own_grid(plan, swap, dynamic
         assert_ran(watched, truths(plan, grid))
 
 
-@pytest.mark.no_cover
 @FEW
 @given(plan=plans(autocast=True, depth=2))
 def test_autocast_adds_no_error_of_its_own(plan):
@@ -218,7 +218,6 @@ def _flat(grads: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([grads[name].flatten() for name in sorted(grads)])
 
 
-@pytest.mark.no_cover
 @settings(max_examples=2, derandomize=True)
 @given(plan=plans(depth=1))
 def test_through_inductor(plan):

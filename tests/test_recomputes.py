@@ -20,6 +20,7 @@ import vsa_compile
 from vsa_compile import StateError
 from vsa_compile.convert.judge import Refusal
 from vsa_compile.runtime.calls import ModelCall, Running, running
+from vsa_compile.runtime.requests import Owner
 from vsa_compile.runtime.state import now
 
 pytestmark = [pytest.mark.quick, pytest.mark.seconds]
@@ -173,6 +174,16 @@ def test_a_number_that_two_threads_made_tells_no_call(monkeypatch) -> None:
             assert threads.in_force() is call
     with pytest.raises(StateError, match="several ran such forwards"):
         threads.in_force()
+
+
+def test_a_thread_is_told_from_one_that_is_over() -> None:
+    """Whose identifier Python may give to it."""
+    threads = []
+    for _ in range(20):
+        call = ModelCall(0)
+        in_a_thread(lambda call=call: running.begin(call)())
+        threads.append((call.thread, in_a_thread(Owner.here).thread))
+    assert len({number for pair in threads for number in pair}) == 40
 
 
 def test_a_parameter_that_is_returned_gets_no_hooks() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..errors import StateError, forward_unknown
 from ..grid import GridSizes
 from ..torch_compat import backward_running, position, position_of_forward
+from .requests import thread_number
 
 _KEPT = 256  # calls that each thread remembers: more than a forward and its backward lie apart
 
@@ -52,7 +53,7 @@ class Running(threading.local):
 
     def begin(self, call: ModelCall) -> Callable[[], None]:
         """`enter` for a call that is made now."""
-        call.thread, call.backward, call.first = threading.get_ident(), backward_running(), position()
+        call.thread, call.backward, call.first = thread_number(), backward_running(), position()
         return self.enter(call)
 
     def remember(self, call: ModelCall) -> None:

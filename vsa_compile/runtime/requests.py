@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from threading import RLock, get_ident
 from typing import Generic, NamedTuple, TypeVar
 
 from ..errors import StateError, state_conflict
@@ -14,6 +14,23 @@ from ..plan.history import History
 from ..torch_compat import position_of_forward
 
 Value = TypeVar("Value", bound=Hashable)
+
+
+class _Here(threading.local):
+    """What `thread_number` says of this thread."""
+
+    numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self.number = next(self.numbers)
+
+
+_here = _Here()
+
+
+def thread_number() -> int:
+    """A number of the calling thread alone. `get_ident()` may be that of a thread which is over by now."""
+    return _here.number
 
 
 class Owner(NamedTuple):
@@ -25,9 +42,9 @@ class Owner(NamedTuple):
     @classmethod
     def here(cls) -> Owner:
         try:
-            return cls(get_ident(), asyncio.current_task())
+            return cls(thread_number(), asyncio.current_task())
         except RuntimeError:  # no event loop runs
-            return cls(get_ident(), None)
+            return cls(thread_number(), None)
 
     def apart(self, other: Owner) -> bool:
         """Whether neither is inside the other: what a thread requested before its loop is around tasks."""
@@ -55,7 +72,7 @@ class Requests(Generic[Value]):
         self.what, self._of = what, of
         self._requests: list[Request[Value]] = []
         self._history: History[Value] = History(what, of([]))
-        self._lock = RLock()
+        self._lock = threading.RLock()
         self._inside = _Inside()
 
     def in_force(self) -> Value:
