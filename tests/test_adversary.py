@@ -50,6 +50,25 @@ ROWS_SWAPPED = Case(
 LONG_TEXT = Case(
     Plan((6, 2, 5), (Block("self"), Block("long-text-self")), width=12, text=6, patch="rearrange"), (), True
 )
+# The same beside a video that was cut and swapped: parts of it are as long together.
+LONG_TEXT_BESIDE_PARTS = Case(
+    Plan(
+        (6, 2, 5),
+        (
+            Block(
+                "two-stream-before", "chunk", "transpose", "view", "grid", "layer", "interleaved",
+                rope_first=True, gqa="repeat", positional=True, modulated=True, masked=True,
+                checkpointed=True,
+            ),
+            Block(
+                "long-text-self", "chunk", "sequence-first", "reshape", "channels", "wide", "folded",
+                gqa="repeat", scale=0.25, positional=True, masked=True,
+            ),
+        ),
+        width=12, text=6, patch="rearrange",
+    ),
+    (Change("cut_and_swapped", 233, 0),), True,
+)  # fmt: skip
 # Keys that were taken out of (q, k, v), then copied token by token.
 KEYS_COPIED = Case(
     Plan((4, 4, 5), (Block("text-among-keys", qkv="unbind"),), width=8, text=4, patch="tokens"),
@@ -65,6 +84,7 @@ def test_what_is_converted_is_true(case: Case):
 
 
 @example(case=LONG_TEXT)
+@example(case=LONG_TEXT_BESIDE_PARTS)
 @examples(40)
 @given(case=hinted_cases(PLANS))
 def test_a_hint_overrides_nothing_that_the_graph_shows(case: Case):

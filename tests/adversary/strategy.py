@@ -66,7 +66,7 @@ class Case:
                 return None
             if reads_blank_memory(captured, module):
                 return None
-        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, UserWarning):
             return None
         return captured, module
 

@@ -85,8 +85,10 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     process's reason why a grid is unknown.
     """
     read = [_segments(analysis, call) for call in analysis.calls]
-    every = [segment for segments in read for segment in segments]
-    videos = [one for one in every if one.grid or one.in_windows or one.order == REORDERED]
+    videos = [
+        tuple(one for one in segments if one.grid or one.in_windows or one.order == REORDERED)
+        for segments in read
+    ]
     gates = gates_of(analysis, [attention_arguments(call.node).get("query") for call in analysis.calls])
     decisions: list[Decision] = []
     for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
@@ -140,7 +142,7 @@ def _judge(
     name: str,
     segments: tuple[Segment, ...],
     options: Options,
-    videos: Sequence[Segment],
+    videos: Sequence[tuple[Segment, ...]],
     guard: bool,
 ) -> Conversion:
     if call.enclosed_by is not None:
@@ -176,7 +178,7 @@ def _video(
     call: AttentionCall,
     segments: tuple[Segment, ...],
     options: Options,
-    videos: Sequence[Segment],
+    videos: Sequence[tuple[Segment, ...]],
     guard: bool,
 ) -> tuple[Grid, Size, Size]:
     """The grid of the video tokens, and where they start among queries and keys."""
@@ -193,7 +195,9 @@ def _video(
         hinted = _hinted(analysis, call, options.grid, segments, keys, videos, guard)
         if hinted is not None:
             return hinted
-    raise Refused(why_no_video(analysis, call, segments, keys, any(one.grid for one in videos)))
+    raise Refused(
+        why_no_video(analysis, call, segments, keys, any(one.grid for video in videos for one in video))
+    )
 
 
 def _hinted(
@@ -202,7 +206,7 @@ def _hinted(
     grid: Grid,
     segments: tuple[Segment, ...],
     keys: tuple[Segment, ...],
-    videos: Sequence[Segment],
+    videos: Sequence[tuple[Segment, ...]],
     guard: bool,
 ) -> tuple[Grid, Size, Size] | None:
     """The single segment that a hinted grid fits: of the same length, and not shown to be arranged otherwise.

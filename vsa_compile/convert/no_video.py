@@ -18,16 +18,16 @@ from . import refusals
 from .refusals import Reason
 
 
-def fills(analysis: Analysis, segment: Segment, grid: Grid, videos: Sequence[Segment]) -> bool:
+def fills(analysis: Analysis, segment: Segment, grid: Grid, videos: Sequence[tuple[Segment, ...]]) -> bool:
     """Whether a hinted grid may apply to a segment: it has as many tokens, and nothing contradicts it.
 
     Reordered tokens, looked-up ids and axes in another order are no video; axes that are known in part may be
-    (frames, rows * cols). An input of the graph is something else, a text as long as the video, if one
-    of `videos`, which the graph shows to be one in whatever order, has as many tokens.
+    (frames, rows * cols). An input of the graph is something else, a text as long as the video, if
+    `videos`, what the graph shows of them in the queries of each call, in whatever order, are as many tokens.
     """
     if analysis.hint(segment.size) != grid.tokens or segment.order == REORDERED or segment.in_windows:
         return False
-    if segment.axis in analysis.inputs and any(analysis.hint(one.size) == grid.tokens for one in videos):
+    if segment.axis in analysis.inputs and any(grid.tokens in _lengths(analysis, video) for video in videos):
         return False
     atoms = wholes(segment.axis, opaque=True)
     if len(atoms) == 1:
@@ -36,6 +36,12 @@ def fills(analysis: Analysis, segment: Segment, grid: Grid, videos: Sequence[Seg
     ends = {prod(sizes[: i + 1]) for i in range(len(sizes))}
     shown = ends <= {grid.frames, grid.frames * grid.rows, grid.tokens}
     return shown and all(atom.whole is None for atom in atoms) and not out_of_order(atoms)
+
+
+def _lengths(analysis: Analysis, video: tuple[Segment, ...]) -> list[int]:
+    """How long the videos of a call are in the example inputs: one that was cut and reordered, all parts."""
+    parts = sum(analysis.hint(one.size) for one in video if one.order == REORDERED)
+    return [parts, *(analysis.hint(one.size) for one in video)]
 
 
 def why_no_video(
