@@ -25,6 +25,7 @@ def judged(case: Case) -> dict[str, Claim]:
     """What is converted of an edited graph, once it is known to be true."""
     made = case.sketch()
     assume(made is not None)
+    assert made is not None
     captured, module = made
     return assert_true(captured, module, options(captured, case.hinted))
 
