@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.dev
 MINUTES ?= 10
 
-.PHONY: demo test slow check fuzz mutants bench gpu format clean
+.PHONY: demo test slow check style types quick fuzz mutants bench gpu format clean
 
 # One extra of pyproject.toml each; the demo needs neither the tests' tools nor triton.
 $(VENV)/.dev $(VENV)/.demo: pyproject.toml
@@ -25,9 +25,16 @@ slow: $(READY)  ## the same properties on more models, and the demo
 	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 check: $(READY)  ## format, lint, types and the quick tests, in under a minute
+	$(MAKE) --jobs 2 style types quick
+
+style: $(READY)
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/ruff check --quiet .
+
+types: $(READY)
 	$(VENV)/bin/pyright > $(VENV)/pyright.log || (cat $(VENV)/pyright.log; false)
+
+quick: $(READY)
 	$(RUN) -m pytest -q -n 2 -m "quick and not seconds" $$(grep -rl --include='test_*.py' 'mark.quick' tests)
 
 fuzz: $(READY)  ## hypothesis for MINUTES, with its example database kept

@@ -113,7 +113,6 @@ def test_fallback_error_raises_for_video_attention_and_lets_the_rest_pass():
     captured_nodes(cross, (torch.randn(1, 2, 24, 16), torch.randn(1, 2, 9, 16)), fallback="error")
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("step", ["analyse", "judge", "plan", "apply"])
 def test_a_failure_of_our_own_is_logged_and_leaves_the_model_working(step, monkeypatch):
     logged = []
@@ -147,7 +146,6 @@ def test_another_backends_options_are_not_ours():
     torch.compile(ToyDiT(), backend=lambda module, inputs, **_: module, options={"sparsty": 0.5})
 
 
-@pytest.mark.quick
 def test_options_that_a_backend_brings_along():
     args = inputs(Habits())
     backend = vsa_compile.vsa.with_options(sparsity=0.5, min_tokens=0, tile=[2, 2, 2])
@@ -165,7 +163,6 @@ def test_options_that_a_backend_brings_along():
         torch.compile(ToyDiT(), backend=backend, options={"sparsity": 0.5})
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("inner", [False, True], ids=["lowering", "backend"])
 def test_an_error_of_ours_reaches_the_caller_as_it_is(inner, monkeypatch):
     """Also one that Inductor has packed into its own."""

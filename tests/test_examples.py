@@ -232,7 +232,6 @@ def test_layers_of_tiles_are_named_by_their_pictures():
     assert demo_picture._layers(20, 19) == list(range(14, 20))
 
 
-@pytest.mark.quick
 def test_the_picture_shows_the_marked_tile_and_where_the_output_moved(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     from matplotlib.axes import Axes

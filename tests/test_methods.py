@@ -92,6 +92,7 @@ def test_sparsity_0_is_dense_and_so_is_a_list_of_every_tile(name: str, dtype: to
 # --- Rules that rank ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 @examples(40)
 @given(
     seed=st.integers(0, 999), sparsity=st.sampled_from((1e-6, 0.3, 0.7, 0.9, 0.999)),

@@ -359,6 +359,7 @@ def test_more_hinted_grids_than_dynamo_compiles_are_announced():
             assert_same_output(run(grid), by_hand(latents(grid), grid))
 
 
+@pytest.mark.seconds
 def test_leaving_video_grid_leaves_calls_dense_again():
     model, spy = by_blocks(ToyDiT(TWO), Spy()), Spy()
     args = inputs(TWO)
@@ -391,6 +392,7 @@ def test_a_graph_that_shows_its_grid_does_not_listen_to_hints():
     assert len(spy.fates) == 1
 
 
+@pytest.mark.seconds
 def test_explain_hears_the_hint():
     block, x = ToyDiT(TWO).blocks[0], torch.randn(1, 210, 64)
     (plain,) = vsa_compile.explain(block, x, None, options=EXACT).sites

@@ -14,8 +14,6 @@ from torch._dynamo.utils import counters
 
 from vsa_compile import torch_compat
 
-pytest.importorskip("diffusers")
-
 ROOT = Path(__file__).parents[1]
 CONVERTING = ("fast(", "pipe(", "blocks(", "trained(", "convert_exported(")
 README = (ROOT / "README.md").read_text()
@@ -28,6 +26,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(params=["graphs", pytest.param("inductor", marks=pytest.mark.slow)])
 def compiler(request, monkeypatch) -> Iterator[str]:
     """Inductor takes minutes over all blocks, so that by default the converted graphs run as they are."""
+    pytest.importorskip("diffusers")
     if request.param == "graphs":
         monkeypatch.setattr(torch_compat, "compile_with_inductor", lambda module, *_: module.forward)
     return request.param

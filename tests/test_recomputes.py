@@ -23,8 +23,6 @@ from vsa_compile.runtime.calls import ModelCall, Running, running
 from vsa_compile.runtime.requests import Owner
 from vsa_compile.runtime.state import now
 
-pytestmark = [pytest.mark.quick, pytest.mark.seconds]
-
 LEVEL, TURNED = (4, 5, 7), (4, 7, 5)
 
 

@@ -157,14 +157,12 @@ def test_nothing_is_copied_where_models_merge_the_heads_at_once(kinds: list[SDPB
         assert COPY not in nodes_of(use, kinds)
 
 
-@pytest.mark.quick
 def test_only_what_is_used_as_it_lies_is_copied() -> None:
     for use in (lambda x: x.to(torch.float64).view(2, -1, 16), lambda x: x * 2, lambda x: x):
         assert nodes_of(use, HEAD_MAJOR).count(COPY) == 1
         assert COPY not in nodes_of(use, TOKEN_MAJOR)
 
 
-@pytest.mark.quick
 @torch.no_grad()
 def test_writes_reach_what_they_reach_without_us() -> None:
     """Through a reshape, which is a view of SDPA's memory and of ours a copy, or the other way round."""
@@ -194,11 +192,11 @@ def shown(module: GraphModule) -> list[str]:
 EDITS = [(Graph, "call_function"), (torch.fx.Node, "replace_all_uses_with"), (Graph, "lint")]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("owner", "name"), EDITS, ids=[name for _, name in EDITS])
 @pytest.mark.parametrize(
     "dynamic",
-    [pytest.param(False, id="static"), pytest.param(True, id="symbolic", marks=pytest.mark.seconds)],
+    [False, True],
+    ids=["static", "symbolic"],
 )
 def test_a_failure_in_the_middle_of_the_edits_is_undone(owner: Any, name: str, dynamic: bool) -> None:
     """Every call of the functions that edit a graph fails once."""

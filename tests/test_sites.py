@@ -27,6 +27,7 @@ def heads(x, count=4):
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("habits", "segments"),
     [
@@ -232,6 +233,7 @@ def test_func_transforms_are_refused():
     assert "torch.func" in refused(attend)
 
 
+@pytest.mark.seconds
 def test_dense_layers_are_counted_by_the_module_path():
     habits = Habits(blocks=3)
     sites = explained(ToyDiT(habits), *inputs(habits), options=ALL | {"dense_layers": (0, 2)})
@@ -293,6 +295,7 @@ def test_block_indices(path, indices):
     assert block_indices(path) == indices
 
 
+@pytest.mark.seconds
 def test_the_report_reads_well_and_serialises():
     import json
 

@@ -81,6 +81,7 @@ def test_windows_are_not_the_video_shifted_or_not(size: tuple[int, int, int]):
     assert dense(fates(Model(lambda x: attend(x, 1)), latents()))
 
 
+@pytest.mark.seconds
 def test_a_prepared_model_with_complex_rotary_code_behind_a_break_still_runs():
     """SkyReels-V2: what `prepare` lets Dynamo capture made its code for complex views fail."""
 

@@ -4,7 +4,6 @@
 #include "call.h"
 #include "vectors.h"
 
-#include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 
 #include <cstring>
@@ -34,7 +33,8 @@ int64_t padded(int64_t n) {
   return kConverts<T> ? round_up(n, 2) : n;
 }
 
-// Whether oneDNN multiplies operands of this type here, which is tried once, and is not switched off.
+// Whether oneDNN multiplies operands of this type here, which is tried once. Where a user switches oneDNN off,
+// torch multiplies in another way.
 template <typename T>
 bool takes_brgemm() {
   if constexpr (!kBrgemm || (kConverts<T> && !kBrgemmBF16)) return false;
@@ -49,7 +49,7 @@ bool takes_brgemm() {
       return false;
     }
   }();
-  return taken && at::globalContext().userEnabledMkldnn();
+  return taken;
 }
 
 // --- A product of our own, where there is no brgemm -------------------------------------------------
