@@ -25,6 +25,10 @@ class _Failures(logging.Handler):
 for name in ("vsa_compile.analysis", "vsa_compile.backend"):
     logging.getLogger(name).addHandler(_Failures(logging.WARNING))
 
+# torch formats its structured trace, a quarter of all time, where somebody listens; and pytest listens to loggers
+# that do not propagate.
+logging.getLogger("torch.__trace").propagate = True
+
 # Processes that tests start run the kernel as it is shipped.
 _source = loader.source
 loader.source = lambda variant: "#define VSA_POISON_SCRATCH\n" + _source(variant)

@@ -11,6 +11,8 @@ from vsa_compile.grid import Grid, TileGrid
 from vsa_compile.ops import aten, reference
 from vsa_compile.ops.args import AttendArgs, BackwardArgs
 
+pytestmark = pytest.mark.no_cover
+
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 20}
 
 

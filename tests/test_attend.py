@@ -32,6 +32,8 @@ from torch import Tensor
 
 from vsa_compile.ops import reference
 
+pytestmark = pytest.mark.no_cover
+
 ALL = ATEN + BLIND + CPP + SLOWER + ATEN_GPU
 FP32 = [kernel for kernel in ALL if kernel.dtype == torch.float32]
 EVERY_TERM = {"batch": 2, "kv_heads": 1, "before": 3, "after": 70, "padding": 2, "width": 32}

@@ -223,6 +223,7 @@ def test_only_what_is_asked_for_gets_a_gradient(kernel: Kernel, wanted: tuple[in
         assert not asked or torch.equal(leaf.grad.cpu(), full[name])
 
 
+@pytest.mark.no_cover
 @each
 def test_scores_of_minus_infinity_weigh_nothing(kernel: Kernel):
     """Half of the keys, those that every query meets first: more than one step of an online softmax."""

@@ -15,6 +15,8 @@ from vsa_compile.convert.judge import Conversion
 from vsa_compile.grid import Grid
 from vsa_compile.ops import reference
 
+pytestmark = pytest.mark.no_cover
+
 EXACT = {"sparsity": 1e-6}  # every tile is kept, so the sparse operator gives what dense attention does
 SLUGS = {"cross": "cross", "spatial": "two-axes", "temporal": "one-axis"}
 
@@ -85,7 +87,6 @@ def sparse_eager(monkeypatch, model, grid, kwargs, **options):
         return model(**kwargs)
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("case", beyond.VIDEO[:3], ids=lambda case: case.name)
 def test_landscape_and_portrait_of_equal_length_each_get_their_own_tiles(case, monkeypatch):
     model, inputs = case.build()

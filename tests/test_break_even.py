@@ -21,7 +21,7 @@ from vsa_compile.ops.cpu import loader
 from vsa_compile.ops.functional import DTYPES
 from vsa_compile.tools import doctor
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.no_cover]
 
 GRID = (4, 5, 6)  # 120 tokens
 MEASURED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "break_even.py"), run_name="read")

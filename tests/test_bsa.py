@@ -264,6 +264,7 @@ def test_queries_may_be_a_raster_of_their_own(grid, tile, q_grid, q_tile, text, 
 # --- Compiled, trained, annealed ----------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 def test_symbolic_sizes_are_traced_once():
     def call(q: Tensor, k: Tensor, v: Tensor, clip: Tensor) -> Tensor:

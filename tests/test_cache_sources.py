@@ -22,6 +22,8 @@ from vsa_compile import backend, methods
 from vsa_compile.ops.cpu import loader
 from vsa_compile.ops.gpu import templates
 
+pytestmark = pytest.mark.no_cover
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -63,7 +65,6 @@ def forget() -> None:
     templates.template_folder.cache_clear()
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("relative", sources(ROOT), ids=str)
 def test_a_change_in_any_source_misses(relative: Path, copied: Path) -> None:
     first = DENSE()

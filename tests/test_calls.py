@@ -56,6 +56,7 @@ def assert_right(model: nn.Module, wanted: dict) -> None:
 # --- Forwards that others replace ---------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_a_model_whose_forward_is_replaced_is_dense_and_says_so(wanted: dict) -> None:
     spy = Spy()
     model = prepared(spy)
@@ -78,6 +79,7 @@ def test_a_forward_that_is_there_before_is_kept(wanted: dict) -> None:
     assert len(seen) == 4
 
 
+@pytest.mark.no_cover
 def test_a_forward_that_is_patched_in_the_class_is_called(monkeypatch, wanted: dict) -> None:
     model, own = prepared(), ToyDiT.forward
     monkeypatch.setattr(ToyDiT, "forward", lambda self, *args: 2 * own(self, *args))
@@ -102,6 +104,7 @@ def test_hooks_of_accelerate_come_and_go(wanted: dict) -> None:
             hooks.add_hook_to_module(model, hooks.ModelHook())
 
 
+@pytest.mark.no_cover
 def test_regions_and_wrappers_of_accelerate(wanted: dict) -> None:
     accelerate = pytest.importorskip("accelerate")
     spy = Spy()
@@ -116,6 +119,7 @@ def test_regions_and_wrappers_of_accelerate(wanted: dict) -> None:
     assert_right(plain, wanted)
 
 
+@pytest.mark.no_cover
 def test_a_cache_hook_of_diffusers_on_the_blocks(wanted: dict) -> None:
     hooks = pytest.importorskip("diffusers.hooks")
 
@@ -138,6 +142,7 @@ def test_a_cache_hook_of_diffusers_on_the_blocks(wanted: dict) -> None:
 # --- Threads ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_threads_have_their_own_grids(wanted: dict) -> None:
     model = prepared()
     assert_right(model, wanted)  # compiled
@@ -262,6 +267,7 @@ def saved(model: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "how",
     [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved],
@@ -442,6 +448,7 @@ def test_rules_that_are_none_are_errors() -> None:
 # --- Classes ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_a_forward_that_is_assigned_to_the_class_of_the_model(wanted: dict) -> None:
     """As caches of steps do it: `pipe.transformer.__class__.forward = ...`."""
     model, own, seen = prepared(), ToyDiT.forward, []

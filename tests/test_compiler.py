@@ -21,6 +21,8 @@ from toy import Habits, ToyDiT, inputs
 
 from vsa_compile.convert.judge import Conversion, Decision, Refusal
 
+pytestmark = pytest.mark.no_cover
+
 # --- shapes ---------------------------------------------------------------------------------------
 
 
@@ -46,7 +48,6 @@ def test_static_shapes_make_exactly_one_graph_for_each_resolution() -> None:
     assert [tuple(decision.grid) for (decision,) in graphs] == RESOLUTIONS
 
 
-@pytest.mark.no_cover
 @torch.no_grad()
 def test_the_real_backend_needs_two_more_graphs_for_many_resolutions() -> None:
     """Equal N turned and turned back among them: the first graph is static, in the second the sizes that

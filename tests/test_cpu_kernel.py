@@ -287,6 +287,7 @@ def test_the_source_is_one_text_with_each_header_once():
 # --- Other machines ---------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs g++-aarch64-linux-gnu")
 def test_it_builds_for_arm(tmp_path):
     """NEON's vectors, for which only the logic can be tested here: by the plain variant."""

@@ -150,6 +150,7 @@ def test_autocast_casts_as_sdpa_does_and_selects_in_fp32():
     assert torch.equal(got, wanted)
 
 
+@pytest.mark.no_cover
 def test_compiles_whole_and_equals_eager():
     q, k, v, gate = make(Grid(3, 4, 5), behind=3)
     mask = torch.ones(1, 63, dtype=torch.bool)

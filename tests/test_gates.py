@@ -141,6 +141,7 @@ def test_dense_attention_beside_a_gate_when_sparsity_is_zero():
 # --- What it survives --------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_gates_that_are_added_to_compiled_code_are_used():
     model = Attention()
     run, graphs = compiled(model)
@@ -163,6 +164,7 @@ def test_a_copy_has_gates_of_its_own(how):
     assert not torch.equal(compiled(twin)[0](**ARGUMENTS), before)
 
 
+@pytest.mark.no_cover
 def test_checkpoints_with_gates_and_without():
     model, plain, fresh = Attention(), Attention(), Attention()
     opened(model, *ARGUMENTS.values())
@@ -227,6 +229,7 @@ def test_an_optimizer_that_was_made_before_the_gates_is_told(late: bool, recwarn
     assert len(said) == late
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "how",
     [
@@ -253,6 +256,7 @@ def test_gates_are_removed_without_a_trace(how):
     assert len(add_gates(model, *ARGUMENTS.values(), options=OPTIONS)) == 2
 
 
+@pytest.mark.no_cover
 def test_compiled_code_hears_that_gates_are_gone():
     model = Attention()
     run, graphs = compiled(model)
@@ -272,6 +276,7 @@ def test_a_second_call_adds_what_is_missing():
     assert len(model.blocks[0].attn.to_q._forward_hooks) == 1
 
 
+@pytest.mark.no_cover
 def test_blocks_that_are_compiled_one_by_one():
     model, arguments = ToyDiT(Habits(blocks=2)), inputs(Habits(blocks=2))
     opened(model, *arguments)
@@ -283,6 +288,7 @@ def test_blocks_that_are_compiled_one_by_one():
     assert_same_output(model(*arguments), wanted)
 
 
+@pytest.mark.no_cover
 def test_a_projection_under_an_adapter():
     peft = pytest.importorskip("peft")
     model = Attention()

@@ -81,6 +81,7 @@ def command(*flags: str, factory: str = "test_main:positional") -> list[str]:
     return ["explain", factory, "--options", json.dumps(OPTIONS), *flags]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("factory", ["positional", "keywords", "both", "Zoo.positional"])
 def test_explain_prints_the_table_that_the_function_gives(factory, capsys):
     assert main(command(factory=f"test_main:{factory}")) == 0
@@ -257,6 +258,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_broken_graph_has_one_row_for_each_call(broken, wrapped):

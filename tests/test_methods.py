@@ -405,6 +405,7 @@ def test_an_edited_method_replaces_the_one_before_with_one_line(tmp_path: Path, 
     assert "the method 'edited' is replaced" in caplog.text
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 @pytest.mark.parametrize("how", ["converted", "by hand"])
 def test_compiled_code_follows_an_edited_method(how: str, tmp_path: Path):

@@ -17,19 +17,19 @@ from vsa_compile.ops import reference
 # Models that write their attention as another one here does; what they share is shown on that one.
 TWINS = ("wan_i2v", "wan_ti2v", "wan_fused", "wan_vace", "skyreels", "skyreels_df", "chronoedit", "anyflow",
          "cogvideox_2b", "cogvideox_1_5", "consisid", "cosmos_by_frame", "hunyuan_token_replace")  # fmt: skip
-# They take long, and no line of ours is theirs alone.
+# They take long: `make test` judges them on one grid, `make slow` computes them.
 LARGE = ("sana_wm", "ltx2", "kandinsky6", "kandinsky5", "motif", "hunyuan_float_mask")
 
 
-def _marks(name):
-    return pytest.mark.slow if name in TWINS else pytest.mark.no_cover if name in LARGE else ()
+def each_video(slow):
+    return pytest.mark.parametrize(
+        "case",
+        [pytest.param(case, marks=pytest.mark.slow if case.name in slow else ()) for case in zoo.VIDEO],
+        ids=lambda case: case.name,
+    )
 
 
-ONE_OF_A_KIND = pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=_marks(case.name)) for case in zoo.VIDEO],
-    ids=lambda case: case.name,
-)
+JUDGED, COMPUTED = each_video(TWINS), each_video(TWINS + LARGE)
 NEGATIVE = pytest.mark.parametrize("case", zoo.NEGATIVE, ids=lambda case: case.name)
 
 
@@ -87,12 +87,13 @@ def fits(segments, sequence, grid):
     )
 
 
-@ONE_OF_A_KIND
+@pytest.mark.no_cover
+@JUDGED
 def test_every_call_is_judged_right_and_its_grid_is_exact(case):
     model, inputs = case.build()
     assert type(model).__name__ == case.of
     # A second grid of a twin is a second grid of the model that it is a twin of.
-    for grid in (case.grid, *case.other_grids[: 0 if case.name in TWINS else 1]):
+    for grid in (case.grid, *case.other_grids[: 0 if case.name in TWINS + LARGE else 1]):
         report = vsa_compile.explain(model, **inputs(grid), options={"min_tokens": 0})
         converted = [site for site in report.sites if site.converted]
         assert len(converted) == case.sites
@@ -116,7 +117,7 @@ def test_other_attention_is_left_alone(case):
 
 
 @pytest.mark.no_cover
-@ONE_OF_A_KIND
+@COMPUTED
 def test_all_tiles_kept_equals_the_eager_model_with_its_gradients(case):
     assert_equals_eager(case, sparsity=1e-6)
 
@@ -155,12 +156,7 @@ def test_inductor_computes_the_same(case):
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, marks=() if c.name in ("wan", "hunyuan_video", "ltx_video") else pytest.mark.slow)
-     for c in zoo.VIDEO],
-    ids=lambda case: case.name,
-)  # fmt: skip
+@each_video([case.name for case in zoo.VIDEO if case.name not in ("wan", "hunyuan_video")])
 def test_symbolic_shapes_serve_landscape_and_portrait(case):
     model, inputs = case.build()
     symbolic = converted(model, 1e-6, dynamic=True)
@@ -174,7 +170,7 @@ def test_symbolic_shapes_serve_landscape_and_portrait(case):
 
 
 @pytest.mark.no_cover
-@ONE_OF_A_KIND
+@COMPUTED
 def test_sparse_equals_the_model_with_sdpa_replaced_by_the_reference(case, monkeypatch):
     tile, sparsity = (2, 3, 2), 0.875
     model, inputs = case.build()

@@ -71,6 +71,7 @@ def same(got: list[Tensor], wanted: list[Tensor]) -> None:
 # --- prepare --------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 @pytest.mark.parametrize("first", ["prepare", "compile"])
 def test_blocks_compiled_alone_convert_at_every_grid(first: str, wanted: list[Tensor]):
@@ -257,6 +258,7 @@ class OnlyAttentionIsLeft(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 def test_a_graph_of_q_k_and_v_alone_converts_at_the_grid_of_the_call():
     model, spy = OnlyAttentionIsLeft(), Spy()

@@ -267,6 +267,7 @@ def test_what_the_rewrite_refuses_is_an_error_where_that_is_asked() -> None:
 # --- Exported programs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 def test_an_exported_program_whose_output_is_attention_runs_in_another_process(tmp_path: Path) -> None:
     model, x, dim = Used(lambda out: (out, out * 2)), latents(GRID), torch.export.Dim
     sizes = {i + 2: dim(name, min=2) for i, name in enumerate(("frames", "rows", "cols"))}

@@ -312,6 +312,7 @@ def test_the_report_reads_well_and_serialises():
     assert data["sites"][0]["flops_sparse"] == 4 * 2 * 4 * 16 * (210 * 105 + 210 * 9 + 9 * 219)
 
 
+@pytest.mark.no_cover
 @pytest.mark.seconds
 def test_explain_leaves_a_compiled_model_compiled():
     habits = Habits()

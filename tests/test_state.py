@@ -125,6 +125,7 @@ def unchanged(mode: str, state: Callable) -> tuple[Tensor, ...]:
     return gradients(mode, state, state)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("mode", ["plain", "inside", "around"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_no_change_of_state_before_the_backward_reaches_the_gradients(change: str, mode: str) -> None:
@@ -184,6 +185,7 @@ TURNED, LEVEL = (4, 7, 5), (4, 5, 7)  # of equal numbers of tokens and of tiles
 either_checkpoint = pytest.mark.parametrize("reentrant", [False, True], ids=["hooks", "reentrant"])
 
 
+@pytest.mark.no_cover
 @either_checkpoint
 @pytest.mark.parametrize(
     ("later", "backend"),
@@ -253,6 +255,7 @@ def test_a_context_that_the_recompute_itself_enters_holds(reentrant: bool) -> No
     assert not now.dense
 
 
+@pytest.mark.no_cover
 @either_checkpoint
 @pytest.mark.parametrize("where", ["inside", "around"])
 def test_a_recompute_has_the_step_of_the_schedule_of_its_forward(where: str, reentrant: bool) -> None:

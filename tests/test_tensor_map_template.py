@@ -1,5 +1,6 @@
 """The GPU kernels where they read tiles through tensor maps (TMA), without a GPU."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from gpu_offline.cases import Case
+from gpu_offline.fixtures import each_target
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import MAPPED, UNMAPPED
 
@@ -42,9 +44,10 @@ def test_the_rest_is_read_through_pointers(name: str, finished: Path):
     assert not mapped(finished, name)
 
 
-def test_loops_over_tiles_copy_by_tma_alone(builds: dict):
+@each_target
+def test_loops_over_tiles_copy_by_tma_alone(target: str, builds: Callable):
     """Element-wise copies are left to the rows of non-video tokens and of the backward's lse and delta."""
-    for (name, target, kind), item in builds.items():
+    for (name, _, kind), item in builds(target).items():
         if not kind.startswith("attend") or "bf16_width" not in name or "text" in name:
             continue
         copies, boxes = (item.instructions.get(x, 0) for x in ("LDGSTS", "UTMALDG"))

@@ -23,6 +23,8 @@ sys.path.append(str(ROOT / "examples"))
 import train_tiny_dit as example  # noqa: E402
 import training_page  # noqa: E402
 
+pytestmark = pytest.mark.no_cover
+
 STEPS = 24
 SIZE = replace(example.QUICK, steps=STEPS, evaluations=4)
 

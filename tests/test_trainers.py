@@ -233,6 +233,7 @@ def test_adapters_learn_and_merge_beside_gates(learns: list[str]):
     assert all(site.gate is not None for graph in graphs + again for site in graph)
 
 
+@pytest.mark.no_cover
 def test_gates_that_are_added_under_adapters():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"])

@@ -1,7 +1,7 @@
 """Fixtures of the template tests: what was rendered, interpreted and compiled, once for all test files.
 
 Two chains run side by side, which is what two cores can do: cases are rendered and interpreted, and what
-has golden machine code is rendered and compiled.
+has golden machine code for Hopper is rendered and compiled. `make slow` compiles for the other targets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 import torch
 from once import shared_folder
 
-from gpu_offline.offline import Build, load_builds
+from gpu_offline.offline import TARGETS, Build, load_builds
 from gpu_offline.steps import run_once
 
 
@@ -27,14 +27,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_once(folder, "rendering", "cases")
         run_once(folder, "interpreter", TRITON_INTERPRET="1")
 
-    def compile_golden() -> None:
-        run_once(folder, "rendering", "golden")
-        run_once(folder, "offline")
-
     with ThreadPoolExecutor(2) as pool:
-        for chain in [pool.submit(interpret), pool.submit(compile_golden)]:
+        for chain in [pool.submit(interpret), pool.submit(_compile_golden, folder, "sm_90")]:
             chain.result()
     return folder
+
+
+def _compile_golden(folder: Path, target: str) -> dict[tuple[str, str, str], Build]:
+    run_once(folder, "rendering", "golden", target)
+    run_once(folder, "offline", target)
+    return load_builds(folder, f"machine_code_{target}.json")
 
 
 @pytest.fixture(scope="session")
@@ -51,5 +53,11 @@ def faulty_outcome(finished: Path, outcome: Callable) -> Callable:
 
 
 @pytest.fixture(scope="session")
-def builds(finished: Path) -> dict[tuple[str, str, str], Build]:
-    return load_builds(finished)
+def builds(finished: Path) -> Callable[[str], dict[tuple[str, str, str], Build]]:
+    """Target -> what the kernels of GOLDEN for it compiled to."""
+    return lambda target: _compile_golden(finished, target)
+
+
+each_target = pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=() if name == "sm_90" else pytest.mark.slow) for name in TARGETS]
+)

@@ -1,9 +1,9 @@
 """Compiles rendered kernels to machine code, with no GPU, and measures the result.
 
-    python -m gpu_offline.offline FOLDER
+    python -m gpu_offline.offline FOLDER TARGET
 
-compiles the kernels of GOLDEN, out of FOLDER/NAME-TARGET.json, and writes FOLDER/machine_code.json, a list
-of Build fields.
+compiles the kernels of GOLDEN for a target, out of FOLDER/NAME-TARGET.json, and writes
+FOLDER/machine_code_TARGET.json, a list of Build fields.
 """
 
 from __future__ import annotations
@@ -120,20 +120,22 @@ def _run(tool: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, wanted: str) -> None:
     builds = []
     for name, target, kind in GOLDEN:
+        if target != wanted:
+            continue
         program = Program.load(folder / f"{name}-{target}.json")
         builds.append(build(name, target, kind, load_kernel(*program.template_kernel(kind))))
         print(builds[-1], flush=True)
-    (folder / "machine_code.json").write_text(json.dumps([asdict(item) for item in builds]))
+    (folder / f"machine_code_{wanted}.json").write_text(json.dumps([asdict(item) for item in builds]))
 
 
-def load_builds(folder: Path, file: str = "machine_code.json") -> dict[tuple[str, str, str], Build]:
+def load_builds(folder: Path, file: str) -> dict[tuple[str, str, str], Build]:
     """(program, target, template) -> what was measured."""
     builds = [Build(**fields) for fields in json.loads((folder / file).read_text())]
     return {(item.name, item.target, item.kind): item for item in builds}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,10 +1,10 @@
 """Renders every program that the template tests look at.
 
     python -m gpu_offline.rendering FOLDER cases
-    python -m gpu_offline.rendering FOLDER golden
+    python -m gpu_offline.rendering FOLDER golden TARGET
     python -m gpu_offline.rendering FOLDER random SEED COUNT
 
-write FOLDER/<name>.json of every case, FOLDER/<name>-<target>.json of what is compiled for a target, and
+write FOLDER/<name>.json of every case, FOLDER/<name>-TARGET.json of what is compiled for a target, and
 FOLDER/<name>.json of random cases.
 """
 
@@ -157,23 +157,20 @@ def _render_golden(name: str) -> Program:
         return render(function, *arguments)
 
 
-def render_golden(folder: Path) -> None:
-    for target, capability in TARGETS.items():
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(fake_cuda(capability))
-            if target == "gfx942":
-                stack.enter_context(mock.patch.object(configs, "family", return_value="amd"))
-            assert gpu.register()
-            for name in dict.fromkeys(name for name, wanted, _ in GOLDEN if wanted == target):
-                _render_golden(name).save(folder / f"{name}-{target}.json")
+def render_golden(folder: Path, target: str) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fake_cuda(TARGETS[target]))
+        if target == "gfx942":
+            stack.enter_context(mock.patch.object(configs, "family", return_value="amd"))
+        assert gpu.register()
+        for name in dict.fromkeys(name for name, wanted, _ in GOLDEN if wanted == target):
+            _render_golden(name).save(folder / f"{name}-{target}.json")
 
 
-def render_random(folder: Path, seed: int, count: int) -> None:
-    _render_all(folder, [*random_cases(seed, count), *random_selections(seed, count)])
+def render_random(folder: Path, seed: str, count: str) -> None:
+    _render_all(folder, [*random_cases(int(seed), int(count)), *random_selections(int(seed), int(count))])
 
 
 if __name__ == "__main__":
-    folder, what, *numbers = Path(sys.argv[1]), *sys.argv[2:]
-    {"cases": render_cases, "golden": render_golden, "random": render_random}[what](
-        folder, *map(int, numbers)
-    )
+    folder, what, *more = Path(sys.argv[1]), *sys.argv[2:]
+    {"cases": render_cases, "golden": render_golden, "random": render_random}[what](folder, *more)

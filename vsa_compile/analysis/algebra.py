@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import count
 
-import sympy
-
 from .sizes import Size, equal, product
 
 Origin = tuple[Hashable, int]  # (the value that introduced the axes, position among them)
@@ -221,22 +219,9 @@ def pieces(axis: Axis) -> tuple[Axis, ...]:
             axis.pieces = tuple(join(group) for group in zip(*made, strict=True))
         else:
             axis.pieces = tuple(Axis(kid.size, form=kid) for kid in kids)
-            if not equal(axis.size, form.size):
-                _fit_last(axis, form.parts is not None)
         for piece in axis.pieces:
             piece.whole = piece.whole or (axis if form.parts is not None else None)
     return axis.pieces
-
-
-def _fit_last(axis: Axis, is_product: bool) -> None:
-    """Let the sizes of the pieces make up that of the whole: the last piece becomes what the others leave."""
-    made = list(axis.pieces or ())
-    rest: Size = 1 if is_product else 0
-    for piece in made[:-1]:
-        rest = rest * piece.size if is_product else rest + piece.size
-    left = sympy.sympify(axis.size) / rest if is_product else axis.size - rest
-    if made and not equal(made[-1].size, left):
-        made[-1].size = left
 
 
 def factors(axis: Axis) -> list[Axis]:
