@@ -13,8 +13,7 @@ pytest.importorskip("triton")
 
 from gpu_offline.cases import Case, make_inputs, program, program_integers, program_tensors
 from gpu_offline.comparison import verdict
-from gpu_offline.fixtures import each_target
-from gpu_offline.golden import GOLDEN
+from gpu_offline.golden import GOLDEN, each_kernel, each_target
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import CASES
 
@@ -93,11 +92,7 @@ def test_what_the_template_does_not_serve_runs_eagerly(finished: Path):
 # --- what it compiles to ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "target", "kind"),
-    [pytest.param(*key, marks=() if key[1] == "sm_90" else pytest.mark.slow) for key in GOLDEN],
-    ids=map("-".join, GOLDEN),
-)
+@each_kernel
 def test_machine_code_stays_in_its_golden_range(name: str, target: str, kind: str, builds: Callable):
     item, wanted = builds(target)[name, target, kind], GOLDEN[name, target, kind]
     assert wanted.registers[0] <= item.registers <= wanted.registers[1], item

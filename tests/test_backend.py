@@ -208,7 +208,7 @@ def test_nothing_to_convert_is_exactly_inductor():
 @pytest.mark.parametrize(
     ("habits", "sparsity"),
     [
-        (Habits(fused=True, spelling="positional", scale=0.3), 1e-6),
+        pytest.param(Habits(fused=True, spelling="positional", scale=0.3), 1e-6, marks=pytest.mark.slow),
         pytest.param(Habits(text="before", mask=True, groups=2), 1e-6, marks=pytest.mark.slow),
         (Habits(text="after", mask=True, checkpointed=True, blocks=2), 1e-6),
         pytest.param(Habits(text="after", mask=True, checkpointed=True, blocks=2), 0, marks=pytest.mark.slow),

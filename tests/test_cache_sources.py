@@ -66,7 +66,22 @@ def forget() -> None:
 
 
 @pytest.mark.parametrize("relative", sources(ROOT), ids=str)
-def test_a_change_in_any_source_misses(relative: Path, copied: Path) -> None:
+def test_a_change_in_any_source_changes_the_hash_of_all(relative: Path, copied: Path) -> None:
+    first, path = backend.source_hash(), copied / relative
+    original = path.read_bytes()
+    path.write_bytes(original + b"\n")
+    forget()
+    assert backend.source_hash() != first
+    path.write_bytes(original)
+    forget()
+    assert backend.source_hash() == first
+
+
+ONE_OF_A_KIND = {path.suffix: path for path in sources(ROOT)}.values()
+
+
+@pytest.mark.parametrize("relative", ONE_OF_A_KIND, ids=str)
+def test_a_change_in_a_source_misses(relative: Path, copied: Path) -> None:
     first = DENSE()
     path = copied / relative
     original = path.read_bytes()

@@ -44,6 +44,7 @@ def loads(kernel: str) -> tuple[str, int]:
     return "LDGSTS", 2 * 64 * width * 2 // (128 * 16)  # 16 bytes each, by 128 threads
 
 
+@pytest.mark.slow
 @each_kernel
 def test_the_full_kernel_has_what_the_others_lack(kernel: str, code: dict):
     full, (load, often) = code[f"full, {kernel}"], loads(kernel)
@@ -52,6 +53,7 @@ def test_the_full_kernel_has_what_the_others_lack(kernel: str, code: dict):
     assert full["loop"][load] == often
 
 
+@pytest.mark.slow
 @each_kernel
 def test_loads_only_multiplies_nothing_and_loads_as_much(kernel: str, code: dict):
     found, (load, often) = code[f"loads only, {kernel}"], loads(kernel)
@@ -60,6 +62,7 @@ def test_loads_only_multiplies_nothing_and_loads_as_much(kernel: str, code: dict
     assert found["loop"][load] == often + number_of_the_tile
 
 
+@pytest.mark.slow
 @each_kernel
 def test_dots_only_loads_nothing_in_its_loop_and_multiplies_as_much(kernel: str, code: dict):
     found, full = code[f"dots only, {kernel}"], code[f"full, {kernel}"]
@@ -68,6 +71,7 @@ def test_dots_only_loads_nothing_in_its_loop_and_multiplies_as_much(kernel: str,
         assert found["loop"][name] == full["loop"][name]
 
 
+@pytest.mark.slow
 @each_kernel
 def test_no_exp_has_no_exponential_and_all_the_rest(kernel: str, code: dict):
     found, full = code[f"no exp, {kernel}"], code[f"full, {kernel}"]
@@ -76,11 +80,13 @@ def test_no_exp_has_no_exponential_and_all_the_rest(kernel: str, code: dict):
         assert found["loop"][name] == full["loop"][name]
 
 
+@pytest.mark.slow
 def test_no_version_spills(code: dict):
     for name, found in code.items():
         assert not {"STL", "LDL"} & found["all"].keys(), name
 
 
+@pytest.mark.slow
 def test_reads_of_the_cache_are_16_bytes_each(code: dict):
     assert code["L2 read"]["loop"]["LDG"] == ceilings.BLOCK * 4 // (8 * 32 * 16)
 

@@ -152,7 +152,10 @@ def test_gates_that_are_added_to_compiled_code_are_used():
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize(
+    "how",
+    [copy.deepcopy, pytest.param(lambda model: pickle.loads(pickle.dumps(model)), marks=pytest.mark.slow)],
+)
 def test_a_copy_has_gates_of_its_own(how):
     model = Attention()
     opened(model, *ARGUMENTS.values())
@@ -233,7 +236,7 @@ def test_an_optimizer_that_was_made_before_the_gates_is_told(late: bool, recwarn
 @pytest.mark.parametrize(
     "how",
     [
-        lambda model: model,
+        pytest.param(lambda model: model, marks=pytest.mark.slow),
         pytest.param(copy.deepcopy, marks=pytest.mark.slow),
         lambda model: pickle.loads(pickle.dumps(model)),
     ],

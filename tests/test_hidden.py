@@ -24,12 +24,10 @@ WHOLE = ("mochi", "hunyuan_video15", "framepack")  # text whose length is data; 
 each = pytest.mark.parametrize
 
 
-def cases(*names, slow=(), uncovered=()):
-    """The cases of these names; those of `slow` repeat on another model what the others show, and those of
-    `uncovered` run no lines of ours that others do not."""
-    marks = dict.fromkeys(slow, pytest.mark.slow) | dict.fromkeys(uncovered, pytest.mark.no_cover)
-    found = [case for case in HIDDEN if case.name in (*names, *marks)]
-    marked = [pytest.param(one, marks=marks.get(one.name, ())) for one in found]
+def cases(*names, slow=()):
+    """The cases of these names; those of `slow` repeat on another model what the others show."""
+    found = [case for case in HIDDEN if case.name in (*names, *slow)]
+    marked = [pytest.param(one, marks=pytest.mark.slow if one.name in slow else ()) for one in found]
     return each("case", marked, ids=lambda case: case.name)
 
 
@@ -187,8 +185,8 @@ def assert_ran(case, calls, grid):
 
 @pytest.mark.no_cover
 @cases(
-    "mochi", uncovered=("hunyuan_video15", "ltx_coordinates", "minimax_h3"),
-    slow=("framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
+    "mochi", "ltx_coordinates", "minimax_h3",
+    slow=("hunyuan_video15", "framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
 )  # fmt: skip
 def test_a_prepared_model_converts_every_call_and_equals_eager(case):
     model, inputs = case.build()

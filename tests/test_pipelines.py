@@ -164,7 +164,7 @@ def test_three_graphs_serve_twelve_resolutions(family, graphs):
     pipeline.assert_graphs(len(graphs))
 
 
-@pytest.mark.parametrize("family", [wan, ltx])
+@pytest.mark.parametrize("family", [wan, pytest.param(ltx, marks=pytest.mark.slow)])
 def test_portrait_right_after_landscape(family, graphs):
     """Both have the same number of tokens, so that Dynamo takes that for a constant where it is an input."""
     pipeline = family()

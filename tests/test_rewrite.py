@@ -195,7 +195,7 @@ EDITS = [(Graph, "call_function"), (torch.fx.Node, "replace_all_uses_with"), (Gr
 @pytest.mark.parametrize(("owner", "name"), EDITS, ids=[name for _, name in EDITS])
 @pytest.mark.parametrize(
     "dynamic",
-    [False, True],
+    [False, pytest.param(True, marks=pytest.mark.slow)],
     ids=["static", "symbolic"],
 )
 def test_a_failure_in_the_middle_of_the_edits_is_undone(owner: Any, name: str, dynamic: bool) -> None:

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from gpu_offline.cases import Case
-from gpu_offline.fixtures import each_target
+from gpu_offline.golden import each_target
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import MAPPED, UNMAPPED
 

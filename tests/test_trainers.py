@@ -65,7 +65,9 @@ def blocks_compiled(model: nn.Module, around: bool, **options) -> list:
 
 @pytest.mark.no_cover
 @METHODS
-@pytest.mark.parametrize("where", ["inside the model", "around compiled blocks"])
+@pytest.mark.parametrize(
+    "where", ["inside the model", pytest.param("around compiled blocks", marks=pytest.mark.slow)]
+)
 def test_checkpointing_changes_no_bit_of_a_gradient(method: str, where: str):
     """BSA has no coarse output, and so no gate."""
     gates, (x,) = method == "vsa", clips(2)

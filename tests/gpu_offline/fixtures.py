@@ -14,7 +14,7 @@ import pytest
 import torch
 from once import shared_folder
 
-from gpu_offline.offline import TARGETS, Build, load_builds
+from gpu_offline.offline import Build, load_builds
 from gpu_offline.steps import run_once
 
 
@@ -56,8 +56,3 @@ def faulty_outcome(finished: Path, outcome: Callable) -> Callable:
 def builds(finished: Path) -> Callable[[str], dict[tuple[str, str, str], Build]]:
     """Target -> what the kernels of GOLDEN for it compiled to."""
     return lambda target: _compile_golden(finished, target)
-
-
-each_target = pytest.mark.parametrize(
-    "target", [pytest.param(name, marks=() if name == "sm_90" else pytest.mark.slow) for name in TARGETS]
-)

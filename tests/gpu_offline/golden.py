@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pytest
+
 
 class Range(NamedTuple):
     """Registers per thread and KiB of shared memory (least, most); spilled bytes at most."""
@@ -115,3 +117,14 @@ for _target in ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942"):
 # A row of 4 warps, and a row in parts.
 GOLDEN["select_of_2160", "sm_90", "select"] = Range((80, 110), (1, 3))
 GOLDEN["select_of_9000", "sm_90", "select"] = Range((80, 110), (7, 9))
+
+
+def _each(names: str, values: list[tuple[str, ...]]) -> pytest.MarkDecorator:
+    """A test of each of these; other GPUs than Hopper's are left to `make slow`."""
+    marks = [() if "sm_90" in value else pytest.mark.slow for value in values]
+    parameters = [pytest.param(*value, marks=mark) for value, mark in zip(values, marks, strict=True)]
+    return pytest.mark.parametrize(names, parameters, ids=map("-".join, values))
+
+
+each_kernel = _each("name, target, kind", list(GOLDEN))
+each_target = _each("target", [(target,) for target in dict.fromkeys(target for _, target, _ in GOLDEN)])
