@@ -25,8 +25,8 @@ class _Failures(logging.Handler):
 for name in ("vsa_compile.analysis", "vsa_compile.backend"):
     logging.getLogger(name).addHandler(_Failures(logging.WARNING))
 
-# torch formats its structured trace, 6 % of the time, where somebody listens; and pytest listens to every logger
-# that does not propagate.
+# torch formats its structured trace, 6 % of the time, where somebody listens; and pytest listens to every
+# logger that does not propagate.
 logging.getLogger("torch.__trace").propagate = True
 
 # Processes that tests start run the kernel as it is shipped.
