@@ -21,7 +21,7 @@ demo: $(VENV)/.demo  ## the main job: a real Wan transformer, sparse, on this ma
 test: $(READY)  ## every property, on CPU, with branch coverage
 	$(RUN) -m pytest -n 2 --dist worksteal --cov -m "not slow"
 
-slow: $(READY)  ## the same properties on more models, and the demo
+slow: $(READY)  ## the same properties on more models and more kinds of GPU, and the demo
 	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 check: $(READY)  ## format, lint, types and the quick tests, in under a minute
