@@ -216,7 +216,9 @@ def checkpointed_blocks(model: nn.Module, reentrant: bool) -> None:
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("reentrant", [False, True], ids=["hooks", "reentrant"])
+@pytest.mark.parametrize(
+    "reentrant", [pytest.param(False, marks=pytest.mark.slow), True], ids=["hooks", "reentrant"]
+)
 def test_a_backward_recomputes_with_the_grid_of_its_forward(reentrant: bool) -> None:
     """Two calls, another in between, and one backward for both; and each backward alone."""
 

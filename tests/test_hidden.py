@@ -81,8 +81,8 @@ AS_IT_COMES = {
 
 @pytest.mark.no_cover
 @cases(
-    "mochi", "hunyuan_video15", "ltx_coordinates", "minimax_h3",
-    slow=("framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
+    "mochi", "ltx_coordinates", "minimax_h3",
+    slow=("hunyuan_video15", "framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
 )  # fmt: skip
 def test_as_it_comes_nothing_converts_and_nothing_is_wrong(case):
     model, inputs = case.build()

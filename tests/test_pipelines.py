@@ -277,7 +277,9 @@ def offloaded(pipeline: Made, **options: Any) -> None:
     pipeline.transformer.compile(backend="vsa", options=OPTIONS | options)
 
 
-ONE_BY_ONE = pytest.mark.parametrize("compile_blocks", [repeated, offloaded])
+ONE_BY_ONE = pytest.mark.parametrize(
+    "compile_blocks", [pytest.param(repeated, marks=pytest.mark.slow), offloaded]
+)
 
 
 @ONE_BY_ONE

@@ -87,7 +87,7 @@ def test_blocks_compiled_alone_convert_at_every_grid(first: str, wanted: list[Te
 
 @pytest.mark.no_cover
 @pytest.mark.seconds
-@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("fullgraph", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_whole_prepared_model_needs_no_more_graphs(fullgraph: bool, wanted: list[Tensor]):
     spy = Spy()
     model = vsa_compile.prepare(ToyDiT(TWO))
@@ -113,8 +113,7 @@ def test_a_prepared_model_computes_what_it_did():
     assert now.grid is None
 
 
-@pytest.mark.no_cover
-@pytest.mark.seconds
+@pytest.mark.slow
 def test_a_copy_of_a_prepared_model_is_its_own(wanted: list[Tensor]):
     model = vsa_compile.prepare(ToyDiT(TWO))
     twin = copy.deepcopy(model)

@@ -126,7 +126,7 @@ def unchanged(mode: str, state: Callable) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("mode", ["plain", "inside", "around"])
+@pytest.mark.parametrize("mode", ["plain", "inside", pytest.param("around", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", CHANGES)
 def test_no_change_of_state_before_the_backward_reaches_the_gradients(change: str, mode: str) -> None:
     before, after = CHANGES[change]
@@ -189,7 +189,12 @@ either_checkpoint = pytest.mark.parametrize("reentrant", [False, True], ids=["ho
 @either_checkpoint
 @pytest.mark.parametrize(
     ("later", "backend"),
-    [(LEVEL, "aot_eager"), (TURNED, "aot_eager"), (None, "aot_eager"), (TURNED, "inductor")],
+    [
+        (LEVEL, "aot_eager"),
+        (TURNED, "aot_eager"),
+        (None, "aot_eager"),
+        pytest.param(TURNED, "inductor", marks=pytest.mark.slow),
+    ],
     ids=["same", "turned", "none", "turned, inductor"],
 )
 def test_a_recompute_has_the_hinted_grid_of_its_forward(

@@ -145,7 +145,7 @@ def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-@pytest.mark.no_cover
+@pytest.mark.slow
 def test_autocast_misses_at_most_twice_what_eager_autocast_misses():
     """Rule A by parameter. Every tile is kept: eager is dense attention and the gated coarse output."""
     (x,) = clips(2)
