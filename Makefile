@@ -35,7 +35,7 @@ types: $(READY)
 	$(VENV)/bin/pyright > $(VENV)/pyright.log || (cat $(VENV)/pyright.log; false)
 
 quick: $(READY)
-	$(RUN) -m pytest -q -n 2 -m "quick and not seconds" $$(grep -rl --include='test_*.py' 'mark.quick' tests)
+	$(RUN) -m pytest -q -n 2 -m "quick and not seconds and not slow" $$(grep -rl --include='test_*.py' 'mark.quick' tests)
 
 fuzz: $(READY)  ## hypothesis for MINUTES, with its example database kept
 	$(RUN) tests/fuzz.py --minutes $(MINUTES)
