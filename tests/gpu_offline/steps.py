@@ -10,7 +10,7 @@ from pathlib import Path
 from once import once, uncovered
 
 _TESTS = Path(__file__).parents[1]
-# Steps whose coverage is measured: it doubles their time, and the others run no line that these do not.
+# Steps whose coverage is measured: it doubles their time, and the others run hardly a line that these do not.
 _COVERED = ("rendering_golden_sm_90", "plain_render")
 
 
