@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_same_output
+from converting import converting
 from torch import Tensor, nn
 
 import vsa_compile
+from vsa_compile.convert.judge import Conversion
 
 GRID = (5, 6, 7)
 TOKENS = 210
@@ -154,6 +156,19 @@ def test_of_several_videos_in_a_sequence_the_longest_is_sparse(first: bool):
 
 def test_a_result_that_is_viewed_keeps_the_strides_it_had():
     assert run(lambda m, x: self_attention(x).view(2, 4, TOKENS * 4)) == [True]
+
+
+def test_a_size_less_itself_is_a_number():
+    """VACE pads its tokens by one size less another; it has nothing of a tensor less itself."""
+
+    def attend(_: nn.Module, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        return self_attention(torch.cat([x, x.new_zeros(2, length - length, 16)], dim=1))
+
+    graphs: list = []
+    model = torch.compile(Video(attend), backend=converting(graphs, min_tokens=0), dynamic=True)
+    model(torch.randn(2, 16, *GRID))
+    assert [[isinstance(one, Conversion) for one in graph] for graph in graphs] == [[True]]
 
 
 def test_grids_that_are_sums_and_products_of_input_sizes():

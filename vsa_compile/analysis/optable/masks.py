@@ -69,8 +69,8 @@ def _added(call: OpCall) -> Result:
     """An operand with alpha=0 leaves nothing in the sum, and x - x is 0."""
     if call.literal(call.node.kwargs.get("alpha", 1)) == 0:
         return broadcast([known for known in [call.known(call.self_)] if known], call.sizes)
-    if call.name.startswith("sub") and call.self_ is call.other:
-        return _nobodys(call, constant(0))
+    if call.name.startswith("sub") and call.self_ is call.other and isinstance(call.example, torch.Tensor):
+        return _nobodys(call, constant(0))  # a size less itself is a number
     return pointwise(call)
 
 
