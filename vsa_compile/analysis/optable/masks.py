@@ -66,11 +66,11 @@ def _product(a: Claim, b: Claim) -> Pair:
 
 
 def _added(call: OpCall) -> Result:
-    """An operand with alpha=0 leaves nothing in the sum, and x - x is 0."""
+    """An operand with alpha=0 leaves nothing in the sum, and x - x is 0. Of sizes nothing is claimed here."""
     if call.literal(call.node.kwargs.get("alpha", 1)) == 0:
         return broadcast([known for known in [call.known(call.self_)] if known], call.sizes)
     if call.name.startswith("sub") and call.self_ is call.other and isinstance(call.example, torch.Tensor):
-        return _nobodys(call, constant(0))  # a size less itself is a number
+        return _nobodys(call, constant(0))
     return pointwise(call)
 
 
