@@ -75,9 +75,24 @@ KEYS_COPIED = Case(
     Plan((4, 4, 5), (Block("text-among-keys", qkv="unbind"),), width=8, text=4, patch="tokens"),
     (Change("filled_in_order", 37, 1),),
 )
+# Flipped keys, to which turned ones are added, by a table moved along by one: its second sine is 0, too.
+KEYS_FLIPPED = Case(
+    Plan(
+        (3, 3, 3),
+        (
+            Block(
+                "two-stream-after", qkv="separate", rope="interleaved", held="frames", rope_first=True,
+                gqa="expand", scale=0.25, positional=True,
+            ),
+        ),
+        batch=2, width=16, text=6, patch="permute-flatten", seed=2,
+    ),
+    (Change("padded_and_cut_askew", 4076, 45506), Change("writes_through_a_view_", 2220, 41614)),
+)  # fmt: skip
 
 
 @example(case=ROWS_SWAPPED)
+@example(case=KEYS_FLIPPED)
 @examples(120)
 @given(case=cases(PLANS, CHANGING + KEEPING))
 def test_what_is_converted_is_true(case: Case):
