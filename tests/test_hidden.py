@@ -276,12 +276,13 @@ def test_several_samples_of_text_under_a_mask_stay_dense_and_say_why():
 
 @pytest.mark.slow
 def test_another_number_of_frames_converts_when_prepared():
-    """SanaWM counts its frames in another input: to a graph of symbolic sizes no axis of its tokens."""
+    """SanaWM counts its frames in another input: to a graph of symbolic sizes no axis of its tokens, so that
+    one of its two calls stays dense there, and the reason names what this test does."""
     case = hidden.FRAMES
     model, inputs = case.build()
     twin, _ = case.build()
     backend, calls, _ = recorded(**EXACT)
-    compiled = torch.compile(vsa_compile.prepare(twin), backend=backend)
+    compiled = torch.compile(vsa_compile.prepare(twin), backend=backend, dynamic=False)
     with torch.no_grad():
         for grid in (case.grid, case.other_grids[1]):
             got, wanted = tensor(compiled(**inputs(grid))), tensor(model(**inputs(grid)))
@@ -301,6 +302,26 @@ def test_frames_that_are_counted_in_another_input_are_an_unknown_grid():
     torch._dynamo.mark_dynamic(levels, 1)
     torch.compile(attend, backend=backend)(torch.randn(1, 180, 16), levels)
     assert [one.slug for one in reasons] == ["unknown-grid"]
+
+
+def test_video_that_is_split_by_frames_of_another_input_says_how_to_convert():
+    def attend(video, levels):
+        x = video.flatten(2).transpose(1, 2).unflatten(1, (levels.shape[1], -1)) * levels[:, :, None, None]
+        q, k = (x + y for y in (0, levels[:, :, None, None]))
+        q, k = (y.flatten(1, 2).unsqueeze(1) for y in (q, k))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, k)
+
+    backend, calls, reasons = recorded(**EXACT)
+    video, levels = torch.randn(1, 16, 3, 6, 10), torch.rand(1, 3)
+    torch._dynamo.mark_dynamic(levels, 1)
+    torch.compile(attend, backend=backend)(video, levels)
+    (reason,) = reasons
+    assert reason.slug == "unknown-grid"
+    assert "dynamic=False" in reason.text
+    assert not calls
+    torch._dynamo.reset()
+    torch.compile(attend, backend=backend, dynamic=False)(video, levels.clone())
+    assert calls == [((3, 6, 10), 0, 0)]
 
 
 @pytest.mark.slow

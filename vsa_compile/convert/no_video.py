@@ -8,7 +8,7 @@ from math import prod
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, same_tokens
-from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, wholes
+from ..analysis.algebra import REORDERED, UNKNOWN, Axis, equal, factors, origins, wholes
 from ..analysis.pieces import reordered_by
 from ..analysis.tokens import offset, out_of_order, within
 from ..analysis.walk import AttentionCall
@@ -60,6 +60,8 @@ def why_no_video(
     same = same or any(within(longest.axis, k.axis) is not None for k in keys)
     if not same and _told_apart_by_data(segments, keys):
         return refusals.lengths_are_data()
+    if as_long and longest.factors == 2 and longest.order == UNKNOWN and _split_by_stranger(longest.axis):
+        return refusals.split_by_a_symbol()
     if not same and (shows_video or longest.factors > 1 or not as_long):
         return refusals.cross()
     if longest.in_windows:
@@ -76,10 +78,10 @@ def why_no_video(
 
 def _told_apart_by_data(segments: tuple[Segment, ...], keys: tuple[Segment, ...]) -> bool:
     """Whether queries and keys may be the same tokens after all, cut at a data-dependent length."""
-    pairs = list(zip(segments, keys, strict=False))
-    data = [depends_on_data(q.size) and depends_on_data(k.size) for q, k in pairs]
-    alike = len(segments) == len(keys) and any(data)
-    return alike and all(d or same_tokens(q.axis, k.axis) for d, (q, k) in zip(data, pairs, strict=True))
+    known = [[one for one in side if not depends_on_data(one.size)] for side in (segments, keys)]
+    cut = all(len(rest) < len(side) for rest, side in zip(known, (segments, keys), strict=True))
+    alike = len(known[0]) == len(known[1])
+    return cut and alike and all(same_tokens(q.axis, k.axis) for q, k in zip(*known, strict=True))
 
 
 def _split_by_stranger(tokens: Axis) -> bool:

@@ -59,6 +59,16 @@ def lengths_are_data() -> Reason:
     )
 
 
+def split_by_a_symbol() -> Reason:
+    return Reason(
+        "unknown-grid",
+        "the graph has symbolic sizes and splits these tokens by one that it does not show to be their "
+        "number of frames (that of another input, for instance); torch.compile(..., dynamic=False) compiles "
+        "each size with numbers, which show it",
+        asked=True,
+    )
+
+
 def one_axis() -> Reason:
     return Reason("one-axis", "the tokens have one axis (text, or time only), not frames x rows x cols")
 
