@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from gpu_offline.cases import Case, make_inputs, program, program_integers, program_tensors
 from gpu_offline.comparison import verdict
-from gpu_offline.golden import GOLDEN, each_kernel, each_target
+from gpu_offline.golden import GOLDEN, each_group, each_kernel, group_of
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import CASES
 
@@ -64,9 +64,9 @@ def test_a_whole_gated_method_ends_in_the_kernel(finished: Path):
     assert program.calls.index(kernel) == program.calls.rindex(".run(") - len(kernel)
 
 
-@each_target
-def test_scores_stay_in_single_precision(target: str, builds: Callable):
-    for item in builds(target).values():
+@each_group
+def test_scores_stay_in_single_precision(group: str, builds: Callable):
+    for item in builds(group).values():
         assert not {"DADD", "DMUL", "DFMA"} & set(item.instructions), item
 
 
@@ -94,7 +94,7 @@ def test_what_the_template_does_not_serve_runs_eagerly(finished: Path):
 
 @each_kernel
 def test_machine_code_stays_in_its_golden_range(name: str, target: str, kind: str, builds: Callable):
-    item, wanted = builds(target)[name, target, kind], GOLDEN[name, target, kind]
+    item, wanted = builds(group_of(name, target))[name, target, kind], GOLDEN[name, target, kind]
     assert wanted.registers[0] <= item.registers <= wanted.registers[1], item
     assert wanted.shared_kib[0] <= item.shared_bytes / 1024 <= wanted.shared_kib[1], item
     assert item.spills <= wanted.spills, item

@@ -245,7 +245,7 @@ def test_autocast_computes_as_sdpa_does_under_it():
     assert (got - exact).norm() <= 2 * (wanted.float() - exact).norm()
 
 
-@pytest.mark.no_cover
+@pytest.mark.slow
 def test_an_exported_program_becomes_sparse_and_runs_in_aoti(tmp_path):
     model, args = ToyDiT(JOINT).eval(), inputs(JOINT)
     with torch.no_grad():

@@ -20,7 +20,14 @@ pytestmark = pytest.mark.no_cover
 EXACT = {"sparsity": 1e-6}  # every tile is kept, so the sparse operator gives what dense attention does
 SLUGS = {"cross": "cross", "spatial": "two-axes", "temporal": "one-axis"}
 
-VIDEO = pytest.mark.parametrize("case", beyond.VIDEO, ids=lambda case: case.name)
+VIDEO = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.slow if case.name in ("rearranged", "packed") else ())
+        for case in beyond.VIDEO
+    ],
+    ids=lambda case: case.name,
+)
 ENCODERS = pytest.mark.parametrize("case", beyond.ENCODERS, ids=lambda case: case.name)
 NEGATIVE = pytest.mark.parametrize("case", beyond.NEGATIVE, ids=lambda case: case.name)
 

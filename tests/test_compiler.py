@@ -49,6 +49,7 @@ def test_static_shapes_make_exactly_one_graph_for_each_resolution() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_real_backend_needs_two_more_graphs_for_many_resolutions() -> None:
     """Equal N turned and turned back among them: the first graph is static, in the second the sizes that
     changed are symbolic, in the third all. At a fourth compilation Dynamo raises."""

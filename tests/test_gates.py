@@ -108,8 +108,8 @@ def test_a_gate_adds_what_is_written_out_by_hand(joint: bool, sparsity: float, t
         Habits(blocks=2),
         Habits(text="before", mask=True),
         Habits(text="after", checkpointed=True, blocks=2),
-        Habits(fused=True),
-        Habits(groups=2, spelling="positional"),
+        pytest.param(Habits(fused=True), marks=pytest.mark.slow),
+        pytest.param(Habits(groups=2, spelling="positional"), marks=pytest.mark.slow),
     ],
     ids=["plain", "before", "checkpointed", "fused", "grouped"],
 )

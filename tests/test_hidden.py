@@ -185,8 +185,8 @@ def assert_ran(case, calls, grid):
 
 @pytest.mark.no_cover
 @cases(
-    "mochi", "ltx_coordinates", "minimax_h3",
-    slow=("hunyuan_video15", "framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
+    "ltx_coordinates", "minimax_h3",
+    slow=("mochi", "hunyuan_video15", "framepack", "ltx2", "sana_refiner", "cosmos3", "wan_animate2"),
 )  # fmt: skip
 def test_a_prepared_model_converts_every_call_and_equals_eager(case):
     model, inputs = case.build()
@@ -212,7 +212,7 @@ def test_a_prepared_model_converts_every_call_and_equals_eager(case):
     assert {one.slug for one in reasons} <= {"cross", "one-axis", "unknown-grid"}
 
 
-@cases("ltx_coordinates", "minimax_h3", slow=["cosmos3"])
+@cases("ltx_coordinates", slow=["minimax_h3", "cosmos3"])
 def test_blocks_of_a_prepared_model_that_are_compiled_alone_convert(case):
     model, inputs = case.build()
     twin, _ = case.build()

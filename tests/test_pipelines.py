@@ -186,6 +186,7 @@ def test_the_attention_of_every_pipeline_shows_in_its_video(family, graphs):
     pipeline.assert_graphs(1)
 
 
+@pytest.mark.slow
 def test_inductor_makes_the_same_video():
     """And the autoencoder turns it into pixels."""
     pipeline = wan()

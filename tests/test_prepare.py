@@ -73,7 +73,7 @@ def same(got: list[Tensor], wanted: list[Tensor]) -> None:
 
 @pytest.mark.no_cover
 @pytest.mark.seconds
-@pytest.mark.parametrize("first", ["prepare", "compile"])
+@pytest.mark.parametrize("first", ["prepare", pytest.param("compile", marks=pytest.mark.slow)])
 def test_blocks_compiled_alone_convert_at_every_grid(first: str, wanted: list[Tensor]):
     model, spy = ToyDiT(TWO), Spy()
     if first == "prepare":

@@ -131,7 +131,7 @@ def test_every_step_has_its_sparsity_and_four_graphs_serve_all():
     assert len(graphs) == 4
 
 
-@pytest.mark.no_cover
+@pytest.mark.slow
 def test_symbolic_sizes_are_driven_too():
     schedule = SparsitySchedule(lambda step: (0.6, 0.65, 0.7)[step % 3])
     graphs: list = []

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from gpu_offline.cases import Case
-from gpu_offline.golden import each_target
+from gpu_offline.golden import each_group
 from gpu_offline.program import Program, kind_of
 from gpu_offline.tables import MAPPED, UNMAPPED
 
@@ -44,10 +44,10 @@ def test_the_rest_is_read_through_pointers(name: str, finished: Path):
     assert not mapped(finished, name)
 
 
-@each_target
-def test_loops_over_tiles_copy_by_tma_alone(target: str, builds: Callable):
+@each_group
+def test_loops_over_tiles_copy_by_tma_alone(group: str, builds: Callable):
     """Element-wise copies are left to the rows of non-video tokens and of the backward's lse and delta."""
-    for (name, _, kind), item in builds(target).items():
+    for (name, target, kind), item in builds(group).items():
         if not kind.startswith("attend") or "bf16_width" not in name or "text" in name:
             continue
         copies, boxes = (item.instructions.get(x, 0) for x in ("LDGSTS", "UTMALDG"))

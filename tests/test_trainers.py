@@ -48,8 +48,6 @@ def same_bits(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 # --- Activation checkpointing ------------------------------------------------------------------------
 
-METHODS = pytest.mark.parametrize("method", ["vsa", pytest.param("bsa", marks=pytest.mark.slow)])
-
 
 def blocks_compiled(model: nn.Module, around: bool, **options) -> list:
     """Every block compiled alone; `around`: each of these calls is checkpointed."""
@@ -63,11 +61,9 @@ def blocks_compiled(model: nn.Module, around: bool, **options) -> list:
     return graphs
 
 
-@pytest.mark.no_cover
-@METHODS
-@pytest.mark.parametrize(
-    "where", ["inside the model", pytest.param("around compiled blocks", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["vsa", "bsa"])
+@pytest.mark.parametrize("where", ["inside the model", "around compiled blocks"])
 def test_checkpointing_changes_no_bit_of_a_gradient(method: str, where: str):
     """BSA has no coarse output, and so no gate."""
     gates, (x,) = method == "vsa", clips(2)

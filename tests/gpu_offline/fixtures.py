@@ -1,7 +1,7 @@
 """Fixtures of the template tests: what was rendered, interpreted and compiled, once for all test files.
 
 Two chains run side by side, which is what two cores can do: cases are rendered and interpreted, and what
-has golden machine code for Hopper is rendered and compiled. `make slow` compiles for the other targets.
+has golden machine code is rendered and compiled: the first few kernels; `make slow` compiles the others.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_once(folder, "interpreter", TRITON_INTERPRET="1")
 
     with ThreadPoolExecutor(2) as pool:
-        for chain in [pool.submit(interpret), pool.submit(_compile_golden, folder, "sm_90")]:
+        for chain in [pool.submit(interpret), pool.submit(_compile_golden, folder, "first")]:
             chain.result()
     return folder
 
 
-def _compile_golden(folder: Path, target: str) -> dict[tuple[str, str, str], Build]:
-    run_once(folder, "rendering", "golden", target)
-    run_once(folder, "offline", target)
-    return load_builds(folder, f"machine_code_{target}.json")
+def _compile_golden(folder: Path, group: str) -> dict[tuple[str, str, str], Build]:
+    run_once(folder, "rendering", "golden", group)
+    run_once(folder, "offline", group)
+    return load_builds(folder, f"machine_code_{group}.json")
 
 
 @pytest.fixture(scope="session")
@@ -54,5 +54,5 @@ def faulty_outcome(finished: Path, outcome: Callable) -> Callable:
 
 @pytest.fixture(scope="session")
 def builds(finished: Path) -> Callable[[str], dict[tuple[str, str, str], Build]]:
-    """Target -> what the kernels of GOLDEN for it compiled to."""
-    return lambda target: _compile_golden(finished, target)
+    """Group of GOLDEN -> what its kernels compiled to."""
+    return lambda group: _compile_golden(finished, group)

@@ -119,12 +119,29 @@ GOLDEN["select_of_2160", "sm_90", "select"] = Range((80, 110), (1, 3))
 GOLDEN["select_of_9000", "sm_90", "select"] = Range((80, 110), (7, 9))
 
 
-def _each(names: str, values: list[tuple[str, ...]]) -> pytest.MarkDecorator:
-    """A test of each of these; other GPUs than Hopper's are left to `make slow`."""
-    marks = [() if "sm_90" in value else pytest.mark.slow for value in values]
-    parameters = [pytest.param(*value, marks=mark) for value, mark in zip(values, marks, strict=True)]
-    return pytest.mark.parametrize(names, parameters, ids=map("-".join, values))
+# What `make test` compiles for Hopper; `make slow` compiles the rest, target by target.
+_FIRST = ("bf16_width_128", "backward_bf16_width_128", "method", "select_of_624")
 
 
-each_kernel = _each("name, target, kind", list(GOLDEN))
-each_target = _each("target", [(target,) for target in dict.fromkeys(target for _, target, _ in GOLDEN)])
+def group_of(name: str, target: str) -> str:
+    """What is compiled with a program: "first", or all the rest for its target."""
+    return "first" if target == "sm_90" and name in _FIRST else target
+
+
+def kernels_of(group: str) -> list[tuple[str, str, str]]:
+    """(program, target, template) of a group; its target is the same for all."""
+    return [(name, target, kind) for name, target, kind in GOLDEN if group_of(name, target) == group]
+
+
+def _mark(group: str) -> tuple[pytest.MarkDecorator, ...]:
+    return () if group == "first" else (pytest.mark.slow,)
+
+
+each_kernel = pytest.mark.parametrize(
+    ("name", "target", "kind"),
+    [pytest.param(*key, marks=_mark(group_of(*key[:2])), id="-".join(key)) for key in GOLDEN],
+)
+each_group = pytest.mark.parametrize(
+    "group",
+    [pytest.param(g, marks=_mark(g)) for g in dict.fromkeys(group_of(*key[:2]) for key in GOLDEN)],
+)

@@ -1,9 +1,9 @@
 """Compiles rendered kernels to machine code, with no GPU, and measures the result.
 
-    python -m gpu_offline.offline FOLDER TARGET
+    python -m gpu_offline.offline FOLDER GROUP
 
-compiles the kernels of GOLDEN for a target, out of FOLDER/NAME-TARGET.json, and writes
-FOLDER/machine_code_TARGET.json, a list of Build fields.
+compiles the kernels of a group of GOLDEN, out of FOLDER/NAME-TARGET.json, and writes
+FOLDER/machine_code_GROUP.json, a list of Build fields.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gpu_offline.golden import GOLDEN
+from gpu_offline.golden import kernels_of
 from gpu_offline.kernels import Kernel, load_kernel
 from gpu_offline.program import Program
 
@@ -120,15 +120,13 @@ def _run(tool: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def main(folder: Path, wanted: str) -> None:
+def main(folder: Path, group: str) -> None:
     builds = []
-    for name, target, kind in GOLDEN:
-        if target != wanted:
-            continue
+    for name, target, kind in kernels_of(group):
         program = Program.load(folder / f"{name}-{target}.json")
         builds.append(build(name, target, kind, load_kernel(*program.template_kernel(kind))))
         print(builds[-1], flush=True)
-    (folder / f"machine_code_{wanted}.json").write_text(json.dumps([asdict(item) for item in builds]))
+    (folder / f"machine_code_{group}.json").write_text(json.dumps([asdict(item) for item in builds]))
 
 
 def load_builds(folder: Path, file: str) -> dict[tuple[str, str, str], Build]:

@@ -1,10 +1,10 @@
 """Renders every program that the template tests look at.
 
     python -m gpu_offline.rendering FOLDER cases
-    python -m gpu_offline.rendering FOLDER golden TARGET
+    python -m gpu_offline.rendering FOLDER golden GROUP
     python -m gpu_offline.rendering FOLDER random SEED COUNT
 
-write FOLDER/<name>.json of every case, FOLDER/<name>-TARGET.json of what is compiled for a target, and
+write FOLDER/<name>.json of every case, FOLDER/<name>-TARGET.json of what a group of GOLDEN compiles, and
 FOLDER/<name>.json of random cases.
 """
 
@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 import vsa_compile.ops.schema  # noqa: F401 - defines torch.ops.vsa_compile
 from gpu_offline.cases import Case, program, program_integers, random_cases
 from gpu_offline.fake_cuda import fake_cuda
-from gpu_offline.golden import GOLDEN
+from gpu_offline.golden import kernels_of
 from gpu_offline.program import Program, render
 from gpu_offline.selections import SELECTIONS, Selection, random_selections
 from gpu_offline.tables import ALL, AUTOTUNED, BACKWARD, CASES
@@ -157,13 +157,14 @@ def _render_golden(name: str) -> Program:
         return render(function, *arguments)
 
 
-def render_golden(folder: Path, target: str) -> None:
+def render_golden(folder: Path, group: str) -> None:
+    names, (target, *_), _ = zip(*kernels_of(group), strict=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(fake_cuda(TARGETS[target]))
         if target == "gfx942":
             stack.enter_context(mock.patch.object(configs, "family", return_value="amd"))
         assert gpu.register()
-        for name in dict.fromkeys(name for name, wanted, _ in GOLDEN if wanted == target):
+        for name in dict.fromkeys(names):
             _render_golden(name).save(folder / f"{name}-{target}.json")
 
 

@@ -11,7 +11,7 @@ from once import once, uncovered
 
 _TESTS = Path(__file__).parents[1]
 # Steps whose coverage is measured: it doubles their time, and the others run hardly a line that these do not.
-_COVERED = ("rendering_golden_sm_90", "plain_render")
+_COVERED = ("rendering_golden_first", "plain_render")
 
 
 def run_once(folder: Path, step: str, *arguments: str, **environment: str) -> None:
