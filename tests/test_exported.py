@@ -25,7 +25,7 @@ def each_export():
             yield pytest.param(case, functional, marks=pytest.mark.slow if slow else (), id=name)
 
 
-@pytest.mark.parametrize(("case", "functional"), each_export())
+@pytest.mark.parametrize(("case", "functional"), list(each_export()))
 def test_a_model_of_the_zoo_converts_exported(case: zoo.Case, functional: bool):
     model, inputs = case.build()
     arguments = inputs(case.grid)
