@@ -157,8 +157,9 @@ def judge(watch: Watch) -> None:
     assert len(watch.forward) == len(watch.backward) > 0
     for (args, (out, lse, _)), (back, grads) in zip(watch.forward, reversed(watch.backward), strict=True):
         q, k, v, tiles, counts, grid, *rest = (x.detach() if torch.is_tensor(x) else x for x in args)
-        assert torch.equal(back[1], q)  # the same call's
-        case = Case("trained", q, k, v, back[0], tiles, counts, Grid(*grid), *rest)
+        grad_out, _, _, _, q_again, *_ = back  # out, lse and the witness come before the inputs
+        assert torch.equal(q_again, q)  # the same call's
+        case = Case("trained", q, k, v, grad_out, tiles, counts, Grid(*grid), *rest)
         names = ("grad_q", "grad_k", "grad_v")
         got = dict(zip(names, (grad.transpose(1, 2) for grad in grads), strict=True))
         assert_right(case, {"out": out.detach(), "lse": lse.detach()} | got)
