@@ -293,7 +293,7 @@ HIDDEN = [
 ]  # fmt: skip
 FRAMES = case(
     "sana_wm", "SanaWMTransformer3DModel", sana_wm, sites=2, refused={"cross": 2}, tolerance=20,
-    note="any number of frames",
+    note="any number of frames, dynamic=False",
 )  # fmt: skip
 """Its graph shows the grid while the number of frames stays the same."""
 DENSE = [case("framepack_samples", FRAMEPACK, partial(framepack, 2), (), refused={"padding": 3, "text": 1},

@@ -16,7 +16,9 @@ from toy import Habits, ToyDiT, inputs
 import vsa_compile
 from vsa_compile.convert.judge import Conversion
 from vsa_compile.grid import Grid
+from vsa_compile.grids import prepare
 from vsa_compile.ops import reference
+from vsa_compile.runtime.calls import ModelCall, running
 from vsa_compile.runtime.state import now
 
 pytestmark = pytest.mark.quick
@@ -111,6 +113,67 @@ def test_a_prepared_model_computes_what_it_did():
     args = inputs(TWO)
     assert torch.equal(model(*args), plain(*args))
     assert now.grid is None
+
+
+# Dynamo traces the next lines of prepare without running them; here they run.
+
+
+@pytest.fixture
+def hints(monkeypatch):
+    """What is marked: (tokens, grid, start) of every hint."""
+    noted = []
+
+    def hint(x: Tensor, grid: list[int], start: int | None) -> Tensor:
+        noted.append((x.shape[-2], tuple(grid), start))
+        return x.clone()
+
+    monkeypatch.setattr(torch.ops.vsa_compile, "hint", hint)
+    return noted
+
+
+def test_what_is_traced_of_a_prepared_model_marks_every_block(hints):
+    plain, model = ToyDiT(TWO), vsa_compile.prepare(ToyDiT(TWO))
+    args = inputs(TWO, (3, 6, 10))
+    with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+        got = model(*args)
+    assert torch.equal(got, plain(*args))
+    assert hints == 2 * [(180, (3, 6, 10), None)]
+    assert running.now is None
+
+
+VIDEO, TEXT, LONG_TEXT = torch.ones(2, 24, 8), torch.ones(2, 5, 8), torch.zeros(2, 24, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "args", "kwargs", "marked"),
+    [
+        ({"grid": (2, 3, 4)}, (TEXT,), {"x": VIDEO}, [(24, (2, 3, 4), None)]),
+        ({"grid": (2, 3, 4)}, (VIDEO[0],), {}, [(24, (2, 3, 4), None)]),
+        ({"grid": (2, 3, 4)}, (VIDEO, VIDEO), {}, [(24, (2, 3, 4), None)]),
+        ({"grid": (2, 3, 4)}, (VIDEO, LONG_TEXT), {}, []),
+        ({"grid": (2, 3, 4)}, (TEXT, None), {"mask": VIDEO[0, 0]}, []),
+        ({"images": (4, 3, 4)}, (VIDEO,), {}, [(24, (2, 3, 4), None)]),
+        ({}, (VIDEO,), {}, []),
+        ({"grid": (1, 3, 4), "start": 12, "length": 24}, (VIDEO,), {}, [(24, (1, 3, 4), 12)]),
+        ({"grid": (2, 3, 4), "start": 5, "length": 29}, (VIDEO,), {}, []),
+    ],
+    ids=[
+        "by name",
+        "no batch",
+        "twice",
+        "text as long",
+        "others",
+        "images",
+        "unknown",
+        "part",
+        "not the part",
+    ],
+)
+def test_the_first_tensor_as_long_as_the_video_is_marked(call, args, kwargs, marked, hints):
+    given, named = prepare._mark_first(args, kwargs, ModelCall(0, **call))
+    assert hints == marked
+    assert [type(one) for one in given] == [type(one) for one in args]
+    assert named.keys() == kwargs.keys()
 
 
 @pytest.mark.slow
