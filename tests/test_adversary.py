@@ -89,9 +89,33 @@ KEYS_FLIPPED = Case(
     ),
     (Change("padded_and_cut_askew", 4076, 45506), Change("writes_through_a_view_", 2220, 41614)),
 )  # fmt: skip
+# Rows that were repeated and cut amid the first time, (2, 0, 1).
+ROWS_REPEATED = Case(
+    Plan(
+        (3, 3, 3),
+        (
+            Block(
+                "two-stream-before", qkv="unbind", held="channels", rope="folded", gqa="repeat",
+                positional=True, masked=True, checkpointed=True,
+            ),
+        ),
+        width=12, text=7, patch="in-time", unpatch=False, seed=2,
+    ),
+    (Change("repeated_and_cut", 0, 0),),
+)  # fmt: skip
+# Tokens rows first that are read as (frames, rows, cols) and turned.
+ROWS_FIRST_TURNED = Case(
+    Plan(
+        (3, 4, 5),
+        (Block("rows-first", "permute", rope="axes", rope_first=True, gqa="repeat", checkpointed=True),),
+        batch=2, width=16, text=7, seed=3,
+    ),
+    (Change("frames_turned", 26, 0),), True,
+)  # fmt: skip
 
 
 @example(case=ROWS_SWAPPED)
+@example(case=ROWS_REPEATED)
 @example(case=KEYS_FLIPPED)
 @examples(120)
 @given(case=cases(PLANS, CHANGING + KEEPING))
@@ -101,6 +125,7 @@ def test_what_is_converted_is_true(case: Case):
 
 @example(case=LONG_TEXT)
 @example(case=LONG_TEXT_BESIDE_PARTS)
+@example(case=ROWS_FIRST_TURNED)
 @examples(40)
 @given(case=hinted_cases(PLANS))
 def test_a_hint_overrides_nothing_that_the_graph_shows(case: Case):

@@ -308,6 +308,46 @@ def test_the_reason_says_what_the_graph_shows_and_the_way_out(reorder: Callable,
     assert "no hint makes them so; attend before that" in texts[0]
 
 
+RAGGED = (3, 4, 5)
+
+
+def astride(x: Tensor) -> Tensor:
+    """The tokens of (3, 4, 5), read as (4, 3, 5): no axis of these is one of those."""
+    return x.unflatten(1, (4, 3, 5))
+
+
+def astride_and_turned(x: Tensor) -> Tensor:
+    return astride(x).flip(1, 2, 3).transpose(1, 2)
+
+
+def astride_and_indexed(x: Tensor) -> Tensor:
+    return astride(x)[:, ORDER[:3] % 3].transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "reorder",
+    [lambda x: astride(x).transpose(1, 2), astride_and_turned, astride_and_indexed,
+     lambda x: astride(x).flip(1), lambda x: rows_repeated(x.unflatten(1, RAGGED))],
+    ids=["transposed", "turned", "indexed", "flipped", "repeated"],
+)  # fmt: skip
+@pytest.mark.parametrize("hint", [None, RAGGED])
+def test_what_was_reshaped_across_axes_and_moved_stays_dense(reorder: Callable[[Tensor], Tensor], hint):
+    def attend(x: Tensor) -> Tensor:
+        return attention(reorder(x).flatten(1, 3))
+
+    options = {} if hint is None else {"grid": hint}
+    assert dense(fates(Model(attend), latents(grid=RAGGED), **options))
+
+
+def rows_repeated(volume: Tensor) -> Tensor:
+    return volume.repeat(1, 1, 2, 1, 1)[:, :, 3:7]
+
+
+def test_what_was_reshaped_across_axes_and_back_is_what_it_was():
+    found = fates(Model(lambda x: attention((2 * astride(x)).flatten(1, 3))), latents(grid=RAGGED))
+    assert found == [RAGGED]
+
+
 def test_prepare_does_not_take_text_of_equal_length_for_the_video():
     def attend(text: Tensor, x: Tensor) -> Tensor:
         return attention(text).mean(1, keepdim=True) + x

@@ -57,14 +57,15 @@ class Axis:
     """The tokens of one dimension: a node with a form, a product (`parts`) or a concatenation (`segments`).
 
     `whole` is the axis that a piece was split from, `cut` the one that a run was cut from, `thinned` the one
-    of which every n-th position was taken. `members` are the axes whose tokens a node combines elementwise:
+    of which every n-th position was taken. `astride`: an axis that was reshaped across its factors, and the
+    pieces of it then, of which this is one. `members` are the axes whose tokens a node combines elementwise:
     the sum of two videos has both. `shown` is the size as the graph spells it, if `size` is spelled as a
     quotient of other sizes.
     """
 
     __slots__ = (
-        "cut", "form", "joins", "made", "members", "parts", "pieces", "respelled", "runs", "segments",
-        "serial", "shown", "size", "thinned", "whole",
+        "astride", "cut", "form", "joins", "made", "members", "parts", "pieces", "respelled", "runs",
+        "segments", "serial", "shown", "size", "thinned", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +80,7 @@ class Axis:
         self.whole: Axis | None = None
         self.cut: Cut | None = None
         self.thinned: Axis | None = None
+        self.astride: tuple[Axis, tuple[Axis, ...]] | None = None
         self.members: frozenset[Axis] = frozenset((self,))
         self.respelled: Axis | None = None
         # One object per result: products and concatenations that begin here, runs, joins.
@@ -153,10 +155,22 @@ def _composite(kind: str, size: Size, pieces: tuple[Axis, ...]) -> Axis:
 
 def multiply(axes: Sequence[Axis]) -> Axis:
     """The product of axes, first factor slowest."""
-    known = tuple(factor for axis in axes for factor in factors(axis))
+    known = tuple(_reunited([factor for axis in axes for factor in factors(axis)]))
     if len(known) == 1:
         return known[0]
     return _composite("product", product(axis.size for axis in known), known)
+
+
+def _reunited(axes: list[Axis]) -> list[Axis]:
+    """Factors, in which all pieces of an axis that was reshaped across its factors are that axis again."""
+    result: list[Axis] = []
+    for axis in axes:
+        result.append(axis)
+        if axis.astride is not None:
+            whole, parts = axis.astride
+            if tuple(result[-len(parts) :]) == parts:
+                result[-len(parts) :] = factors(whole)
+    return result
 
 
 def concatenate(axes: Sequence[Axis]) -> Axis:

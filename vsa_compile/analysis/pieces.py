@@ -113,14 +113,23 @@ def _nodes(axis: Axis) -> list[Axis]:
 
 def order(axis: Axis) -> str:
     """The rigidity of an axis; REORDERED, too, if its runs are in another order, or one of them is askew."""
-    return REORDERED if turned(axis) or any(map(_askew, segments(axis))) else rigid(axis)
+    return REORDERED if turned(axis) or _askew(axis) else rigid(axis)
 
 
 def _askew(axis: Axis) -> bool:
-    """Whether an axis is a run of frames * rows * cols, or of other products, that is not of whole frames."""
-    if axis.cut is None:
-        return False
-    base, start, stop = axis.cut
+    """Whether an axis has a run of frames * rows * cols, or of another product, that is not of whole frames.
+
+    Rows that were repeated are such a product, (2, rows).
+    """
+    for segment in segments(axis):
+        if segment.cut is not None and _amid(*segment.cut):
+            return True
+        if any(_askew(factor) for factor in factors(segment) if factor is not segment):
+            return True
+    return False
+
+
+def _amid(base: Axis, start: Size, stop: Size) -> bool:
     inner = product(one.size for one in wholes(base)[1:])
     return not equal(inner, 1) and any(divided(at, inner) is None for at in (start, stop))
 
@@ -142,7 +151,7 @@ def turned(axis: Axis) -> bool:
 
 def reordered_by(axis: Axis) -> str:
     """The operator that put an axis into another order, or a description."""
-    if any(map(_askew, segments(axis))) and not turned(axis):
+    if _askew(axis) and not turned(axis):
         return "they are cut out amid a frame"
     names = (form_of(leaf).by for leaf in leaves(axis))
     return next(filter(None, names), "its runs follow each other in another order than where they come from")

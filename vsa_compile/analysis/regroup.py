@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from ..torch_compat import is_floor_division
-from .algebra import REORDERED, UNKNOWN, Axis, factors, is_atom, multiply, split, unit
-from .pieces import order
+from .algebra import REORDERED, Axis, factors, is_atom, multiply, split, unit
 from .sizes import Size, divided, equal, product, quotient_of_floor
 
 
@@ -22,11 +21,23 @@ def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis]:
     wanted = sizes[before : len(sizes) - after]
     inside = [factor for axis in axes[before : len(axes) - after] for factor in factors(axis)]
     followed = all(isinstance(size, int) for size in wanted) or _fits(inside, wanted)
-    made = _filled([_Real(factor) for factor in inside], wanted) if followed else []
-    lost = REORDERED if REORDERED in map(order, inside) else UNKNOWN
+    factored = [_Real(factor) for factor in inside]
+    made, left = _filled(factored, wanted) if followed else ([], factored)
     result = [multiply([piece.axis for piece in dim]) if dim else unit() for dim in made]
-    result += [unit() if equal(size, 1) else Axis(size, rigid=lost) for size in wanted[len(made) :]]
+    result += _lost(multiply([factor.axis for factor in left]), wanted[len(made) :])
     return [*axes[:before], *result, *axes[len(axes) - after :]]
+
+
+def _lost(axis: Axis, sizes: Sequence[Size]) -> list[Axis]:
+    """Dimensions that could not be followed: pieces across the factors of an axis.
+
+    Together, in this order, they are that axis again; one of them alone, or moved, is in no order of it.
+    """
+    parts = [unit() if equal(size, 1) else Axis(size, rigid=REORDERED) for size in sizes]
+    real = tuple(part for part in parts if not equal(part.size, 1))
+    for part in real:
+        part.astride = (axis, real)
+    return [axis if real == (part,) else part for part in parts]
 
 
 def _kept(axes: Sequence[Axis], sizes: Sequence[Size]) -> int:
@@ -44,7 +55,7 @@ def _fits(inside: Sequence[Axis], wanted: Sequence[Size]) -> bool:
     something is left over, that does not follow.
     """
     rehearsed = [_Rehearsed(factor.size, is_atom(factor)) for factor in inside]
-    made = _filled(rehearsed, wanted)
+    made, _ = _filled(rehearsed, wanted)
     return len(made) == len(wanted) or not any(one.cut_by_floor for one in rehearsed)
 
 
@@ -79,18 +90,19 @@ class _Real:
 Factor = TypeVar("Factor", _Rehearsed, _Real)
 
 
-def _filled(factors: Sequence[Factor], sizes: Sequence[Size]) -> list[list[Factor]]:
-    """The factors of each dimension, as far as the reshape can be followed."""
+def _filled(factors: Sequence[Factor], sizes: Sequence[Size]) -> tuple[list[list[Factor]], list[Factor]]:
+    """The factors of each dimension, as far as the reshape can be followed, and those that are left."""
     pending, result, left = [*factors][::-1], [], list(sizes)
     while left:
         if pending and (pieces := _pieces(pending[-1], left)):
             pending[-1:] = pieces[::-1]
+        before = [*pending]
         taken = [] if equal(left[0], 1) else _take(pending, left[0])
         if taken is None:
-            break
+            return result, before[::-1]
         result.append(taken)
         del left[0]
-    return result
+    return result, pending[::-1]
 
 
 def _pieces(factor: Factor, sizes: Sequence[Size]) -> list[Factor]:

@@ -8,7 +8,7 @@ from math import prod
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, same_tokens
-from ..analysis.algebra import REORDERED, UNKNOWN, Axis, equal, factors, origins, wholes
+from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, wholes
 from ..analysis.pieces import reordered_by
 from ..analysis.tokens import offset, out_of_order, within
 from ..analysis.walk import AttentionCall
@@ -60,7 +60,7 @@ def why_no_video(
     same = same or any(within(longest.axis, k.axis) is not None for k in keys)
     if not same and _told_apart_by_data(segments, keys):
         return refusals.lengths_are_data()
-    if as_long and longest.factors == 2 and longest.order == UNKNOWN and _split_by_stranger(longest.axis):
+    if as_long and longest.factors == 2 and longest.order and _split_by_stranger(longest.axis):
         return refusals.split_by_a_symbol()
     if not same and (shows_video or longest.factors > 1 or not as_long):
         return refusals.cross()
