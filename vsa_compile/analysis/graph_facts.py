@@ -17,7 +17,7 @@ def sizes_of(example: object) -> list[Size] | None:
     """The sizes of a tensor as ints or sympy expressions; None for anything else."""
     if not isinstance(example, torch.Tensor):
         return None
-    return [size_expression(size) for size in example.shape]
+    return [size if type(size) is int else size_expression(size) for size in example.shape]
 
 
 def example_of(node: object) -> Any:
@@ -37,6 +37,13 @@ def argument(node: Node, position: int, name: str, default: object = None) -> An
     if name in node.kwargs:
         return node.kwargs[name]
     return node.args[position] if position < len(node.args) else default
+
+
+def first_argument(node: Node) -> object:
+    """The first argument, by position or under any of its names."""
+    if node.args:
+        return node.args[0]
+    return next((node.kwargs[name] for name in ("input", "self", "x", "tensor") if name in node.kwargs), None)
 
 
 def bodies_of(module: GraphModule, node: Node) -> Iterator[GraphModule]:

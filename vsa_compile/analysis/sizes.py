@@ -13,9 +13,9 @@ from ..torch_compat import is_floor_division
 
 def equal(a: Size, b: Size) -> bool:
     """Whether two sizes are equal for all values of their symbols."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    return a is b or _equal(a, b)
+    if a is b:  # first, since small ints are one object, and a graph has hundred thousands of comparisons
+        return True
+    return a == b if isinstance(a, int) and isinstance(b, int) else _equal(a, b)
 
 
 def at_most(a: Size, b: Size) -> bool:

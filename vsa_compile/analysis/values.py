@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +13,7 @@ from torch.fx import Node
 from ..torch_compat import size_expression
 from .algebra import UNKNOWN, Axis, rigid, unit
 from .facts import Claim, Fact, Proofs, constant
-from .graph_facts import argument, example_of, sizes_of
+from .graph_facts import argument, example_of, first_argument, sizes_of
 from .sizes import Size, equal
 from .unify import contradiction, join, meet, unify
 
@@ -61,7 +62,7 @@ class OpCall:
 
     `read` returns what is known of an argument, `stamp` how often its memory was written to; `proofs`
     compares sizes. `in_place`: the call uses the in-place spelling of its entry, with an underscore or an
-    augmented assignment.
+    augmented assignment. `example`, `sizes`: the result's; `self_`: the first argument.
     """
 
     node: Node
@@ -71,9 +72,13 @@ class OpCall:
     proofs: Proofs
     in_place: bool = False
     example: Any = field(init=False)
+    sizes: list[Size] = field(init=False)
+    self_: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.example = example_of(self.node)
+        self.sizes = sizes_of(self.example) or []
+        self.self_ = first_argument(self.node)
 
     def arg(self, position: int, name: str, default: object = None) -> Any:
         """The raw argument: a Node, a literal, or `default`."""
@@ -94,14 +99,6 @@ class OpCall:
         return known.axes if known else None
 
     @property
-    def self_(self) -> object:
-        """The first argument, under any of its names."""
-        for name in ("self", "input", "x", "tensor"):
-            if name in self.node.kwargs:
-                return self.node.kwargs[name]
-        return self.node.args[0] if self.node.args else None
-
-    @property
     def other(self) -> object:
         """The second argument of a binary operation, under any of its names."""
         for name in ("other", "exponent", "value", "mat2", "vec2"):
@@ -112,10 +109,6 @@ class OpCall:
     @property
     def input(self) -> Layout | None:
         return self.layout(self.self_)
-
-    @property
-    def sizes(self) -> list[Size]:
-        return sizes_of(self.example) or []
 
     def literal(self, argument: object) -> Any:
         """The size that a literal, a SymInt or a node that holds one stands for; other values as they are."""
@@ -133,6 +126,7 @@ class OpCall:
         size = self.proofs.respelled(value) if hasattr(value, "free_symbols") else None
         return None if size is None else constant(size)
 
+    @cached_property
     def tensors(self) -> list[Known]:
         """What is known of all tensor arguments except `out`."""
         values = (*self.node.args, *(value for name, value in self.node.kwargs.items() if name != "out"))

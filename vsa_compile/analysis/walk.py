@@ -20,8 +20,8 @@ from ..torch_compat import (
 from .algebra import REORDERED, Axis, Form, form_of, mark_origins
 from .effects import Memory
 from .facts import Proofs
-from .graph_facts import argument, bodies_of, example_of, is_call, sizes_of
-from .optable import Entry, entry_of, first_argument, value_of, written_by
+from .graph_facts import argument, bodies_of, example_of, first_argument, is_call, sizes_of
+from .optable import Entry, entry_of, value_of, written_by
 from .sizes import Size, equal
 from .values import Known, OpCall, Value, unknown
 
@@ -90,9 +90,11 @@ class Analysis:
         return value.axes[-2] if isinstance(value, Known) and len(value.axes) >= 2 else None
 
     def read(self, argument: object) -> Value:
+        if isinstance(argument, Node):
+            return self.values.get(argument)
         if isinstance(argument, (tuple, list)):
-            return tuple(self.read(item) for item in argument)
-        return self.values.get(argument) if isinstance(argument, Node) else None
+            return tuple([self.read(item) for item in argument])
+        return None
 
     def _known_at_least(self, a: Size, b: Size) -> bool:
         return known_at_least(a, b, self.environment)

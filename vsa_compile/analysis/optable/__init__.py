@@ -1,6 +1,6 @@
 """The table of operators: one entry per operator, with layout, mask fact and effects side by side."""
 
 from . import compute, factories, indexing, masks, our_operators, views, writes  # noqa: F401  (they fill the table)
-from .table import Entry, entry_of, first_argument, name_of, own, value_of, written_by
+from .table import Entry, entry_of, name_of, own, value_of, written_by
 
-__all__ = ["Entry", "entry_of", "first_argument", "name_of", "own", "value_of", "written_by"]
+__all__ = ["Entry", "entry_of", "name_of", "own", "value_of", "written_by"]

@@ -13,7 +13,7 @@ from .table import op, own
 
 def pointwise(call: OpCall) -> Layout | None:
     """Broadcast all tensor arguments against each other."""
-    tensors = call.tensors()
+    tensors = call.tensors
     return broadcast(tensors, call.sizes) if tensors else None
 
 

@@ -32,6 +32,8 @@ def _operands(call: OpCall, *arguments: object) -> list[Fact] | None:
 
 def _entrywise(made: Callable[[Claim, Claim], Pair]) -> FactRule:
     def rule(call: OpCall, _: Layout) -> Fact | None:
+        if call.fact(call.self_) is None or call.fact(call.other) is None:
+            return None  # most additions: of tokens nothing is known
         facts = _operands(call, call.self_, call.other)
         if facts is None or call.node.kwargs.get("alpha", 1) != 1:
             return None

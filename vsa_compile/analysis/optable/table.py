@@ -20,7 +20,7 @@ from torch.fx import Node
 
 from ...torch_compat import owned_namespaces, registered_name, written_arguments
 from ..facts import Fact
-from ..graph_facts import argument, example_of
+from ..graph_facts import argument, example_of, first_argument
 from ..values import Known, Layout, OpCall, Result, Taken, Value
 from . import carry
 
@@ -172,12 +172,6 @@ def written_by(node: Node, entry: Entry | None) -> list[Node]:
     return [one for one in _flat(written) if isinstance(one, Node)]
 
 
-def first_argument(node: Node) -> object:
-    if node.args:
-        return node.args[0]
-    return next((node.kwargs[name] for name in ("input", "self", "x", "tensor") if name in node.kwargs), None)
-
-
 def _flat(values: Iterable[object]) -> Iterator[object]:
     for value in values:
         if isinstance(value, (tuple, list)):
@@ -213,7 +207,7 @@ def _known(entry: Entry, call: OpCall, layout: Layout | Value, index: int | None
     if not isinstance(layout, list):
         return layout  # a Known already, or nothing
     fact = entry.fact(call, layout) if entry.fact else None
-    tensors = call.tensors()
+    tensors = call.tensors
     table = entry.table if entry.table is not None else all(known.table for known in tensors)
     given = entry.fact in _THE_SAME and index is None and _is_given(call)
     return Known(layout, fact, table, given, _taken(call, tensors))
