@@ -114,26 +114,40 @@ def _einsum(call: OpCall) -> Result:
     equation, operands = call.node.args[0], call.node.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = operands[0]
-    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+    values = [value for value in map(call.known, operands) if value is not None]
+    if not isinstance(equation, str) or "->" not in equation or len(values) < len(operands):
         return None
     inputs, output = equation.replace(" ", "").split("->")
+    names, result = _spelled_out(inputs.split(","), output, [len(value.axes) for value in values])
     known: dict[str, Axis] = {}
     carriers: dict[str, bool] = {}  # whether the axis comes from a table
-    for letters, operand in zip(inputs.split(","), operands, strict=False):
-        value = call.known(operand)
-        if value is None or len(value.axes) != len(letters) or len(set(letters)) != len(letters):
+    for letters, value in zip(names, values, strict=True):
+        if len(value.axes) != len(letters) or len(set(letters)) != len(letters):
             return None
         for letter, axis in zip(letters, value.axes, strict=True):
-            if letter not in known:
+            if letter not in known or (equal(known[letter].size, 1) and not equal(axis.size, 1)):
                 known[letter], carriers[letter] = axis, value.table
+                continue
+            if equal(axis.size, 1):  # broadcast
                 continue
             both = align(known[letter], axis)
             known[letter] = (
                 both if carriers[letter] == value.table else axis if carriers[letter] else known[letter]
             )
             carriers[letter] = carriers[letter] and value.table
-    tables = [value.table for value in map(call.known, operands) if value]
-    return Known([known[letter] for letter in output], None, all(tables))
+    return Known([known[letter] for letter in result], None, all(value.table for value in values))
+
+
+def _spelled_out(inputs: list[str], output: str, ranks: list[int]) -> tuple[list[str], str]:
+    """An equation of einsum with digits for the dimensions that "..." stands for, aligned from the right."""
+    terms = list(zip(inputs, ranks, strict=True))
+    hidden = [rank - len(letters) + 3 if "..." in letters else 0 for letters, rank in terms]
+    digits = "0123456789"[: max(hidden)]
+    names = [
+        letters.replace("...", digits[len(digits) - n :])
+        for (letters, _), n in zip(terms, hidden, strict=True)
+    ]
+    return names, output.replace("...", digits)
 
 
 @op("scaled_dot_product_attention", layer=True)
