@@ -77,7 +77,7 @@ ORDER_KEPT = {
     "einsum": lambda m, x: torch.einsum("bnc,cd->bnd", x, m.weight),
     "einsum with dots": lambda m, x: torch.einsum("...c,cd->...d", x, m.weight),
     "einsum of matrices": lambda m, x: torch.einsum("...ij, ...j -> ...i", m.weight[None], x),
-    "einsum of two ranks": lambda m, x: torch.einsum("...c,...c->...c", x, x[0]),
+    "einsum of two ranks": lambda m, x: torch.einsum("...ij,...j->...i", m.weight[None, None, None], x)[0],
     "einsum of a list": lambda m, x: torch.einsum("bnc,dc->bnd", [x, m.weight]),
     "matmul": lambda m, x: x @ m.weight,
     "matmul from the left": lambda m, x: (m.weight @ x.mT).mT,
