@@ -1,7 +1,9 @@
 """What a backward computes again belongs to the forward that ran, whatever else the backward goes through."""
 
+import _thread
 import asyncio
 import re
+import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -162,16 +164,73 @@ def test_forwards_of_threads_in_one_backward_are_an_error_or_right(reentrant: bo
         assert_same_output(gradient(loss, x), one)
 
 
-def test_a_number_that_two_threads_made_tells_no_call(monkeypatch) -> None:
+def test_a_number_that_two_threads_made_tells_no_call() -> None:
     threads = Running()
     calls = [ModelCall(0, grid, first=3, last=9, thread=i) for i, grid in enumerate((LEVEL, TURNED))]
-    monkeypatch.setattr("vsa_compile.runtime.calls.position_of_forward", lambda: 5)
     for call in calls:
         threads.enter(call)
         if call is calls[0]:
-            assert threads.in_force() is call
+            assert threads.of_node(5) is call
     with pytest.raises(StateError, match="several ran such forwards"):
-        threads.in_force()
+        threads.of_node(5)
+
+
+@either_checkpoint
+def test_several_calls_are_told_apart_in_checkpoints_within_checkpoints(reentrant: bool) -> None:
+    """In one backward, with the calls' outputs and with what was inside them alone."""
+    run = compiled(attend_hidden)
+
+    def twice(function: Callable, x: Tensor) -> Tensor:
+        return checkpoint(partial(checkpoint, function, use_reentrant=reentrant), x, use_reentrant=reentrant)
+
+    model = vsa_compile.prepare(Hidden(run, twice))
+    inputs = [latents(grid).requires_grad_() for grid in (LEVEL, TURNED, LEVEL)]
+    wanted = [alone(run, latents(grid).requires_grad_()) for grid in (LEVEL, TURNED, LEVEL)]
+    for inside in ((True, False, True), (False, True, False), (True, True, True)):
+        losses = []
+        for x, features in zip(inputs, inside, strict=True):
+            x.grad = None
+            out = model(x)[0]
+            losses.append(4 * model.features.square().sum() if features else out.square().sum())
+        sum(losses).backward()
+        for x, one in zip(inputs, wanted, strict=True):
+            assert x.grad is not None
+            assert_same_output(x.grad, one)
+
+
+@either_checkpoint
+@pytest.mark.parametrize("thread", ["of autograd", "of Python"])
+def test_features_are_recomputed_in_another_thread(reentrant: bool, thread: str) -> None:
+    """Autograd has a thread for each GPU. A thread of Python may have made the nodes itself."""
+    run = compiled(attend_hidden)
+    model = vsa_compile.prepare(Hidden(run, partial(checkpoint, use_reentrant=reentrant)))
+    x, other = (latents(grid).requires_grad_() for grid in (LEVEL, TURNED))
+    wanted = alone(run, latents(LEVEL).requires_grad_())
+    model(x)
+    features = model.features
+    model(other)
+    failed: list[Exception] = []
+    done = threading.Event()
+
+    def backward() -> None:
+        try:
+            features.square().sum().mul(4).backward()
+        except Exception as error:
+            failed.append(error)
+        done.set()
+
+    if thread == "of Python":
+        threading.Thread(target=backward).start()
+    else:
+        _thread.start_new_thread(backward, ())  # unknown to threading, as are those of autograd
+    assert done.wait(60)
+    if thread == "of Python":
+        (error,) = failed
+        assert isinstance(error, StateError) or "the grid of a prepared model" in str(error)
+    else:
+        assert not failed
+        assert x.grad is not None
+        assert_same_output(x.grad, wanted)
 
 
 def test_a_thread_is_told_from_one_that_is_over() -> None:

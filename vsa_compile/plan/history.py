@@ -62,20 +62,53 @@ class _Pins(threading.local):
 
 
 @dataclass(eq=False)
-class _Backward(Generic[Value]):
+class Backward(Generic[Value]):
     """One that runs, and the value of what it computes again now."""
 
     number: int
     value: Value | None = None
 
 
-class _Recomputing(threading.local):
-    """The backwards that this thread runs, one within the other where checkpoints are, and the values that a
-    recompute goes on with for a while, from a node on."""
+class Backwards(threading.local, Generic[Value]):
+    """The backwards that this thread runs, one within the other where checkpoints are in checkpoints."""
 
     def __init__(self) -> None:
-        self.backwards: list[_Backward] = []
-        self.noted: list[tuple[int, Any]] = []
+        self.running: list[Backward[Value]] = []
+        self.noted: list[tuple[int, Value]] = []
+
+    def innermost(self) -> tuple[Backward[Value], Backward[Value] | None]:
+        """The innermost backward, and the one around it: the nodes of a checkpoint within a checkpoint were
+        made by a recompute of that one, which always asked for its value before."""
+        number, running, noted = backward_running(), self.running, self.noted
+        for index, known in enumerate(running):
+            if known.number == number:
+                return known, running[index - 1] if index else None
+        backward = Backward[Value](number)
+
+        def ended() -> None:  # in whatever thread
+            if backward in running:
+                running.remove(backward)
+            if not running:
+                noted.clear()
+
+        running.append(backward)
+        after_backward(ended)
+        return backward, running[-2] if len(running) > 1 else None
+
+    def clear(self) -> None:
+        """Outside of a backward none runs."""
+        self.running.clear()
+        self.noted.clear()
+
+    def note(self, value: Value) -> None:
+        """A recompute goes on with this value, from the next node on."""
+        self.innermost()
+        self.noted.append((position(), value))
+
+    def noted_at(self, number: int, value: Value) -> Value:
+        """The value that was noted before the node of that number was made; `value` if none was."""
+        earlier = [noted for at, noted in self.noted if at <= number]
+        return earlier[-1] if earlier else value
 
 
 class History(Generic[Value]):
@@ -91,7 +124,7 @@ class History(Generic[Value]):
         self._seen: dict[int, _Seen[Value]] = {}
         self._lock = Lock()
         self._pins = _Pins()
-        self._recomputing = _Recomputing()
+        self._backwards = Backwards[Value]()
 
     def set(self, value: Value) -> None:
         """Set the value for all threads, from now on."""
@@ -118,8 +151,7 @@ class History(Generic[Value]):
     def _in_force(self) -> Value:
         number = position_of_forward()
         if number is None:
-            self._recomputing.backwards.clear()
-            self._recomputing.noted.clear()
+            self._backwards.clear()
             mine = self._seen.get(get_ident())
             if mine is None or mine.version != self._version or position() < mine.looked:
                 with self._lock:
@@ -127,11 +159,9 @@ class History(Generic[Value]):
             else:
                 mine.looked = position()
             return self.now
-        here, backward = self._recomputing, self._backward()
-        outer = here.backwards[: here.backwards.index(backward)]
-        if outer:  # checkpoints in checkpoints: a recompute made this node
-            earlier = [value for at, value in here.noted if at <= number]
-            backward.value = earlier[-1] if earlier else outer[-1].value
+        backward, around = self._backwards.innermost()
+        if around is not None:
+            backward.value = self._backwards.noted_at(number, around.value)  # pyright: ignore[reportArgumentType]
         else:
             with self._lock:
                 backward.value = self._then(number)
@@ -139,26 +169,7 @@ class History(Generic[Value]):
 
     def note(self, value: Value) -> None:
         """What a recompute of this thread makes from now on has that value: it entered or left a context."""
-        self._backward()
-        self._recomputing.noted.append((position(), value))
-
-    def _backward(self) -> _Backward[Value]:
-        """The innermost one that runs."""
-        here, number = self._recomputing, backward_running()
-        for known in here.backwards:
-            if known.number == number:
-                return known
-        backward, all_here, noted = _Backward[Value](number), here.backwards, here.noted
-
-        def ended() -> None:  # in whatever thread
-            if backward in all_here:
-                all_here.remove(backward)
-            if not all_here:
-                noted.clear()
-
-        all_here.append(backward)
-        after_backward(ended)
-        return backward
+        self._backwards.note(value)
 
     def _look(self, *, certain: bool = False) -> None:
         """Record that this thread sees the present value."""

@@ -6,13 +6,15 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import StateError, forward_unknown
 from ..grid import GridSizes
+from ..plan.history import Backward, Backwards
 from ..torch_compat import backward_running, position, position_of_forward
 from .requests import thread_number
 
-_KEPT = 256  # calls that each thread remembers: more than a forward and its backward lie apart
+_KEPT = 1024  # calls that are remembered: more than a forward and its backward lie apart
 
 
 @dataclass(eq=False)
@@ -44,12 +46,15 @@ class ModelCall:
 
 class Running(threading.local):
     """`now` is the innermost call of a prepared model that this thread runs or recomputes; None also where
-    forwards of several threads are recomputed at once."""
+    forwards of several threads are recomputed at once. `past`: calls of all threads that are over; those on
+    a GPU are recomputed by a thread of their own."""
+
+    past: ClassVar[deque[ModelCall]] = deque(maxlen=_KEPT)
 
     def __init__(self) -> None:
         self.now: ModelCall | None = None
         self.entered: list[ModelCall] = []
-        self.past: deque[ModelCall] = deque(maxlen=_KEPT)
+        self.backwards: Backwards[ModelCall | None] = Backwards()
 
     def begin(self, call: ModelCall) -> Callable[[], None]:
         """`enter` for a call that is made now."""
@@ -80,20 +85,40 @@ class Running(threading.local):
         gradient is computed. Raises StateError where forwards of several threads may have made it."""
         number = position_of_forward()
         if number is None:
+            self.backwards.clear()
             return self.now
+        backward, around = self.backwards.innermost()
+        backward.value = self.of_node(number, around)
+        return backward.value
+
+    def of_node(self, number: int, around: Backward[ModelCall | None] | None = None) -> ModelCall | None:
+        """The call that made a node whose gradient is computed; `around`: the backward around this one."""
         for call in reversed(self.entered):
             if call.last is None and (call.backward == backward_running() or call.made(number)):
                 return call  # it runs
         resumed = [call for call in self.entered if call.made(number)]
-        if resumed:
-            if _apart(resumed):
-                raise StateError(forward_unknown("the grid of a prepared model"))
-            return max(resumed, key=lambda call: call.first)
-        of_past = [call for call in self.past if call.made(number)]
-        if of_past:  # what a call returned had no gradient, but something inside it did
-            return max(of_past, key=lambda call: call.first)
-        beyond = self.now is not None and self.now.last is not None and self.now.last <= number
-        return self.now if beyond else None  # a recompute within a recompute made it
+        # What a call returned may have had no gradient, but something inside it.
+        calls = resumed or [call for call in [*self.past] if call.made(number)]
+        own = [call for call in calls if call.thread == thread_number()]
+        if own and not _apart(resumed):
+            return _latest(own)
+        if around is not None:  # a recompute made it, and its number says nothing of other threads' calls
+            return around.value
+        foreign = (
+            bool(calls) and not resumed and not _of_autograd()
+        )  # or this thread made it, but no call did
+        if foreign or len({call.grid for call in calls}) > 1:
+            raise StateError(forward_unknown("the grid of a prepared model"))
+        return _latest(calls)
+
+
+def _latest(calls: list[ModelCall]) -> ModelCall | None:
+    return max(calls, key=lambda call: call.first, default=None)
+
+
+def _of_autograd() -> bool:
+    """Whether autograd made this thread, for a GPU: then others made all that it computes again."""
+    return type(threading.current_thread()).__name__ == "_DummyThread"
 
 
 def _innermost(entered: list[ModelCall]) -> ModelCall | None:
