@@ -233,6 +233,7 @@ COMPILER_MUTANTS = (
     Mutant("foreign", "a function is told by its name", "vsa_compile/analysis/optable/table.py::_entry", "any(...)", "True", ("tests/test_soundness_operators.py", "-k", "name")),
     Mutant("size less itself", "a size is taken for a tensor", "vsa_compile/analysis/optable/masks.py::_added", "isinstance(call.example, torch.Tensor)", "True", ("tests/test_rules.py", "-k", "size_less")),
     Mutant("parts of a video", "a video that was cut and swapped is none beside a hint", "vsa_compile/convert/no_video.py::_lengths", "sum(analysis.hint(one.size) for one in video if one.order == REORDERED)", "0", ("tests/test_adversary.py", "-k", "hint")),
+    Mutant("crossed", "(cols, rows, frames) are no video beside a hint", "vsa_compile/analysis/tokens.py::Segment.shows_video", "self.crossed", "False", ("tests/test_adversary.py", "-k", "hint")),
     Mutant("long text", "a hint speaks of a text as long as the video", "vsa_compile/convert/no_video.py::fills", "segment.axis in analysis.inputs and any(grid.tokens in _lengths(analysis, video) for video in videos)", "False", ("tests/test_adversary.py", "-k", "hint")),
     Mutant("copied keys", "tokens taken out of (q, k, v) first are not placed", "vsa_compile/analysis/overwriting.py::_sources", "[one[0] for one in alike if len(one) == 1]", "[]", ("tests/test_adversary.py", "-k", "spelling")),
     Mutant("askew", "a run of two copies learns the grid of a sum", "vsa_compile/analysis/pieces.py::_askew", "segment.cut is not None and _amid(*segment.cut)", "False", (*TOKENS, "-k", "run_of")),

@@ -112,8 +112,46 @@ ROWS_FIRST_TURNED = Case(
     ),
     (Change("frames_turned", 26, 0),), True,
 )  # fmt: skip
+# Bare tokens to which turned ones are added: they are in the output's places, and in others, too.
+TURNED_ADDED = Case(
+    Plan(
+        (2, 5, 2),
+        (
+            Block(
+                "one-stream-after", "chunk", "transpose", "reshape", "channels", "rms", "folded",
+                rope_first=True, scale=0.25, positional=True, masked=True,
+            ),
+            Block(
+                "cross-video", "chunk", "transpose", "reshape", rope="folded", rope_first=True, gqa="repeat",
+                scale=0.25, contiguous=True,
+            ),
+        ),
+        batch=1, width=8, text=1, patch="tokens",
+    ),
+    (Change("rolled", 73, 0), Change("indexed", 135, 0)),
+)  # fmt: skip
+# A text as long as a video whose queries are (cols, rows, frames).
+LONG_TEXT_BESIDE_CROSSED = Case(
+    Plan(
+        (6, 2, 5),
+        (
+            Block(
+                "two-stream-before", "chunk", "transpose", "view", "grid", "layer", "interleaved",
+                rope_first=True, gqa="repeat", positional=True, modulated=True, masked=True,
+                checkpointed=True,
+            ),
+            Block(
+                "long-text-self", "chunk", "sequence-first", "reshape", "channels", "wide", "folded",
+                gqa="repeat", scale=0.25, positional=True, masked=True,
+            ),
+        ),
+        batch=1, width=12, text=6, patch="rearrange",
+    ),
+    (Change("grid_transposed", 7883, 0),), True,
+)  # fmt: skip
 
 
+@example(case=TURNED_ADDED)
 @example(case=ROWS_SWAPPED)
 @example(case=ROWS_REPEATED)
 @example(case=KEYS_FLIPPED)
@@ -126,6 +164,7 @@ def test_what_is_converted_is_true(case: Case):
 @example(case=LONG_TEXT)
 @example(case=LONG_TEXT_BESIDE_PARTS)
 @example(case=ROWS_FIRST_TURNED)
+@example(case=LONG_TEXT_BESIDE_CROSSED)
 @examples(40)
 @given(case=hinted_cases(PLANS))
 def test_a_hint_overrides_nothing_that_the_graph_shows(case: Case):

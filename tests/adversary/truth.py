@@ -146,15 +146,19 @@ def _turned_by_their_places(
 
 
 def _keeps_places(captured: Captured, module: GraphModule) -> bool:
-    """Whether the patches of some tokens are those of the same places in the output, without attention."""
+    """Whether the patches of some tokens are those of the same places in the output, without attention.
+
+    As everywhere, what was added to them from other places does not count.
+    """
 
     def nothing(node: Node, args: tuple, kwargs: dict) -> Tensor:
         return torch.zeros_like(_passed(node, args, kwargs))
 
     wanted = _output(captured, module, nothing, captured.inputs[captured.latents])
-    return all(
-        bool((_cells(_output(captured, module, nothing, _dyed(captured, places)), wanted) == places).all())
+    return not any(
+        (dyed & ~_cells(_output(captured, module, nothing, _dyed(captured, dyed)), wanted)).any()
         for places in _sets(captured.plan.tokens)
+        for dyed in (places, ~places)
     )
 
 

@@ -17,7 +17,8 @@ class Segment:
     """One run of a token sequence. `grid` is set if the run is raster video tokens.
 
     `factors`: the number of axes that it is made of. `in_windows`: these are pieces of a video's axes, whose
-    other pieces lie elsewhere. `order`: its rigidity, REORDERED also if runs of it were swapped.
+    other pieces lie elsewhere. `order`: its rigidity, REORDERED also if runs of it were swapped. `crossed`:
+    these are axes of one value in another order, as (rows, frames, cols).
     """
 
     axis: Axis
@@ -26,6 +27,12 @@ class Segment:
     factors: int
     in_windows: bool = False
     order: str = ""
+    crossed: bool = False
+
+    @property
+    def shows_video(self) -> bool:
+        """Whether the graph shows a video in it, in whatever order."""
+        return bool(self.grid) or self.in_windows or self.crossed or self.order == REORDERED
 
     @property
     def kind(self) -> str:
@@ -48,7 +55,7 @@ def _read(axis: Axis, apart: set[Axis]) -> Segment:
     placed = order(axis)  # rows may have been swapped inside an axis that has origins
     shown = raster and not in_windows and placed != REORDERED
     grid = Grid(*(atom.shown for atom in atoms)) if shown else None
-    return Segment(axis, axis.size, grid, len(atoms), in_windows, placed)
+    return Segment(axis, axis.size, grid, len(atoms), in_windows, placed, out_of_order(atoms))
 
 
 def is_raster(atoms: list[Axis]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, read_segments, same_tokens
-from ..analysis.algebra import REORDERED, Size, equal
+from ..analysis.algebra import Size, equal
 from ..analysis.facts import Fact
 from ..analysis.graph_facts import example_of, module_path, sizes_of
 from ..analysis.tokens import offset, within
@@ -85,10 +85,7 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     process's reason why a grid is unknown.
     """
     read = [_segments(analysis, call) for call in analysis.calls]
-    videos = [
-        tuple(one for one in segments if one.grid or one.in_windows or one.order == REORDERED)
-        for segments in read
-    ]
+    videos = [tuple(one for one in segments if one.shows_video) for segments in read]
     gates = gates_of(analysis, [attention_arguments(call.node).get("query") for call in analysis.calls])
     decisions: list[Decision] = []
     for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
