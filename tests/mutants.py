@@ -169,6 +169,7 @@ COMPILER_MUTANTS = (
     Mutant("threads recycled", "a thread taken for one that is over", "vsa_compile/runtime/requests.py::thread_number", "_here.number", "threading.get_ident()", ("tests/test_recomputes.py", "-k", "is_over")),
     Mutant("leaf hooks", "hooks heap up on a parameter", "vsa_compile/grids/recompute.py::resume_in_backward", "tensor.requires_grad and not tensor.is_leaf", "tensor.requires_grad", ("tests/test_recomputes.py", "-k", "gets_no_hooks")),
     Mutant("within", "a recompute within a recompute sees what holds now", "vsa_compile/plan/history.py::History._in_force", "if around is not None:\n    ...\nelse:\n    ...", "with self._lock:\n    backward.value = self._then(number)", ("tests/test_recomputes.py", "-k", "within_a_recompute")),
+    Mutant("own record", "a thread takes every node for its own", "vsa_compile/plan/history.py::History._then", "number < position()", "True", ("tests/test_recomputes.py", "-k", "record_of_its_own")),
     Mutant("noted", "a context of an inner recompute is not seen", "vsa_compile/plan/history.py::History.note", "self._backwards.note(value)", "pass", ("tests/test_recomputes.py", "-k", "within_a_recompute")),
     Mutant("own token", "a loop in another thread is refused", "vsa_compile/runtime/requests.py::Requests._check", "other is not request", "True", ("tests/test_recomputes.py", "-k", "another_thread_than")),
     Mutant("tasks", "tasks of one thread overrule each other", "vsa_compile/runtime/requests.py::Owner.apart", "len(tasks) > 1", "False", ("tests/test_recomputes.py", "-k", "tasks")),

@@ -82,6 +82,21 @@ def test_a_recompute_within_a_recompute_has_the_state_of_its_forward(reentrant: 
     assert_same_output(gradient(mixed.square().sum(), x), sparse)
 
 
+@either_checkpoint
+def test_a_thread_with_a_record_of_its_own_recomputes_what_another_ran(reentrant: bool) -> None:
+    run, again = compiled(attend), partial(checkpoint, use_reentrant=reentrant)
+    x = latents(LEVEL).requires_grad_()
+    with vsa_compile.dense():
+        wanted = gradient(run(x).square().sum(), x)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run, x.detach().requires_grad_()).result()
+        for _ in range(1000):  # nodes that the other thread has not made yet
+            x * 1
+        with vsa_compile.dense():
+            loss = again(run, x).square().sum()
+        assert_same_output(pool.submit(gradient, loss, x).result(), wanted)
+
+
 # --- Calls of prepared models ------------------------------------------------------------------------
 
 

@@ -182,10 +182,12 @@ class History(Generic[Value]):
         mine.version, mine.looked = self._version, at
 
     def _then(self, number: int) -> Value:
-        """The value at a node of the forward. On CPU the backward runs in the thread that asked for it, on
-        other devices in a thread of its own, so that all records count."""
+        """The value at a node of the forward. On CPU the backward runs mostly in the thread that ran it, on
+        other devices in a thread of its own. A node that is beyond all of this thread was made by others."""
         mine = self._seen.get(get_ident())
-        logs = [mine] if mine is not None else list(self._seen.values())
+        logs = [log for log in self._seen.values() if log is not mine]
+        if mine is not None and number < position():
+            logs = [mine]
         values = set[Value]().union(*(log.at(number) for log in logs)) or {self.now}
         if len(values) > 1:
             raise StateError(forward_unknown(self.what))
