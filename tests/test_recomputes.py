@@ -6,6 +6,7 @@ import re
 import threading
 import types
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,9 +22,11 @@ from torch.utils.checkpoint import checkpoint
 import vsa_compile
 from vsa_compile import StateError
 from vsa_compile.convert.judge import Refusal
+from vsa_compile.plan.history import Backward
 from vsa_compile.runtime.calls import ModelCall, Running, running
 from vsa_compile.runtime.requests import Owner
 from vsa_compile.runtime.state import now
+from vsa_compile.torch_compat import may_be_within_another
 
 LEVEL, TURNED = (4, 5, 7), (4, 7, 5)
 
@@ -188,6 +191,38 @@ def test_a_number_that_two_threads_made_tells_no_call() -> None:
             assert threads.of_node(5) is call
     with pytest.raises(StateError, match="several ran such forwards"):
         threads.of_node(5)
+
+
+def test_backwards_that_take_turns_in_a_thread_of_autograd_are_not_taken_for_each_other(monkeypatch) -> None:
+    """By numbers alone, a node may be of the recompute around or of another thread's forward."""
+    threads = Running()
+    here, there = (
+        ModelCall(0, grid, first=3, last=9, thread=-1 - i) for i, grid in enumerate((LEVEL, TURNED))
+    )
+    monkeypatch.setattr(Running, "past", deque([here, there]))
+    around = Backward(0, here)
+    assert threads.of_node(10, around) is here
+    assert threads.of_node(5, around) is here  # a thread of Python runs its own to the end
+    monkeypatch.setattr("vsa_compile.runtime.calls.thread_of_autograd", lambda: True)
+    assert threads.of_node(10, around) is here
+    with pytest.raises(StateError, match="several ran such forwards"):
+        threads.of_node(5, around)
+
+
+def test_only_a_started_backward_may_be_within_another_in_a_thread_of_autograd() -> None:
+    x, seen = torch.ones(1, requires_grad=True), []
+    done = threading.Event()
+
+    def run() -> None:
+        seen.append(may_be_within_another())
+        y = 2 * x
+        y.register_hook(lambda grad: seen.append(may_be_within_another()))
+        y.backward()
+        done.set()
+
+    _thread.start_new_thread(run, ())
+    assert done.wait(60)
+    assert seen == [False, True]
 
 
 @either_checkpoint

@@ -14,7 +14,14 @@ from threading import Lock, get_ident
 from typing import Any, Generic, TypeVar
 
 from ..errors import StateError, forward_unknown
-from ..torch_compat import after_backward, backward_running, compiling, position, position_of_forward
+from ..torch_compat import (
+    after_backward,
+    backward_running,
+    compiling,
+    may_be_within_another,
+    position,
+    position_of_forward,
+)
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -80,9 +87,9 @@ class Backwards(threading.local, Generic[Value]):
         """The innermost backward, and the one around it: the nodes of a checkpoint within a checkpoint were
         made by a recompute of that one, which always asked for its value before."""
         number, running, noted = backward_running(), self.running, self.noted
-        for index, known in enumerate(running):
+        for known in running:
             if known.number == number:
-                return known, running[index - 1] if index else None
+                return known, self._around(known)
         backward = Backward[Value](number)
 
         def ended() -> None:  # in whatever thread
@@ -93,7 +100,11 @@ class Backwards(threading.local, Generic[Value]):
 
         running.append(backward)
         after_backward(ended)
-        return backward, running[-2] if len(running) > 1 else None
+        return backward, self._around(backward)
+
+    def _around(self, backward: Backward[Value]) -> Backward[Value] | None:
+        before = self.running[: self.running.index(backward)]
+        return before[-1] if before and may_be_within_another() else None
 
     def clear(self) -> None:
         """Outside of a backward none runs."""

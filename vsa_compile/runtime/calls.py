@@ -11,7 +11,7 @@ from typing import ClassVar
 from ..errors import StateError, forward_unknown
 from ..grid import GridSizes
 from ..plan.history import Backward, Backwards
-from ..torch_compat import backward_running, position, position_of_forward
+from ..torch_compat import backward_running, position, position_of_forward, thread_of_autograd
 from .requests import thread_number
 
 _KEPT = 1024  # calls that are remembered: more than a forward and its backward lie apart
@@ -102,23 +102,23 @@ class Running(threading.local):
         own = [call for call in calls if call.thread == thread_number()]
         if own and not _apart(resumed):
             return _latest(own)
-        if around is not None:  # a recompute made it, and its number says nothing of other threads' calls
+        if around is not None:  # a recompute made it, or a thread whose backward has its turn here
+            if self._has_turns() and any(call.grid != (around.value and around.value.grid) for call in calls):
+                raise StateError(forward_unknown("the grid of a prepared model"))
             return around.value
-        foreign = (
-            bool(calls) and not resumed and not _of_autograd()
-        )  # or this thread made it, but no call did
+        # Of others' calls, or of none: this thread may have made it itself.
+        foreign = bool(calls) and not resumed and not thread_of_autograd()
         if foreign or len({call.grid for call in calls}) > 1:
             raise StateError(forward_unknown("the grid of a prepared model"))
         return _latest(calls)
 
+    def _has_turns(self) -> bool:
+        """Whether backwards of several threads may take turns in this one."""
+        return thread_of_autograd() and len({call.thread for call in self.past} - {thread_number()}) > 1
+
 
 def _latest(calls: list[ModelCall]) -> ModelCall | None:
     return max(calls, key=lambda call: call.first, default=None)
-
-
-def _of_autograd() -> bool:
-    """Whether autograd made this thread, for a GPU: then others made all that it computes again."""
-    return type(threading.current_thread()).__name__ == "_DummyThread"
 
 
 def _innermost(entered: list[ModelCall]) -> ModelCall | None:

@@ -3,7 +3,14 @@
 "Checked on torch 2.13" in a docstring says with which version the API was last read.
 """
 
-from .autograd import after_backward, backward_running, position, position_of_forward
+from .autograd import (
+    after_backward,
+    backward_running,
+    may_be_within_another,
+    position,
+    position_of_forward,
+    thread_of_autograd,
+)
 from .dynamo import (
     FakeMode,
     capture_failures,
@@ -114,6 +121,7 @@ __all__ = [
     "known_equal",
     "likely_sizes",
     "load_cpp",
+    "may_be_within_another",
     "mode_patches",
     "new_buffer",
     "no_frame",
@@ -135,6 +143,7 @@ __all__ = [
     "surely_true",
     "symbol_of",
     "template_buffer",
+    "thread_of_autograd",
     "triton_missing",
     "triton_template",
     "unwrapped",

@@ -6,6 +6,8 @@ was made is at most that node's, so the numbers date whatever happened in betwee
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
 
 import torch
@@ -29,6 +31,27 @@ def position_of_forward() -> int | None:
 def backward_running() -> int:
     """An id of the backward that this thread runs; -1 outside of one. Checked on torch 2.13."""
     return torch._C._current_graph_task_id()
+
+
+def thread_of_autograd() -> bool:
+    """Whether autograd made this thread, for a GPU, so that others made what it goes back through.
+
+    Python knows such threads as dummies. Checked on torch 2.13.
+    """
+    return type(threading.current_thread()).__name__ == "_DummyThread"
+
+
+def may_be_within_another() -> bool:
+    """Whether the backward that this thread runs may be one that a node of another started.
+
+    A thread of autograd serves the backwards of several threads in turn; others run theirs to the end.
+    Checked on torch 2.13.
+    """
+    started = torch.autograd.graph._engine_run_backward.__code__
+    frame = sys._getframe() if thread_of_autograd() else None
+    while frame is not None and frame.f_code is not started:
+        frame = frame.f_back
+    return frame is not None or not thread_of_autograd()
 
 
 def after_backward(callback: Callable[[], None]) -> None:
