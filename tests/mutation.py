@@ -97,12 +97,15 @@ class Running:
         return cls(mutant, first, folder, pid, started)
 
     def outcome(self, status: int) -> str | None:
-        """The test that noticed the fault, None if none did; raises AssertionError where none could run."""
+        """The test that noticed the fault; None if none did, or none is there. Raises AssertionError where
+        pytest could not run."""
         name, output = self.mutant.name, (Path(self.folder.name) / "output").read_text()
         self.folder.cleanup()
         if os.WIFSIGNALED(status):  # a wrong address may end the process before a test can fail
             return f"crash of {self.mutant.tests[0]}: signal {os.WTERMSIG(status)}"
         code = os.waitstatus_to_exitcode(status)
+        if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+            return None
         if code not in (0, 1):
             raise AssertionError(f"{name}: pytest could not run:\n{output[-5000:]}")
         noticed = re.search(r"^(?:FAILED|ERROR) (\S+(?: \S+)*?)(?: - |$)", output, re.M)
