@@ -149,9 +149,28 @@ LONG_TEXT_BESIDE_CROSSED = Case(
     ),
     (Change("grid_transposed", 7883, 0),), True,
 )  # fmt: skip
+# Attention between channels, whose values have the tokens' order, whatever that of its queries.
+CHANNELS_TURNED = Case(
+    Plan(
+        (5, 2, 2),
+        (
+            Block(
+                "channels", "unbind", "sequence-first", "reshape", "grid", "rms", "interleaved",
+                rope_first=True, gqa="repeat", modulated=True, checkpointed=True,
+            ),
+            Block(
+                "registers", "split", "permute", "reshape", "flat", "layer", "interleaved", gqa="expand",
+                contiguous=True, masked=True, checkpointed=True,
+            ),
+        ),
+        batch=2, width=16, text=7, patch="permute-flatten", unpatch=False, seed=1,
+    ),
+    (Change("indexed", 19031, 0), Change("indexed", 278, 0)),
+)  # fmt: skip
 
 
 @example(case=TURNED_ADDED)
+@example(case=CHANNELS_TURNED)
 @example(case=ROWS_SWAPPED)
 @example(case=ROWS_REPEATED)
 @example(case=KEYS_FLIPPED)

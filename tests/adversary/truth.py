@@ -13,6 +13,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.fx import GraphModule, Node
 
 import vsa_compile
 from vsa_compile.analysis.graph_facts import module_path
-from vsa_compile.convert.judge import Conversion
+from vsa_compile.convert.judge import Conversion, block_indices
 
 from .captured import Captured, modules, play
 
@@ -152,7 +153,7 @@ def _keeps_places(captured: Captured, module: GraphModule) -> bool:
     """
 
     def nothing(node: Node, args: tuple, kwargs: dict) -> Tensor:
-        return torch.zeros_like(_passed(node, args, kwargs))
+        return torch.zeros_like(_passed(captured, node, args, kwargs))
 
     wanted = _output(captured, module, nothing, captured.inputs[captured.latents])
     return not any(
@@ -167,14 +168,14 @@ def _assert_output_order(captured: Captured, module: GraphModule, claim: Claim, 
 
     def dyed(half: Tensor) -> Callable[[Node, tuple, dict], Tensor]:
         def attention(node: Node, args: tuple, kwargs: dict) -> Tensor:
-            out = _passed(node, args, kwargs)
+            out = _passed(captured, node, args, kwargs)
             if module_path(node) == name:
                 out[:, :, claim.q_start : claim.q_start + captured.plan.tokens] += 0.1 * half[:, None]
             return out
 
         return attention
 
-    wanted = _output(captured, module, _passed)
+    wanted = _output(captured, module, partial(_passed, captured))
     for places in _sets(captured.plan.tokens):
         for half in (places, ~places):
             got = _output(captured, module, dyed(half))
@@ -244,7 +245,7 @@ def _queries_and_keys(
             seen[module_path(node)] = q.clone(), k.clone()
         if len(seen) == len(believed):
             raise _Stop
-        return _passed(node, args, kwargs)
+        return _passed(captured, node, args, kwargs)
 
     try:
         with torch.no_grad():
@@ -255,9 +256,13 @@ def _queries_and_keys(
     return seen
 
 
-def _passed(node: Node, args: tuple, kwargs: dict) -> Tensor:
-    """A stand-in for attention: every query goes through as it is."""
+def _passed(captured: Captured, node: Node, args: tuple, kwargs: dict) -> Tensor:
+    """A stand-in for attention: every query goes through as it is; for that between channels, every value,
+    since there the values' columns are the tokens."""
     q, _, v = (_argument(node, args, kwargs, i) for i in range(3))
+    block = next(iter(block_indices(module_path(node))), None)
+    if block is not None and captured.plan.blocks[block].kind == "channels" and q.shape == v.shape:
+        return v.clone()
     return q.clone() if q.shape[-1] == v.shape[-1] else q.new_zeros(*q.shape[:-1], v.shape[-1])
 
 
