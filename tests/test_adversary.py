@@ -4,6 +4,7 @@ The truth of a conversion is found by running the graph (adversary/truth.py), so
 will, and may undo one another.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -131,24 +132,7 @@ TURNED_ADDED = Case(
     (Change("rolled", 73, 0), Change("indexed", 135, 0)),
 )  # fmt: skip
 # A text as long as a video whose queries are (cols, rows, frames).
-LONG_TEXT_BESIDE_CROSSED = Case(
-    Plan(
-        (6, 2, 5),
-        (
-            Block(
-                "two-stream-before", "chunk", "transpose", "view", "grid", "layer", "interleaved",
-                rope_first=True, gqa="repeat", positional=True, modulated=True, masked=True,
-                checkpointed=True,
-            ),
-            Block(
-                "long-text-self", "chunk", "sequence-first", "reshape", "channels", "wide", "folded",
-                gqa="repeat", scale=0.25, positional=True, masked=True,
-            ),
-        ),
-        batch=1, width=12, text=6, patch="rearrange",
-    ),
-    (Change("grid_transposed", 7883, 0),), True,
-)  # fmt: skip
+LONG_TEXT_BESIDE_CROSSED = replace(LONG_TEXT_BESIDE_PARTS, changes=(Change("grid_transposed", 7883, 0),))
 # Attention between channels, whose values have the tokens' order, whatever that of its queries.
 CHANNELS_TURNED = Case(
     Plan(

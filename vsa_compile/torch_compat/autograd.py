@@ -45,13 +45,15 @@ def may_be_within_another() -> bool:
     """Whether the backward that this thread runs may be one that a node of another started.
 
     A thread of autograd serves the backwards of several threads in turn; others run theirs to the end.
-    Checked on torch 2.13.
+    Checked on torch 2.13; where torch starts them in another way, any may be.
     """
-    started = torch.autograd.graph._engine_run_backward.__code__
-    frame = sys._getframe() if thread_of_autograd() else None
-    while frame is not None and frame.f_code is not started:
+    started = getattr(torch.autograd.graph, "_engine_run_backward", None)
+    if started is None or not thread_of_autograd():
+        return True
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not started.__code__:
         frame = frame.f_back
-    return frame is not None or not thread_of_autograd()
+    return frame is not None
 
 
 def after_backward(callback: Callable[[], None]) -> None:
