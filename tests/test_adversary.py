@@ -151,8 +151,21 @@ CHANNELS_TURNED = Case(
     ),
     (Change("indexed", 19031, 0), Change("indexed", 278, 0)),
 )  # fmt: skip
+# Tokens that were repeated and cut amid a frame, then split into frames, rows and columns, and merged again.
+CUT_AND_SPLIT = Case(
+    Plan(
+        (5, 4, 4),
+        (
+            Block("two-stream-before", heads="permute", held="channels", rope="none", positional=True),
+            Block("one-stream-after", qkv="split", rope="half"),
+        ),
+        width=12, text=3, patch="flatten-transpose",
+    ),
+    (Change("repeated_and_cut", 1, 0),),
+)  # fmt: skip
 
 
+@example(case=CUT_AND_SPLIT)
 @example(case=TURNED_ADDED)
 @example(case=CHANNELS_TURNED)
 @example(case=ROWS_SWAPPED)

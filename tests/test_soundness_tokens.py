@@ -7,6 +7,7 @@ import torch
 from soundness import (
     GRID,
     ORDER,
+    TEXT,
     VIDEO,
     WIDTH,
     Model,
@@ -203,6 +204,34 @@ def from_an_unknown_order(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("cut", [from_two_copies, from_an_unknown_order], ids=lambda f: f.__name__)
 def test_a_run_of_other_tokens_learns_nothing_from_a_sum(cut: Callable[[Tensor], Tensor]):
     assert dense(fates(Model(lambda x: x + attention(cut(x))), latents()))
+
+
+def positions() -> Tensor:
+    """(N, 16), computed from frame, row and column of every token of a video."""
+    places = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for size in GRID), indexing="ij")
+    return torch.stack([place.flatten() for place in places], 1) @ torch.ones(3, WIDTH)
+
+
+def split_and_merged(x: Tensor) -> Tensor:
+    y = from_two_copies(x) + positions()
+    return y.unflatten(1, GRID).relu().flatten(1, 3)
+
+
+def beside_others(x: Tensor) -> Tensor:
+    joint = torch.cat([x, x[:, :TEXT].square()], 1)
+    run = joint.repeat(1, 2, 1)[:, 5 : 5 + VIDEO + TEXT]
+    return (run + torch.cat([positions(), torch.zeros(TEXT, WIDTH)]))[:, :VIDEO]
+
+
+def two_of_them(x: Tensor) -> Tensor:
+    return from_two_copies(x) + x.repeat(1, 3, 1)[:, 9 : 9 + VIDEO] + positions()
+
+
+@pytest.mark.parametrize("cut", [split_and_merged, beside_others, two_of_them], ids=lambda f: f.__name__)
+def test_a_run_amid_frames_stays_one_whatever_is_added_to_it(cut: Callable[[Tensor], Tensor]):
+    assert dense(fates(Model(lambda x: attention(cut(x))), latents()))
+    assert dense(fates(Model(lambda x: attention(cut(x))), latents(), grid=GRID))
+    assert fates(Model(lambda x: attention(x + cut(x))), latents()) == [GRID]
 
 
 @pytest.mark.parametrize("reorder", REORDERED, ids=lambda f: f.__name__)

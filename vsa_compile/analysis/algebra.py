@@ -233,8 +233,14 @@ def pieces(axis: Axis) -> tuple[Axis, ...]:
             axis.pieces = tuple(join(group) for group in zip(*made, strict=True))
         else:
             axis.pieces = tuple(Axis(kid.size, form=kid) for kid in kids)
+        begin: Size = 0
         for piece in axis.pieces:
-            piece.whole = piece.whole or (axis if form.parts is not None else None)
+            if form.parts is not None:
+                piece.whole = piece.whole or axis
+            elif axis.cut is not None:
+                base, start, _ = axis.cut
+                piece.cut = piece.cut or (base, start + begin, start + begin + piece.size)
+            begin = begin + piece.size
     return axis.pieces
 
 

@@ -119,14 +119,18 @@ def order(axis: Axis) -> str:
 def _askew(axis: Axis) -> bool:
     """Whether an axis has a run of frames * rows * cols, or of another product, that is not of whole frames.
 
-    Rows that were repeated are such a product, (2, rows).
+    Rows that were repeated are such a product, (2, rows). What such a run is split into is askew, too.
     """
-    for segment in segments(axis):
-        if segment.cut is not None and _amid(*segment.cut):
-            return True
-        if any(_askew(factor) for factor in factors(segment) if factor is not segment):
-            return True
-    return False
+    return any(map(_of_askew, leaves(axis)))
+
+
+def _of_askew(node: Axis) -> bool:
+    """Whether a node is an askew run or was split from one. Of joined tokens all must be: others give the
+    node their order."""
+    if len(node.members) > 1:
+        return all(map(_of_askew, node.members))
+    amid = node.cut is not None and _amid(*node.cut)
+    return amid or (node.whole is not None and _of_askew(node.whole))
 
 
 def _amid(base: Axis, start: Size, stop: Size) -> bool:
