@@ -244,6 +244,7 @@ COMPILER_MUTANTS = (
     Mutant("askew split", "what a run amid frames is split into is whole frames", "vsa_compile/analysis/pieces.py::_of_askew", "node.whole is not None and _of_askew(node.whole)", "False", (*TOKENS, "-k", "amid_frames")),
     Mutant("askew joined", "two runs amid frames are whole frames together", "vsa_compile/analysis/pieces.py::_of_askew", "all(map(_of_askew, node.members))", "False", (*TOKENS, "-k", "amid_frames")),
     Mutant("askew pieces", "pieces of a run are from nowhere", "vsa_compile/analysis/algebra.py::pieces", "axis.cut is not None", "False", (*TOKENS, "-k", "amid_frames")),
+    Mutant("swapped joined", "swapped runs to which others are added are in order", "vsa_compile/analysis/pieces.py::turned", "segment.members", "[segment]", (*TOKENS, "-k", "swapped_stay_so")),
     Mutant("astride", "what was reshaped across axes may be in any order", "vsa_compile/analysis/regroup.py::_lost", "REORDERED", "'unknown'", (*TOKENS, "-k", "reshaped")),
     Mutant("reunited", "what was reshaped across axes and back is another", "vsa_compile/analysis/algebra.py::_reunited", "tuple(result[-len(parts):]) == parts", "False", (*TOKENS, "-k", "reshaped")),
     Mutant("reunited moved", "pieces astride axes are these in any order", "vsa_compile/analysis/algebra.py::_reunited", "tuple(result[-len(parts):]) == parts", "set(result[-len(parts):]) == set(parts)", (*TOKENS, "-k", "reshaped")),

@@ -372,6 +372,20 @@ def rows_repeated(volume: Tensor) -> Tensor:
     return volume.repeat(1, 1, 2, 1, 1)[:, :, 3:7]
 
 
+def rows_swapped(volume: Tensor) -> Tensor:
+    return torch.cat([volume[:, :, 2:], volume[:, :, :2]], 2)
+
+
+def test_rows_that_were_swapped_stay_so_whatever_rows_are_added_to_them():
+    def attend(x: Tensor) -> Tensor:
+        volume = x.unflatten(1, GRID)
+        twice = volume.repeat(1, 1, 2, 1, 1)
+        others = torch.cat([twice[:, :, 3:5], twice[:, :, :2]], 2)
+        return attention((rows_swapped(volume) + others).flatten(1, 3) + positions())
+
+    assert dense(fates(Model(attend), latents()))
+
+
 def test_what_was_reshaped_across_axes_and_back_is_what_it_was():
     found = fates(Model(lambda x: attention((2 * astride(x)).flatten(1, 3))), latents(grid=RAGGED))
     assert found == [RAGGED]

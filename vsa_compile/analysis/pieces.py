@@ -6,6 +6,7 @@ from .algebra import (
     REORDERED,
     UNKNOWN,
     Axis,
+    Cut,
     concatenate,
     factors,
     form_of,
@@ -139,17 +140,21 @@ def _amid(base: Axis, start: Size, stop: Size) -> bool:
 
 
 def turned(axis: Axis) -> bool:
-    """Whether runs of one axis follow each other in another order than in that axis."""
-    behind: dict[Axis, Size] = {}
+    """Whether runs of one axis follow each other in another order than in that axis.
+
+    Of joined tokens, those of one are enough, though others may be in order.
+    """
+    before: list[Cut] = []
     for segment in segments(axis):
         inner = [factor for factor in factors(segment) if len(segments(factor)) > 1]
         if any(factor is not axis and turned(factor) for factor in inner):
             return True
-        if segment.cut is not None:
-            base, start, stop = segment.cut
-            if base in behind and at_most(start + 1, behind[base]):
-                return True
-            behind[base] = stop
+        cuts = [member.cut for member in segment.members if member.cut is not None]
+        if any(
+            base is other and at_most(start + 1, stop) for base, start, _ in cuts for other, _, stop in before
+        ):
+            return True
+        before += cuts
     return False
 
 
