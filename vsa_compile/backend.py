@@ -22,9 +22,11 @@ from .convert.judge import Conversion, Decision, Refusal, attention_arguments, j
 from .convert.refusals import OF_SPEED, no_guards
 from .convert.rewrite import plan
 from .errors import (
+    ArgumentError,
     OptionError,
     RefusedError,
     VsaError,
+    bad_value,
     conversion_failed,
     grid_versions,
     no_triton,
@@ -250,9 +252,15 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, object] | N
 
     Call it after `torch.export.export` and before `run_decompositions` or AOTInductor. The program can be
     saved, and loaded wherever vsa_compile is imported. `options` are those of the backend, except `mode` and
-    `inductor`, which AOTInductor takes itself. Raises OptionError for bad options, and for a
-    SparsitySchedule, which a process that loads the program would not have.
+    `inductor`, which AOTInductor takes itself. Raises ArgumentError if `program` is no exported program,
+    OptionError for bad options, and for a SparsitySchedule, which a process that loads the program would not
+    have.
     """
+    if not isinstance(program, ExportedProgram):
+        way_out = "Make one with torch.export.export(model, args), or torch.export.load a file."
+        raise ArgumentError(
+            bad_value("program", type(program).__name__, "a torch.export.ExportedProgram", way_out)
+        )
     settings = read_options(options)
     if isinstance(settings.sparsity, SparsitySchedule):
         raise OptionError(schedule_in_export())

@@ -143,6 +143,13 @@ def exported_schedule() -> str:
     return str(vsa_compile.convert_exported(program, {"sparsity": vsa_compile.SparsitySchedule(0.5)}))
 
 
+def exported_already() -> str:
+    """The module of a program, which looks like one."""
+    return str(
+        vsa_compile.convert_exported(torch.export.export(Video(itself), (tensor(2, 32, *GRID),)).module())
+    )
+
+
 def exported_typo() -> str:
     model = torch.compile(Video(itself), backend="vsa", options={"fallbak": "error"})
     return str(torch.export.export(model, (tensor(2, 32, *GRID),)))
@@ -187,6 +194,10 @@ def grad_of_compiled() -> str:
 
 
 NO_RULE = "Differentiate with .backward() or torch.autograd.grad, or pass sparsity=0, which is dense SDPA."
+PROGRAM = (
+    "but it must be a torch.export.ExportedProgram. Make one with torch.export.export(model, args), or "
+    "torch.export.load a file."
+)
 TRANSFORMS = (
     Row(
         "X29", "torch.export of attention by hand", exported(dynamic=False), "exported: 1 node, the same bits"
@@ -209,6 +220,21 @@ TRANSFORMS = (
         exported_schedule,
         "OptionError: sparsity is a SparsitySchedule, but an exported program runs in processes that do not "
         "have it. Pass a number, such as schedule.sparsity for the current step's.",
+    ),
+    *(
+        Row(
+            "X29",
+            f"convert_exported({given!r})",
+            lambda given=given: str(vsa_compile.convert_exported(given)),
+            f"ArgumentError: program is {type(given).__name__!r}, {PROGRAM}",
+        )
+        for given in (3, None, "x.pt2")
+    ),
+    Row(
+        "X29",
+        "convert_exported(program.module())",
+        exported_already,
+        f"ArgumentError: program is 'GraphModule', {PROGRAM}",
     ),
     Row(
         "X29",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import vsa_compile
 from vsa_compile import methods
@@ -46,7 +47,120 @@ def compiled_with(options: Any) -> str:
     return "accepted"
 
 
-ROWS = (
+class Tokens(nn.Module):
+    """Gets tokens as they are: where the video is among them, only a rule can tell."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+def ruled(video: Any) -> Callable[[], str]:
+    """A prepared model whose rule returns `video`, on a sequence of 60 tokens."""
+
+    def how() -> str:
+        vsa_compile.register_grid_rule(Tokens, lambda model, given: video)
+        try:
+            vsa_compile.prepare(Tokens())(tensor(1, TOKENS, 32))
+        finally:
+            vsa_compile.register_grid_rule(Tokens, None)
+        return "accepted"
+
+    return how
+
+
+def place(*given: Any) -> tuple[str, Callable[[], str]]:
+    return f"a rule that returns VideoTokens({', '.join(map(repr, given))})", ruled(
+        vsa_compile.VideoTokens(*given)
+    )
+
+
+OF_MODELS = tuple(
+    Row(
+        "X24",
+        f"{function.__name__}({name})",
+        lambda function=function, given=given: str(function(given)),
+        f"ArgumentError: model is {shown}, but it must be {allowed}",
+    )
+    for function, allowed in (
+        *((f, "a torch.nn.Module.") for f in (vsa_compile.prepare, vsa_compile.unprepare)),
+        *((f, "a torch.nn.Module.") for f in (vsa_compile.add_gates, vsa_compile.remove_gates)),
+        (
+            vsa_compile.explain,
+            "a torch.nn.Module, or a function, pipeline or compiled form of one. For example "
+            "explain(model, **inputs).",
+        ),
+    )
+    for name, given, shown in (("3", 3, "'int'"), ("None", None, "'NoneType'"))
+)
+
+IN_FRONT = "but it must be an integer >= 0: the number of tokens in front of the video."
+FITS = (
+    "but it must be such that start + frames * rows * cols <= length. Count tokens of the sequence that "
+    "blocks get: latent frames, rows and cols after patchify."
+)
+OF_RULES = (
+    *(
+        Row("X24", *place(*given), f"OptionError: {text}")
+        for given, text in (
+            (((3, 4, 6), 0, TOKENS), f"VideoTokens is ((3, 4, 6), 0, 60), {FITS}"),
+            (((3, 4, 5), 3, TOKENS), f"VideoTokens is ((3, 4, 5), 3, 60), {FITS}"),
+            (((3, 4, 5), -5, TOKENS), f"start of VideoTokens is -5, {IN_FRONT}"),
+            (((3, 4, 5), "a", TOKENS), f"start of VideoTokens is 'a', {IN_FRONT}"),
+            (((3, 4, 4), 1.5, TOKENS), f"start of VideoTokens is 1.5, {IN_FRONT}"),
+            (((3, 4, 4), True, TOKENS), f"start of VideoTokens is True, {IN_FRONT}"),
+            (
+                ((3, 4, 4), 12),
+                "start of VideoTokens is 12, but it must be 0 without a length. Say how long the sequence "
+                "is: VideoTokens(grid, start, length).",
+            ),
+            (
+                ((3, 4, 5), 0, 60.0),
+                "length of VideoTokens is 60.0, but it must be an integer, or None if the video is the whole "
+                "sequence.",
+            ),
+            (((3, 0, 5), 0, TOKENS), f"grid is (3, 0, 5), {THREE} {EXAMPLE}"),
+        )
+    ),
+    Row(
+        "X24",
+        "a rule that returns 'video'",
+        ruled("video"),
+        f"OptionError: grid is 'video', {THREE} {EXAMPLE}",
+    ),
+    *(
+        Row("X24", *place(*given), "accepted")
+        for given in (((3, 4, 4), 12, TOKENS), ((3, 4, 5), 0, TOKENS), ((3, 4, 5),))
+    ),
+    Row(
+        "X24",
+        "register_grid_rule(model, rule)",
+        lambda: str(vsa_compile.register_grid_rule(Tokens(), len)),
+        "ArgumentError: cls is Tokens(), but it must be a class of torch.nn.Module.",
+    ),
+    Row(
+        "X24",
+        "register_grid_rule(cls, (3, 4, 5))",
+        lambda: str(vsa_compile.register_grid_rule(Tokens, (3, 4, 5))),
+        "ArgumentError: rule is (3, 4, 5), but it must be a function (model, arguments) -> (frames, rows, "
+        "cols).",
+    ),
+)
+
+OF_METHODS = tuple(
+    Row(
+        "X24",
+        f"register_method({name!r}, {method!r})",
+        lambda name=name, method=method: str(vsa_compile.register_method(name, method)),
+        f"ArgumentError: {text}",
+    )
+    for name, method, text in (
+        ("own", 3, "method is 3, but it must be a Method or a function (q, k, v, gate, site) -> out."),
+        ("own method", 3, "name is 'own method', but it must be an identifier, such as 'nearest'."),
+        (3, 3, "name is 3, but it must be an identifier, such as 'nearest'."),
+    )
+)
+
+OPTIONS = (
     Row(
         "X24",
         "torch.compile with a mistyped option",
@@ -197,3 +311,5 @@ ROWS = (
         "a gate that is shared.",
     ),
 )
+
+ROWS = (*OPTIONS, *OF_MODELS, *OF_RULES, *OF_METHODS)

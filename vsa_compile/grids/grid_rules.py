@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, bad_value
+from ..errors import ArgumentError, OptionError, bad_value
 from ..grid import GridSizes
-from ..options import read_grid
+from ..options import is_int, read_grid
 from . import diffusers
 from .positions import Reader, VideoTokens
 
@@ -27,7 +28,8 @@ def register_grid_rule(cls: type[nn.Module], rule: Rule | None) -> None:
     rule(model, arguments) gets the arguments of the call by name. It returns (frames, rows, cols) in tokens,
     raster order, if the sequence of the blocks is the video alone; `VideoTokens(grid, start, length)` if the
     video is tokens start.. of a sequence of `length`; or None if the call shows no video. It runs before
-    every call, outside of all graphs, so it may read the values of tensors (for which the host waits).
+    every call, outside of all graphs, so it may read the values of tensors (for which the host waits). A call
+    raises OptionError if the video of its rule has no valid grid, or does not fit into its sequence.
 
     A later rule for the same class replaces the earlier one; None removes it.
     Raises ArgumentError unless `cls` is a subclass of torch.nn.Module and `rule` is callable.
@@ -46,14 +48,41 @@ def learn(model: nn.Module, given: Mapping[str, object], reader: Reader | None) 
     """Where the video is: by a user's rule, by positions or by shapes, in this order.
 
     `reader` reads values; None: values may not be read, as in a traced call.
-    Raises OptionError if a user's rule returns no valid grid.
+    Raises OptionError if a user's rule returns no valid grid, or a place where the grid does not fit.
     """
     rule = next((_rules[cls] for cls in type(model).__mro__ if cls in _rules), None)
     if rule is not None and reader is not None:
         found = rule(model, given)
         if found is not None:
-            video = found if isinstance(found, VideoTokens) else VideoTokens(found)
-            sizes: Any = video.grid.tolist() if isinstance(video.grid, Tensor) else video.grid
-            return video if sizes is None else replace(video, grid=tuple(read_grid(sizes)))
+            return _checked(found if isinstance(found, VideoTokens) else VideoTokens(found))
     video = None if reader is None else reader.video(diffusers.POSITIONS, given)
     return video or diffusers.by_shapes(model, given) or VideoTokens(None)
+
+
+def _checked(video: VideoTokens) -> VideoTokens:
+    """What a user's rule returned, as plain numbers. Raises OptionError; a graph would later fail at the
+    same, as if by a defect of ours."""
+    sizes: Any = video.grid.tolist() if isinstance(video.grid, Tensor) else video.grid
+    if sizes is None:
+        return video
+    grid, (start, length) = read_grid(sizes), map(_plain, (video.start, video.length))
+    if not is_int(start) or start < 0:
+        allowed = "an integer >= 0: the number of tokens in front of the video"
+        raise OptionError(bad_value("start of VideoTokens", start, allowed))
+    if length is None and start != 0:
+        raise OptionError(bad_value("start of VideoTokens", start, "0 without a length", _WITH_LENGTH))
+    if length is not None and not is_int(length):
+        allowed = "an integer, or None if the video is the whole sequence"
+        raise OptionError(bad_value("length of VideoTokens", length, allowed))
+    if length is not None and start + grid.tokens > length:
+        allowed = "such that start + frames * rows * cols <= length"
+        raise OptionError(bad_value("VideoTokens", (tuple(grid), start, length), allowed, _IN_TOKENS))
+    return replace(video, grid=tuple(grid), start=start, length=length)
+
+
+_IN_TOKENS = "Count tokens of the sequence that blocks get: latent frames, rows and cols after patchify."
+_WITH_LENGTH = "Say how long the sequence is: VideoTokens(grid, start, length)."
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value

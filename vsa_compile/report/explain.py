@@ -19,6 +19,7 @@ from ..analysis import Analysis, analyse
 from ..convert.judge import judge
 from ..convert.refusals import not_captured
 from ..convert.rewrite import plan
+from ..errors import ArgumentError, bad_value
 from ..grid import GridSizes
 from ..options import Options
 from ..runtime import state
@@ -93,8 +94,12 @@ def explain(
     without Dynamo, to find the calls that are in no graph. `model` may be compiled already, and stays so;
     if its blocks are (compile_repeated_blocks), their graphs are explained. Data-dependent numbers of tokens
     (text selected by its mask) count as 0. On the "meta" device, models need no weights.
-    Raises OptionError for bad options.
+    Raises OptionError for bad options, ArgumentError if `model` cannot be called.
     """
+    if not callable(model) or isinstance(model, type):
+        shown = model if isinstance(model, type) else type(model).__name__
+        allowed = "a torch.nn.Module, or a function, pipeline or compiled form of one"
+        raise ArgumentError(bad_value("model", shown, allowed, "For example explain(model, **inputs)."))
     settings = state.wanted(_options(model, options)).options
     methods.get(settings.method)
     with _explaining:
