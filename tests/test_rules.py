@@ -58,6 +58,11 @@ def self_attention(x: Tensor) -> Tensor:
     return sdpa(heads(x), heads(x), heads(x))
 
 
+def pictures(module: "Video", x: Tensor) -> Tensor:
+    """(B, N, 16) -> (B, frames, 16, rows, cols)."""
+    return x.unflatten(1, module.grid).permute(0, 1, 4, 2, 3)
+
+
 # (module, tokens (B, N, 16)) -> tokens, still all of them and in their order; module.grid is their grid.
 ORDER_KEPT = {
     "mT": lambda m, x: x.mT.contiguous().mT,
@@ -88,6 +93,15 @@ ORDER_KEPT = {
     "largest of two": lambda m, x: torch.stack([x, -x]).amax(dim=0),
     "where": lambda m, x: torch.where(x > 0, x, 0.1 * x),
     "layer norm": lambda m, x: F.layer_norm(x, (16,)),
+    "adjoint": lambda m, x: x.adjoint().adjoint(),
+    "stack along an axis": lambda m, x: torch.stack([x, x + 1], axis=2)[:, :, 0],
+    "hstack": lambda m, x: torch.hstack([x[:, :9], x])[:, 9:],
+    "dstack and dsplit": lambda m, x: torch.dstack([x, x]).dsplit(2)[1],
+    "frame after frame": lambda m, x: torch.cat(x.unflatten(1, m.grid).flatten(2, 3).unbind(1), 1),
+    "unfold": lambda m, x: x.unfold(2, 4, 4).flatten(2),
+    "pixels": lambda m, x: (
+        F.pixel_unshuffle(F.pixel_shuffle(pictures(m, x), 2), 2).permute(0, 1, 3, 4, 2).flatten(1, 3)
+    ),
     "back to the grid": lambda m, x: x.unflatten(1, m.grid).permute(0, 4, 1, 2, 3).flatten(2).mT,
     "frames apart": lambda m, x: x.unflatten(1, (m.grid[0], -1)).flatten(0, 1).reshape(x.shape),
 }
@@ -101,6 +115,11 @@ ORDER_LOST = {
     "another raster of the channels": lambda m, x: x.reshape(2, 16, TOKENS).mT,
     "part of it": lambda m, x: x[:, :-1],
     "every second": lambda m, x: x[:, ::2],
+    "sorted along an axis": lambda m, x: x.sort(axis=1).values,
+    "halves swapped along an axis": lambda m, x: torch.cat([x[:, 105:], x[:, :105]], axis=1),
+    "looked up": lambda m, x: torch.stack([F.embedding(torch.arange(TOKENS - 1, -1, -1), one) for one in x]),
+    "frames backwards": lambda m, x: torch.cat(x.unflatten(1, m.grid).flatten(2, 3).unbind(1)[::-1], 1),
+    "rows of pixels": lambda m, x: F.pixel_shuffle(pictures(m, x), 2).flatten(1).reshape(x.shape),
     "video twice, half of it": lambda m, x: torch.cat([x, x], dim=1)[:, 5 : TOKENS + 5],
 }
 
@@ -218,8 +237,22 @@ PROVED = {
     "turned": lambda text: (TOKENS + text.sum(-1, keepdim=True)) > torch.arange(TOKENS + 9),
     "lengths": lambda text: torch.arange(TOKENS + 9) < (text.sum(-1, keepdim=True) + TOKENS),
     "ints": lambda text: torch.cat([torch.ones(2, TOKENS, dtype=torch.int64), text.long()], dim=1).bool(),
+    "copied": lambda text: copied_into(torch.ones(2, TOKENS + 9, dtype=torch.bool), text),
+    "above": lambda text: torch.cat([torch.ones(2, TOKENS), text.float()], dim=1) > 0.5,
+    "at least": lambda text: torch.cat([torch.ones(2, TOKENS).int(), text.int()], dim=1) >= 1,
+    "hstack": lambda text: torch.hstack([torch.ones(2, TOKENS, dtype=torch.bool), text]),
+    "cat along an axis": lambda text: torch.cat([torch.ones(2, TOKENS, dtype=torch.bool), text], axis=1),
+    "clamped": lambda text: torch.arange(TOKENS + 9)
+    < (text.sum(-1, keepdim=True) + TOKENS).clamp(max=TOKENS + 9),
     "pieces": lambda text: torch.cat([torch.ones(2, 100), torch.ones(2, 110), text.float()], dim=1).bool(),
 }  # fmt: skip
+
+
+def copied_into(mask: Tensor, text: Tensor) -> Tensor:
+    mask[:, TOKENS:].copy_(text)
+    return mask
+
+
 UNPROVED = {
     "from outside": lambda text, mask: mask,
     "zeros": lambda text, mask: F.pad(text, (TOKENS, 0), value=False),
@@ -231,6 +264,12 @@ UNPROVED = {
     "too short": lambda text, mask: torch.cat([torch.ones(2, TOKENS - 1).bool(), mask[:, :1], text], dim=1),
     "filled": lambda text, mask: PROVED["cat"](text).masked_fill(mask, False),
     "lengths": lambda text, mask: torch.arange(TOKENS + 9) < (text.sum(-1, keepdim=True) + TOKENS - 1),
+    "clamped": lambda text, mask: torch.arange(TOKENS + 9)
+    < (text.sum(-1, keepdim=True) + TOKENS).clamp(max=TOKENS - 1),
+    "copied": lambda text, mask: copied_into(mask, text),
+    "half of it copied": lambda text, mask: torch.stack(
+        [copied_into(PROVED["cat"](text), text)[0], copied_into(mask, text)[1]]
+    ),
     "not": lambda text, mask: ~PROVED["cat"](text),
 }  # fmt: skip
 

@@ -118,7 +118,75 @@ def padding_written_over_the_video(x: Tensor, pad: Tensor) -> Tensor:
     return m.bool()[:, None, None]
 
 
+ANY_ORDER = torch.randperm(VIDEO + TEXT, generator=torch.Generator().manual_seed(0))
+
+
+def positions() -> Tensor:
+    return torch.arange(VIDEO + TEXT)
+
+
+def key(mask: Tensor) -> Tensor:
+    return mask.expand(2, -1)[:, None, None]
+
+
+def positions_by_index(x: Tensor, pad: Tensor) -> Tensor:
+    return key(positions()[ANY_ORDER] < VIDEO)
+
+
+def positions_flipped(x: Tensor, pad: Tensor) -> Tensor:
+    return key(positions().flip(0) < VIDEO)
+
+
+def positions_rolled(x: Tensor, pad: Tensor) -> Tensor:
+    rolled = positions()
+    rolled.copy_(positions().roll(9))
+    return key(rolled < VIDEO)
+
+
+def positions_turned(x: Tensor, pad: Tensor) -> Tensor:
+    return key(positions().view(-1, 1).T < 9)
+
+
+def positions_across(x: Tensor, pad: Tensor) -> Tensor:
+    return key(positions().view(9, 8).T.reshape(-1) < VIDEO)
+
+
+def every_second_position(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.arange(2 * (VIDEO + TEXT))[::2] < VIDEO)
+
+
+def frames_that_each_sample_has(x: Tensor, pad: Tensor) -> Tensor:
+    """Padded clips: (B, frames, 1, 1), expanded to tokens."""
+    frames = 1 + pad[:, 0, 0, :3].sum(1)
+    real = (torch.arange(4).view(1, 4, 1, 1) < frames.view(-1, 1, 1, 1)).expand(-1, *GRID).flatten(1)
+    return torch.cat([real, ~pad[:, 0, 0, :TEXT]], 1)[:, None, None]
+
+
+def below_zero_in_a_byte(x: Tensor, pad: Tensor) -> Tensor:
+    return key((torch.zeros(1, VIDEO + TEXT, dtype=torch.uint8) - 1) < 5)
+
+
+def a_fraction_that_is_rounded(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.full((1, VIDEO + TEXT), 0.1).double() == 0.1)
+
+
+def a_number_that_is_rounded(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.full((1, VIDEO + TEXT), 2049.0, dtype=torch.half).float() == 2049)
+
+
+def a_bound_that_is_rounded(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.full((1, VIDEO + TEXT), 0.5) > 0.5 - 1e-12)
+
+
+def joined_along_an_axis(x: Tensor, pad: Tensor) -> Tensor:
+    hidden = torch.arange(VIDEO) % 5 > 2
+    return key(torch.cat([torch.ones(1, TEXT, dtype=torch.bool), hidden[None]], axis=1))
+
+
 MASKS_THAT_HIDE_VIDEO = (
+    positions_by_index, positions_flipped, positions_rolled, positions_turned, positions_across,
+    every_second_position, frames_that_each_sample_has, below_zero_in_a_byte, a_fraction_that_is_rounded,
+    a_number_that_is_rounded, a_bound_that_is_rounded, joined_along_an_axis,
     frames_set_false, one_row_set_false, filled_in_place, anded_in_place, anded_by_augmented_assignment,
     anded_out, zeroed_through_a_view, written_before_it_is_widened, positions_written_first,
     new_full_of_false, brought_into_another_order, a_sum_of_what_is_negative, a_length_that_wraps,
@@ -166,9 +234,19 @@ def beside_a_row_that_is_cleared(x: Tensor, pad: Tensor) -> Tensor:
     return kept[:, None, None]
 
 
+def repeated_for_queries(x: Tensor, pad: Tensor) -> Tensor:
+    return joined_with_ones(x, pad).expand(-1, -1, VIDEO + TEXT, -1)
+
+
+def repeated_for_heads(x: Tensor, pad: Tensor) -> Tensor:
+    return joined_with_ones(x, pad).repeat(1, 2, 1, 1)
+
+
 @pytest.mark.parametrize(
     "mask",
     [
+        repeated_for_queries,
+        repeated_for_heads,
         compared_with_other,
         compared_by_function_with_other,
         joined_with_ones,

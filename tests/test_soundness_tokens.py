@@ -245,6 +245,79 @@ def test_queries_alone_in_another_order_stay_dense(reorder: Callable[[Tensor], T
 TABLE = torch.randn(1, VIDEO, WIDTH, generator=torch.Generator().manual_seed(2))
 
 
+def test_samples_of_one_batch_are_not_each_others_tokens():
+    def attend(x: Tensor, other: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + sdpa(heads(x), heads(other(x)), heads(other(x))).transpose(1, 2).flatten(2)
+
+    def halves(x: Tensor) -> Tensor:
+        first, second = x.chunk(2)
+        return torch.cat(
+            [first, second + sdpa(*map(heads, (second, first, first))).transpose(1, 2).flatten(2)]
+        )
+
+    for other in (
+        lambda x: x.flip(0),
+        lambda x: x[[1, 0]],
+        lambda x: x[:1].expand_as(x),
+        lambda x: x.roll(1, 0),
+    ):
+        assert fates(Model(lambda x, other=other: attend(x, other)), latents()) == ["cross"]
+    assert fates(Model(halves), latents()) == ["cross"]
+    assert fates(Model(lambda x: attend(x, lambda x: x + 1)), latents()) == [GRID]
+    assert fates(Model(lambda x: torch.cat([attention(one) for one in x.chunk(2)])), latents()) == [
+        GRID,
+        GRID,
+    ]
+
+
+def copied(x: Tensor, y: Tensor) -> Tensor:
+    return torch.empty_like(x).copy_(y)
+
+
+def assigned(x: Tensor, y: Tensor) -> Tensor:
+    buffer = x.clone()
+    buffer[:] = y
+    return buffer
+
+
+def in_two_parts(x: Tensor, y: Tensor) -> Tensor:
+    buffer = torch.empty_like(x)
+    buffer[..., :8], buffer[..., 8:] = y[..., :8], y[..., 8:]
+    return buffer
+
+
+@pytest.mark.parametrize("write", [copied, assigned, in_two_parts], ids=lambda f: f.__name__)
+def test_what_is_written_over_a_video_is_none(write: Callable[[Tensor, Tensor], Tensor]):
+    text = torch.randn(2, VIDEO, WIDTH)
+    assert fates(Model(lambda x, text: attention(write(x, text)).mean() + x), latents(), text) == [
+        "unknown-grid"
+    ]
+    assert fates(Model(lambda x: attention(write(x, x.mT.reshape(x.shape)))), latents()) != [GRID]
+    assert fates(Model(lambda x, text: attention(write(text, x))), latents(), text) == [GRID]
+
+
+def test_tokens_that_were_looked_up_by_an_index_are_in_another_order():
+    def attend(x: Tensor) -> Tensor:
+        return attention(torch.stack([torch.nn.functional.embedding(ORDER, one) for one in x]))
+
+    assert fates(Model(attend), latents(), grid=GRID) == ["reordered"]
+
+
+def test_what_was_filled_or_overwritten_by_a_table_is_nobodys():
+    def filled(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:] = 0
+        return y.add_(x.flip(1))
+
+    def positioned(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:] = positions()
+        return y.add_(x.flip(1))
+
+    assert dense(fates(Model(lambda x: attention(filled(x))), latents()))
+    assert dense(fates(Model(lambda x: attention(positioned(x))), latents()))
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_table_that_two_videos_share_does_not_make_them_one(batch: int):
     def attend(x: Tensor, other: Tensor) -> Tensor:
@@ -334,7 +407,7 @@ def test_the_reason_says_what_the_graph_shows_and_the_way_out(reorder: Callable,
     texts: list[str] = []
     assert fates(Model(lambda x: attention(reorder(x))), latents(), texts=texts, grid=GRID) == ["reordered"]
     assert shown in texts[0]
-    assert "no hint makes them so; attend before that" in texts[0]
+    assert "no hint makes them so, nor another index" in texts[0]
 
 
 RAGGED = (3, 4, 5)

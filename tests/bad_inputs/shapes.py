@@ -38,8 +38,9 @@ SAME_WIDTH = (
 )
 AMID_A_FRAME = (
     "dense: the graph puts these tokens into another order (they are cut out amid a frame), so that they "
-    "are not raster frames x rows x cols, and no hint makes them so; attend before that, or put them back "
-    "into their order first"
+    "are not raster frames x rows x cols, and no hint makes them so, nor another index that puts "
+    "them back; attend before that, or call vsa_compile.attention(q, k, v, grid=(frames, rows, cols)) where "
+    "they are in raster order"
 )
 NO_GRID = (
     "dense: the graph does not show the (frames, rows, cols) of these tokens; "

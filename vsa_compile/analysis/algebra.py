@@ -8,7 +8,7 @@ table of positions may serve two videos. No tensors, no graph: sizes are ints or
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import count
 
 from .sizes import Size, equal, product
@@ -320,6 +320,15 @@ def same(a: Axis, b: Axis) -> bool:
 
 def includes(a: Axis, b: Axis) -> bool:
     """Whether position i of `a` holds token i of `b`, and perhaps others."""
+    return _leafwise(a, b, frozenset.issuperset)
+
+
+def shares(a: Axis, b: Axis) -> bool:
+    """Whether position i of both holds one token, and perhaps others."""
+    return _leafwise(a, b, lambda x, y: not x.isdisjoint(y))
+
+
+def _leafwise(a: Axis, b: Axis, holds: Callable[[frozenset[Axis], frozenset[Axis]], bool]) -> bool:
     if a is b or same(a, b):
         return True
     for taken in (segments, factors):
@@ -327,8 +336,8 @@ def includes(a: Axis, b: Axis) -> bool:
         if len(left) != len(right):
             return False
         if len(left) > 1:
-            return all(map(includes, left, right))
-    return left[0].members >= right[0].members if left else False
+            return all(_leafwise(x, y, holds) for x, y in zip(left, right, strict=True))
+    return bool(left) and holds(left[0].members, right[0].members)
 
 
 def mark_origins(axes: Sequence[Axis], origin: Hashable) -> None:

@@ -14,11 +14,11 @@ from torch.fx import Node
 
 from ..torch_compat import bytes_of, size_expression, storage_of
 from .algebra import Axis, leaves, same
-from .facts import Fact, Proofs, both
+from .facts import Fact, Proofs, both, patched
 from .graph_facts import example_of, tensors_in
 from .overwriting import Write
-from .pieces import replaced
-from .sizes import equal, product
+from .pieces import place, replaced
+from .sizes import Size, equal, product
 from .values import Known, Taken, Value, unknown
 
 
@@ -120,10 +120,17 @@ class Memory:
                 return unknown(example)
         if apart:  # disjoint, but in one memory: the new axes of the whole hold here too
             return replace(known, axes=axes, taken=taken)
-        fact = self._fact_through(known, axes, now, complete)
+        fact = self._fact_through(known, axes, before, now, complete)
         return Known(axes, fact, known.table and now.table, taken=taken)
 
-    def _fact_through(self, known: Known, axes: list, now: Known, complete: bool) -> Fact | None:
+    def _fact_through(
+        self, known: Known, axes: list, before: Known, now: Known, complete: bool
+    ) -> Fact | None:
+        start = None if complete else _run_within(known, before)
+        if start is not None:
+            size = before.axes[-1].size
+            inside = now.fact if now.fact is None or now.fact.dim == -1 else Fact(now.fact.everywhere)
+            return patched(known.fact, inside, (start, start + size), all_rows=True, proofs=self.proofs)
         fact = now.fact and Fact(now.fact.claims, now.fact.dim)
         if fact is not None and fact.claims != fact.everywhere:
             along = now.axes[fact.dim]
@@ -131,6 +138,15 @@ class Memory:
             alone = len(there) == 1 and sum(same(axis, along) for axis in now.axes) == 1
             fact = Fact(fact.claims, there[0] - len(axes)) if alone else Fact(fact.everywhere)
         return fact if complete else both(known.fact, fact, self.proofs)
+
+
+def _run_within(known: Known, written: Known) -> Size | None:
+    """Where a view (..., run) lies in the last dimension of a value, if it has all the rest of it."""
+    alike = len(known.axes) == len(written.axes) and known.taken == written.taken
+    if not alike or any(a is not b for a, b in zip(known.axes[:-1], written.axes[:-1], strict=True)):
+        return None
+    facts = [one.fact for one in (known, written) if one.fact is not None]
+    return place(written.axes[-1], known.axes[-1]) if all(fact.dim == -1 for fact in facts) else None
 
 
 def _apart(one: Taken, other: Taken) -> bool:

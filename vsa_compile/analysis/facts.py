@@ -8,6 +8,7 @@ claim. `rows` says of what a mask between tokens was made: see `Rows`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -57,7 +58,13 @@ class Fact:
 
     @property
     def everywhere(self) -> tuple[Claim, ...]:
-        return tuple(claim for claim in self.claims if claim.everywhere)
+        """What holds of every entry, in whatever order and shape. Of positions, that none is below the
+        first: they are what they are along their dimension alone."""
+        return tuple(
+            replace(claim, kind="at least") if claim.kind == "position" else claim
+            for claim in self.claims
+            if claim.everywhere
+        )
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.claims)) + (f" of {self.rows.how}" if self.rows else "")
@@ -104,8 +111,6 @@ class Proofs:
     def lower_bound(self, fact: Fact | None) -> Size | None:
         """A size that no entry is below."""
         for claim in fact.everywhere if fact else ():
-            if claim.kind == "position":
-                return claim.value
             if not isinstance(claim.value, (bool, float)):
                 return claim.value
         return None
@@ -166,10 +171,19 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if dtype == torch.bool:
         return bool(value)
     if dtype.is_floating_point:
-        return float(value)
-    if dtype.is_complex or value != value or abs(value) > torch.iinfo(dtype).max:
+        return float(value) if _representable(float(value), torch.finfo(dtype)) else None
+    if dtype.is_complex or not math.isfinite(value):
         return None
-    return int(value)
+    limits = torch.iinfo(dtype)
+    return int(value) if limits.min <= value <= limits.max else None
+
+
+def _representable(value: float, limits: torch.finfo) -> bool:
+    """Whether a type holds a number as it is, without rounding."""
+    if value == 0 or math.isinf(value):
+        return True
+    mantissa, _ = math.frexp(value)  # from 0.5 to 1
+    return limits.tiny <= abs(value) <= limits.max and (2 * mantissa / limits.eps).is_integer()
 
 
 def shifted(fact: Fact | None, before: Size, size: Size, proofs: Proofs) -> list[Claim]:
@@ -208,3 +222,37 @@ def both(a: Fact | None, b: Fact | None, proofs: Proofs) -> Fact | None:
         facts, lambda x, y: (x.kind, x.value) if (x.kind, x.value) == (y.kind, y.value) else None
     )
     return Fact(tuple(claims), facts[0].dim)
+
+
+def patched(
+    before: Fact | None,
+    inside: Fact | None,
+    run: tuple[Size, Size],
+    *,
+    all_rows: bool,
+    proofs: Proofs,
+) -> Fact | None:
+    """What holds after `inside` was written into a run of the last dimension.
+
+    Claims outside of the run stay, those inside are replaced; if only some rows were written, only claims
+    that hold of both contents remain.
+    """
+    start, stop = run
+    claims: list[Claim] = []
+    for claim in before.claims if before else ():
+        for first, last in ((0, start), (stop, None)):
+            overlap = proofs.overlap(claim, Claim("is", None, first, last))
+            if overlap is not None:
+                claims.append(Claim(claim.kind, claim.value, *overlap))
+    new = [
+        Claim(claim.kind, claim.value - start if claim.kind == "position" else claim.value,
+              start + claim.start, stop if claim.stop is None else start + claim.stop)
+        for claim in (inside.claims if inside else ())
+    ]  # fmt: skip
+    if not all_rows:
+        alike = proofs.pairwise(
+            [before or Fact(), Fact(tuple(new))],
+            lambda a, b: (b.kind, b.value) if (a.kind, a.value) == (b.kind, b.value) else None,
+        )
+        new = list(alike)
+    return Fact((*claims, *(claim for claim in new if proofs.overlap(claim, Claim("is", None, start, stop)))))

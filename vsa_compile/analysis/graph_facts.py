@@ -32,10 +32,16 @@ def is_call(node: Node) -> bool:
     return node.op in ("call_function", "call_method")
 
 
+# What torch takes for its own names, as NumPy spells them.
+_NUMPY = {"dim": "axis", "keepdim": "keepdims", "other": "x2"}
+_FIRST = ("input", "self", "tensor", "x", "a", "x1")
+
+
 def argument(node: Node, position: int, name: str, default: object = None) -> Any:
     """A raw argument, passed by name or by position: a Node, a literal, or `default`."""
-    if name in node.kwargs:
-        return node.kwargs[name]
+    for spelled in (name, _NUMPY.get(name)):
+        if spelled in node.kwargs:
+            return node.kwargs[spelled]
     return node.args[position] if position < len(node.args) else default
 
 
@@ -43,7 +49,7 @@ def first_argument(node: Node) -> object:
     """The first argument, by position or under any of its names."""
     if node.args:
         return node.args[0]
-    return next((node.kwargs[name] for name in ("input", "self", "x", "tensor") if name in node.kwargs), None)
+    return next((node.kwargs[name] for name in _FIRST if name in node.kwargs), None)
 
 
 def bodies_of(module: GraphModule, node: Node) -> Iterator[GraphModule]:

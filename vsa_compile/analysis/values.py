@@ -101,7 +101,7 @@ class OpCall:
     @property
     def other(self) -> object:
         """The second argument of a binary operation, under any of its names."""
-        for name in ("other", "exponent", "value", "mat2", "vec2"):
+        for name in ("other", "exponent", "value", "mat2", "vec2", "x2"):
             if name in self.node.kwargs:
                 return self.node.kwargs[name]
         return self.node.args[1] if len(self.node.args) > 1 else None

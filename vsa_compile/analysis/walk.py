@@ -36,16 +36,21 @@ WHOLE_LAYERS = (
 )
 _ARGUMENTS = ("query", "key", "value", "attn_mask")
 
-# Operators whose body takes the call's arguments and returns its results, unchanged.
-TRANSPARENT = ("higher_order::tag_activation_checkpoint",)
+# Operators whose body takes the arguments behind it and returns the call's results, unchanged.
+TRANSPARENT = (
+    "higher_order::tag_activation_checkpoint",
+    "higher_order::wrap_with_set_grad_enabled",
+    "higher_order::wrap_with_autocast",
+)
 
 
 @dataclass(frozen=True)
 class AttentionCall:
     """One SDPA node: the graph module that owns it, and the operator whose body encloses it, if any.
 
-    `known`: what was known of its tensor arguments when it ran. `padding`: if attn_mask is
-    p & p.transpose(2, 3), so that padding sees nothing: p, (B or 1, 1, 1, N), and what was known of it.
+    `known`: what was known of its tensor arguments when it ran. `padding`: if attn_mask repeats a key padding
+    p, (B or 1, 1, 1, N), for every query or head, or is p & p.transpose(2, 3): p, and what was known of it.
+    `padding_sees_nothing`: whether it is the latter.
     """
 
     node: Node
@@ -53,6 +58,7 @@ class AttentionCall:
     enclosed_by: str | None = None
     known: dict[str, Known] = field(default_factory=dict, hash=False, compare=False)
     padding: tuple[Node, Known] | None = field(default=None, hash=False, compare=False)
+    padding_sees_nothing: bool = False
 
     def tokens(self, name: str) -> Axis | None:
         """The token axis of an argument (..., N, D) when the call ran."""
@@ -148,7 +154,7 @@ class _Walk:
         name = registered_name(node.target) or ""
         if name in TRANSPARENT and len(bodies) == 1 and bodies[0] not in self.walked:
             self.walked.add(bodies[0])
-            self.memory.define(node, _checked(self.graph(bodies[0], tuple(node.args[1:])), node))
+            self.memory.define(node, _checked(self.graph(bodies[0], _behind_body(node)), node))
             return
         entry = entry_of(node)
         for body in bodies:
@@ -174,22 +180,22 @@ class _Walk:
         if name == ATTENTION:
             read = {name: self.analysis.read(argument(node, i, name)) for i, name in enumerate(_ARGUMENTS)}
             known = {name: one for name, one in read.items() if isinstance(one, Known)}
-            padding = self.padding(known.get("attn_mask"), module)
-            self.analysis.calls.append(AttentionCall(node, module, known=known, padding=padding))
+            how, padding = self.padding(known.get("attn_mask"), module)
+            self.analysis.calls.append(AttentionCall(node, module, None, known, padding, how == "both"))
         elif name in WHOLE_LAYERS:
             self.analysis.calls.append(AttentionCall(node, module, enclosed_by=name))
         elif str(getattr(node.target, "__name__", "")).endswith("_increment_nesting"):
             self.analysis.transforms = True
 
-    def padding(self, mask: Known | None, module: GraphModule) -> tuple[Node, Known] | None:
-        """The padding of which a mask has both rows and columns, unless it was written to since."""
+    def padding(self, mask: Known | None, module: GraphModule) -> tuple[str, tuple[Node, Known] | None]:
+        """The padding of which a mask has the rows, or rows and columns, unless it was written to since."""
         rows = mask.fact.rows if mask is not None and mask.fact is not None else None
-        if rows is None or rows.how != "both":
-            return None
+        if rows is None or rows.how == "columns":
+            return "", None
         node, stamp = rows.content
         known = self.analysis.values.get(node)
         kept = node.graph is module.graph and self.memory.stamp(node) == stamp
-        return (node, known) if kept and isinstance(known, Known) else None
+        return (rows.how, (node, known)) if kept and isinstance(known, Known) else ("", None)
 
     def applied(self, entry: Entry | None, call: OpCall) -> tuple[Value, Known | None]:
         """(what is known of the result, what is known of the first argument afterwards)."""
@@ -254,6 +260,12 @@ class _Walk:
                     self.analysis.calls.append(AttentionCall(node, body, enclosed_by=name))
                 for inner in bodies_of(body, node):
                     self.enclosed(inner, name)
+
+
+def _behind_body(node: Node) -> tuple[object, ...]:
+    """What a call passes to its body: the arguments that follow it."""
+    body = next(i for i, value in enumerate(node.args) if isinstance(value, Node) and value.op == "get_attr")
+    return tuple(node.args[body + 1 :])
 
 
 def _reordered(value: Value) -> Iterator[Form]:

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, read_segments, same_tokens
-from ..analysis.algebra import Size, equal
+from ..analysis.algebra import Size, equal, shares
 from ..analysis.facts import Fact
 from ..analysis.graph_facts import example_of, module_path, sizes_of
 from ..analysis.tokens import offset, within
@@ -156,7 +156,7 @@ def _judge(
     _check_layer(name, options)
     scale = _constant(arguments, "scale")
     return Conversion(
-        call, name, segments, grid, q_start, kv_start, key_padding, call.padding is not None, scale
+        call, name, segments, grid, q_start, kv_start, key_padding, call.padding_sees_nothing, scale
     )
 
 
@@ -180,6 +180,9 @@ def _video(
 ) -> tuple[Grid, Size, Size]:
     """The grid of the video tokens, and where they start among queries and keys."""
     keys = _read(call, "key")
+    q, k = call.known["query"], call.known["key"]
+    if not (q.given and k.given) and not shares(q.axes[0], k.axes[0]):  # of other samples
+        raise Refused(refusals.cross())
     shared = [
         (q.grid, offset(segments, i), offset(keys, j))
         for i, q in enumerate(segments)

@@ -90,7 +90,8 @@ def reordered(by: str, *, asked: bool) -> Reason:
     return Reason(
         "reordered",
         f"the graph puts these tokens into another order ({by}), so that they are not raster frames x rows x "
-        "cols, and no hint makes them so; attend before that, or put them back into their order first",
+        "cols, and no hint makes them so, nor another index that puts them back; attend before that, or call "
+        "vsa_compile.attention(q, k, v, grid=(frames, rows, cols)) where they are in raster order",
         asked,
     )
 

@@ -27,7 +27,7 @@ def moved(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
     if known is None or fact is None:
         return None
     carried = Fact(fact.everywhere) if fact.everywhere else None
-    if len(fact.everywhere) < len(fact.claims):
+    if fact.everywhere != fact.claims:
         axis = known.axes[fact.dim]
         there = [position for position, one in enumerate(layout) if same(one, axis)]
         if len(there) == 1 and sum(same(one, axis) for one in known.axes) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..algebra import Axis, derived, mark_origins, unit
+from ..algebra import REORDERED, UNKNOWN, Axis, derived, mark_origins, rigid, unit
 from ..graph_facts import example_of
 from ..sizes import equal
 from ..unify import unify
@@ -77,8 +77,11 @@ def _linear(call: OpCall) -> Result:
 def _embedding(call: OpCall, indices: object, table: object) -> Known | None:
     """Looked-up ids are text, so one axis. Rows of something that is no table are tokens in another order."""
     ids, looked_up = call.known(indices), call.known(table)
-    if ids is None or looked_up is None or not looked_up.table or len(ids.axes) != len(call.sizes) - 1:
+    if ids is None or looked_up is None or len(ids.axes) != len(call.sizes) - 1:
         return None
+    if not looked_up.table:
+        order = UNKNOWN if UNKNOWN in map(rigid, looked_up.axes[:1]) else REORDERED
+        return Known([*(Axis(axis.size, rigid=order) for axis in ids.axes), looked_up.axes[-1]])
     mark_origins(ids.axes, call.node)
     return Known([*ids.axes, Axis(call.sizes[-1])], None, ids.table)
 
@@ -185,12 +188,14 @@ def _spatial(call: OpCall) -> Result:
     layout = call.input
     if layout is None or len(layout) != len(call.sizes) or len(layout) < 3:
         return None
-    spatial = [derived(axis, size) for axis, size in zip(layout[2:], call.sizes[2:], strict=True)]
-    if len(spatial) == 3 and not equal(layout[1].size, 1):
-        mark_origins(layout[2:], (call.node, "before"))
+    first = 1 if call.name.endswith(f"{len(layout) - 1}d") else 2  # without a batch, or with one
+    *front, channels = layout[:first]
+    spatial = [derived(axis, size) for axis, size in zip(layout[first:], call.sizes[first:], strict=True)]
+    if len(spatial) == 3 and not equal(channels.size, 1):
+        mark_origins(layout[first:], (call.node, "before"))
         mark_origins(spatial, call.node)
-    channels = layout[1] if equal(layout[1].size, call.sizes[1]) and "conv" not in call.name else None
-    return [layout[0], channels or Axis(call.sizes[1]), *spatial]
+    kept = equal(channels.size, call.sizes[first - 1]) and "conv" not in call.name
+    return [*front, channels if kept else Axis(call.sizes[first - 1]), *spatial]
 
 
 @op("meshgrid")

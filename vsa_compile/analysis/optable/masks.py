@@ -25,9 +25,19 @@ Pair = tuple[Kind, Any] | None
 
 def _operands(call: OpCall, *arguments: object) -> list[Fact] | None:
     """The facts of two operands along one dimension; None if they run along different dimensions."""
-    facts = [call.fact(argument) or Fact() for argument in arguments]
+    facts = [_computed(call, call.fact(argument) or Fact()) for argument in arguments]
     dims = {fact.dim for fact in facts if fact.claims != fact.everywhere}
     return None if len(dims) > 1 else [replace(fact, dim=next(iter(dims), -1)) for fact in facts]
+
+
+def _computed(call: OpCall, fact: Fact) -> Fact:
+    """The claims of an operand that hold in the type in which torch computes: fractions may be rounded."""
+    if not any(isinstance(claim.value, float) for claim in fact.claims):
+        return fact
+    types = [x.dtype for x in map(example_of, (call.self_, call.other)) if isinstance(x, torch.Tensor)]
+    kinds = [dtype for dtype in types if dtype.is_floating_point] or [torch.get_default_dtype()]
+    claims = set.intersection(*({*(fitting(fact, dtype) or Fact()).claims} for dtype in kinds))
+    return replace(fact, claims=tuple(claim for claim in fact.claims if claim in claims))
 
 
 def _entrywise(made: Callable[[Claim, Claim], Pair]) -> FactRule:
@@ -159,16 +169,9 @@ def _compared(lower: bool, equal_too: bool) -> FactRule:
         facts = _operands(call, call.self_, call.other)
         if facts is None:
             return None
-        if lower:
-            claims = _below(call, facts[0], facts[1], equal_too) + [
-                replace(claim, value=not claim.value)
-                for claim in _below(call, facts[1], facts[0], not equal_too)
-            ]
-        else:
-            claims = _below(call, facts[1], facts[0], equal_too) + [
-                replace(claim, value=not claim.value)
-                for claim in _below(call, facts[0], facts[1], not equal_too)
-            ]
+        small, large = facts if lower else facts[::-1]
+        above = _below(call, large, small, not equal_too)
+        claims = _below(call, small, large, equal_too) + [replace(claim, value=False) for claim in above]
         return Fact(tuple(claims), facts[0].dim)
 
     return rule
@@ -179,21 +182,21 @@ def _below(call: OpCall, small: Fact, large: Fact, equal_too: bool) -> list[Clai
     found: list[Claim] = []
     for a in small.claims:
         for b in large.everywhere:
-            if a.kind == "position" and b.kind in ("is", "at least") and _is_number(b.value) and a.everywhere:
+            if a.kind == "position" and _is_number(b.value) and a.everywhere:
                 stop = b.value - a.value + (1 if equal_too else 0)  # i + a < b up to here
                 found.append(Claim("is", True, 0, stop))
-            elif a.kind == "is" and b.kind in ("is", "at least"):
-                enough = (
-                    call.proofs.at_least(b.value, a.value + (0 if equal_too else 1))
-                    if _exact(a, b)
-                    else False
-                )
-                found += [Claim("is", True, a.start, a.stop)] if enough else []
+        for b in large.claims:
+            if a.kind == "is" and b.kind != "position" and _is_less(call, a.value, b.value, equal_too):
+                run = call.proofs.overlap(a, b)
+                found += [Claim("is", True, *run)] if run else []
     return found
 
 
-def _exact(a: Claim, b: Claim) -> bool:
-    return _is_number(a.value) and _is_number(b.value)
+def _is_less(call: OpCall, a: Any, b: Any, equal_too: bool) -> bool:
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a <= b if equal_too else a < b
+    whole = _is_number(a) and _is_number(b)
+    return whole and call.proofs.at_least(b, a + (0 if equal_too else 1))
 
 
 op("lt", "less", fact=_compared(lower=True, equal_too=False))(pointwise)
@@ -305,15 +308,18 @@ def _counted(call: OpCall, _: Layout) -> Fact | None:
 op("sum", "count_nonzero", fact=_counted)(reduced)
 
 
-def _at_least(name: str) -> FactRule:
-    def rule(call: OpCall, _: Layout) -> Fact | None:
-        """A lower clamp is a bound; with an upper clamp too, nothing is claimed."""
-        bound = call.literal(call.arg(1, name))
-        if call.arg(2, "max") is not None or bound is None or isinstance(bound, float):
-            return None
-        return fitting(Fact((Claim("at least", bound),)), call.example.dtype)
+def _bounded(call: OpCall, _: Layout) -> Fact | None:
+    """No entry is below the lower bound, nor below what none was before, unless the upper bound is."""
+    least = call.proofs.lower_bound(call.fact(call.self_))
+    low = call.literal(call.arg(1, "min")) if call.name != "clamp_max" else None
+    high = call.literal(call.arg(1 if call.name == "clamp_max" else 2, "max"))
+    if any(isinstance(bound, (float, torch.Tensor)) for bound in (low, high)):
+        return None
+    if low is not None and (least is None or call.proofs.at_least(low, least)):
+        least = low
+    if least is not None and high is not None and not call.proofs.at_least(high, least):
+        least = high if call.proofs.at_least(least, high) else None
+    return None if least is None else fitting(Fact((Claim("at least", least),)), call.example.dtype)
 
-    return rule
 
-
-op("clamp", "clip", "clamp_min", fact=_at_least("min"))(pointwise)
+op("clamp", "clip", "clamp_min", "clamp_max", fact=_bounded)(pointwise)

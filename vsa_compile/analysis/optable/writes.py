@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..algebra import REORDERED, UNKNOWN, Axis, unit
-from ..facts import Claim, Fact, Proofs, both, constant, fitting
+from ..facts import Fact, both, constant, fitting, patched
 from ..graph_facts import example_of
 from ..overwriting import Write
 from ..pieces import put, put_somewhere
@@ -40,16 +40,19 @@ def assigned(call: OpCall, target: object, index: object, value: object) -> Know
     region = indexed(call, known.axes, index)
     if region is None:
         return None
-    if written is None:  # a number
-        return replace(known, fact=fact, given=False)
-    values = [unit()] * (len(region) - len(written.axes)) + written.axes[-len(region) or len(written.axes) :]
-    in_order = meet(region, values)
     axes = list(known.axes)
     kept = _dims_kept(items)
     runs = [None if position is None else run_of(call, axes[position].size, item) for position, item in kept]
     whole = [position is None or _is_all(run, axes[position].size)
              for (position, _), run in zip(kept, runs, strict=True)]  # fmt: skip
     taken = taken_by(call, axes, items)
+    if written is None:  # a number
+        return replace(known, fact=fact, given=False, table=known.table or (all(whole) and not taken))
+    values = [unit()] * (len(region) - len(written.axes)) + written.axes[-len(region) or len(written.axes) :]
+    if all(whole) and not taken and len(region) == len(axes):  # nothing is left of what it was
+        return Known(_spread(values, [axis.size for axis in axes]), fact, written.table, taken=written.taken)
+    # Nobody's tokens, such as memory that is as large as another value, have no order to agree with.
+    in_order = meet(region, values) if written.table or not known.table else True
     write = Write(known.table, not written.table)
     for i, ((position, _), run, old, new) in enumerate(zip(kept, runs, region, values, strict=True)):
         if position is None:
@@ -136,7 +139,7 @@ def _assigned_fact(call: OpCall, known: Known, target: object, index: object, va
     inside = written
     if not isinstance(last, slice) or items[-1] is None or (written and written.dim != -1):
         inside = everywhere
-    return _patched(before, inside, run, size, all_rows, call.proofs)
+    return patched(before, inside, run, all_rows=all_rows, proofs=call.proofs)
 
 
 def _one(call: OpCall, item: object, size: Size) -> tuple[int, int] | None:
@@ -145,37 +148,6 @@ def _one(call: OpCall, item: object, size: Size) -> tuple[int, int] | None:
         return None
     at = size + at if at < 0 else at
     return at, at + 1
-
-
-def _patched(
-    before: Fact | None,
-    inside: Fact | None,
-    run: tuple[Size, Size],
-    size: Size,
-    all_rows: bool,
-    proofs: Proofs,
-) -> Fact | None:
-    """Claims outside of the run stay, those inside are replaced; if only some rows were written, only claims
-    that hold of both contents remain."""
-    start, stop = run
-    claims: list[Claim] = []
-    for claim in before.claims if before else ():
-        for first, last in ((0, start), (stop, None)):
-            overlap = proofs.overlap(claim, Claim("is", None, first, last))
-            if overlap is not None:
-                claims.append(Claim(claim.kind, claim.value, *overlap))
-    new = [
-        Claim(claim.kind, claim.value - start if claim.kind == "position" else claim.value,
-              start + claim.start, stop if claim.stop is None else start + claim.stop)
-        for claim in (inside.claims if inside else ())
-    ]  # fmt: skip
-    if not all_rows:
-        alike = proofs.pairwise(
-            [before or Fact(), Fact(tuple(new))],
-            lambda a, b: (b.kind, b.value) if (a.kind, a.value) == (b.kind, b.value) else None,
-        )
-        new = list(alike)
-    return Fact((*claims, *(claim for claim in new if proofs.overlap(claim, Claim("is", None, start, stop)))))
 
 
 @op("setitem", "__setitem__", becomes=lambda call: assigned(call, *call.node.args[:3]))
@@ -187,18 +159,19 @@ def _setitem(call: OpCall) -> Result:
 
 
 def _copied_from(call: OpCall) -> Known | None:
-    """x.copy_(y): all of x is y afterwards, tokens included."""
+    """x.copy_(y): all of x is y afterwards, tokens included. What x was says nothing of y."""
     target, source = call.known(call.self_), call.known(call.arg(1, "src", call.arg(1, "other")))
     if target is None or source is None:
         return None
-    aligned = [unit()] * (len(target.axes) - len(source.axes)) + source.axes
-    meet(target.axes, aligned)
-    axes = [
-        old if equal(new.size, 1) > equal(old.size, 1) or source.table else new
-        for old, new in zip(target.axes, aligned, strict=True)
-    ]
+    axes = _spread(source.axes, [axis.size for axis in target.axes])
     fact = call.fact(call.arg(1, "src", call.arg(1, "other")))
     return Known(axes, fitting(fact, example_of(call.self_).dtype), source.table, taken=source.taken)
+
+
+def _spread(axes: Layout, sizes: Sequence[Size]) -> Layout:
+    """The axes of a value that is expanded to `sizes`."""
+    aligned = [unit()] * (len(sizes) - len(axes)) + axes
+    return [axis if equal(axis.size, size) else Axis(size) for axis, size in zip(aligned, sizes, strict=True)]
 
 
 def _now(call: OpCall) -> Layout | None:
