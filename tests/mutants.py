@@ -209,6 +209,7 @@ COMPILER_MUTANTS = (
     Mutant("gate of a copy", "a projection that is copied alone marks with a copy of its gate", GATES + "::_is_gated", "not owners or hook.owner in owners", "True", ("tests/test_gates.py", "-k", "replaced")),
     Mutant("gate run", "a container runs the gate that it is given", GATES + "::_place", "not isinstance(owner, _CONTAINERS)", "True", ("tests/test_gates.py", "-k", "containers")),
     Mutant("gate uncalled", "a gate for what makes the attention call itself", "vsa_compile/training/projections.py::_caller", "calls[-1] in _called(attention)", "False", ("tests/test_gates.py", "-k", "not_called")),
+    Mutant("gate computed", "no gate beside a weight that is computed", "vsa_compile/training/projections.py::_projection", "isinstance(weight, Tensor)", "linear.args[1].op == 'placeholder'", ("tests/test_gates.py", "-k", "computed")),
     Mutant("gates left out", "calls without a gate that nobody hears of", GATES + "::add_gates", "warnings.warn(...)", "pass", ("tests/test_gates.py", "-k", "not_called")),
     Mutant("rule unchecked", "a user's rule may put the video where it does not fit", "vsa_compile/grids/grid_rules.py::_checked", "start + grid.tokens > length", "False", ("tests/test_bad_inputs.py", "-k", "rule")),
     Mutant("rule start", "a user's rule may begin the video anywhere", "vsa_compile/grids/grid_rules.py::_checked", "not is_int(start) or start < 0", "False", ("tests/test_bad_inputs.py", "-k", "rule")),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from compare import assert_same_gradients, assert_same_output, output_and_gradients
 from converting import converting
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 from toy import Habits, ToyDiT, inputs
 
@@ -307,6 +308,154 @@ def test_a_projection_under_an_adapter():
     run, graphs = compiled(adapted)
     assert_same_output(run(**ARGUMENTS), wanted)
     assert all(isinstance(one, Conversion) and one.gate for (one,) in graphs)
+
+
+@pytest.mark.no_cover
+@pytest.mark.filterwarnings("ignore:.*torch.ao:DeprecationWarning")
+def test_markers_survive_that_their_hooks_are_registered_anew_without_keywords():
+    """As quantize_dynamic does it, which copies hooks and not how they are called."""
+    model = Attention()
+    opened(model, *ARGUMENTS.values())
+    wanted = compiled(model)[0](**ARGUMENTS)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    quantized(**ARGUMENTS)
+    assert not vsa_compile.remove_gates(quantized).to_q._forward_hooks
+    ((key, hook),) = model.to_q._forward_hooks.items()
+    del model.to_q._forward_hooks[key], model.to_q._forward_hooks_with_kwargs[key]
+    model.to_q.register_forward_hook(hook)
+    assert_same_output(compiled(model)[0](**ARGUMENTS), wanted)
+    assert hook(model.to_q, (), torch.ones(1)) is None  # a call by keyword: the hook is not told of its input
+
+
+# --- Where it is put ---------------------------------------------------------------------------------
+
+
+class Queries(nn.Module):
+    """Attention over a video whose queries are made in one way or another."""
+
+    def __init__(self, how: str = "called", width: int = 32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.to_q, self.twin = nn.Linear(width, 32), nn.Linear(width, 32)
+        self.twin.weight = self.to_q.weight
+        self.how, self.also = how, False
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = latents.flatten(2).transpose(1, 2)
+        q = self.queries(x).unflatten(-1, (2, 16)).transpose(1, 2)
+        k = x[..., :32].unflatten(-1, (2, 16)).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, k)
+        if self.also:
+            q = self.twin(x).unflatten(-1, (2, 16)).transpose(1, 2)
+            out = out + F.scaled_dot_product_attention(q, k, k)
+        return out
+
+    def queries(self, x: Tensor) -> Tensor:
+        if self.how == "by weight":
+            return F.linear(x, self.to_q.weight, self.to_q.bias)
+        return self.to_q.forward(x) if self.how == "by forward" else self.to_q(x)
+
+
+VIDEO_OF = {width: torch.randn(1, width, *GRID) for width in (32, 48)}
+
+
+def gate_names(model: nn.Module) -> list[str]:
+    return [name for name in model.state_dict() if "to_gate_compress" in name]
+
+
+@pytest.mark.parametrize("how", ["by weight", "by forward"])
+def test_a_layer_that_is_not_called_gets_no_gate(how: str):
+    """Its hooks would never run: the gate would get no gradient, without a word."""
+    inner = Queries(how)
+    model = nn.Sequential(inner)  # what is called makes the queries, and their attention too
+    with pytest.raises(ArgumentError, match=r"of its queries is not called.* q = self\.to_q"):
+        add_gates(model, VIDEO_OF[32], options=OPTIONS)
+    assert not gate_names(model)
+    inner.also = True
+    with pytest.warns(UserWarning, match="stay without a gate: 0: the layer of its queries is not called"):
+        assert len(add_gates(model, VIDEO_OF[32], options=OPTIONS)) == 2
+    assert not inner.to_q._forward_hooks
+    assert inner.twin._forward_hooks
+
+
+def test_of_layers_that_share_a_weight_the_one_that_is_called_gets_the_gate():
+    model = Queries()
+    add_gates(model, VIDEO_OF[32], options=OPTIONS)
+    assert model.to_q._forward_hooks
+    assert not model.twin._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "normalize",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        pytest.param(nn.utils.spectral_norm, id="spectral_norm_of_hooks"),
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+    ],
+)
+def test_a_projection_whose_weight_is_computed(normalize: Any):
+    model = Queries()
+    model.to_q, model.twin = normalize(nn.Linear(32, 32)), nn.Identity()
+    parameters = add_gates(model, VIDEO_OF[32], options=OPTIONS)
+    assert [parameter.shape for parameter in parameters] == [(32, 32), (32,)]
+    compiled(model)[0](VIDEO_OF[32]).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in parameters)
+    assert add_gates(model, VIDEO_OF[32], options=OPTIONS) == []
+
+
+@pytest.mark.parametrize("how", ["new", "copied alone"])
+def test_the_gate_of_a_projection_that_is_replaced(how: str):
+    """As adapters and quantization replace it. Its marker is gone, or marks with another gate."""
+    model, names = Queries(), gate_names(Queries())
+    (weight, bias) = opened(model, VIDEO_OF[32])
+    wanted = weight.clone()
+    before = model.to_q
+    model.to_q = nn.Linear(32, 32) if how == "new" else copy.deepcopy(before)
+    assert add_gates(model, VIDEO_OF[32], options=OPTIONS) == []  # none is new
+    assert model.to_gate_compress.weight is weight
+    assert torch.equal(weight, wanted)
+    assert len(model.to_q._forward_hooks) == 1
+    compiled(model)[0](VIDEO_OF[32]).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in (weight, bias))
+    model.to_q = nn.Linear(32, 32) if how == "new" else copy.deepcopy(before)
+    assert gate_names(vsa_compile.remove_gates(model)) == names
+    assert not any((model.to_q._forward_hooks, model._load_state_dict_pre_hooks))
+
+
+def test_a_gate_that_does_not_fit_the_new_projection_is_replaced():
+    model = Queries()
+    add_gates(model, VIDEO_OF[32], options=OPTIONS)
+    model.to_q = nn.Linear(48, 32)
+    parameters = add_gates(model, VIDEO_OF[48], options=OPTIONS)
+    assert [*model.to_gate_compress.parameters()] == parameters
+    assert parameters[0].shape == (32, 48)
+
+
+def test_a_block_whose_projection_goes_to_another_place_has_one_gate():
+    model, arguments = ToyDiT(), inputs(Habits())
+    opened(model, *arguments)
+    names = gate_names(model)
+    model.blocks[0].attn.to_q = nn.Sequential(nn.Linear(64, 64))
+    assert not any(parameter.any() for parameter in add_gates(model, *arguments, options=OPTIONS))
+    assert gate_names(model) == names
+
+
+@pytest.mark.parametrize("way", [nn.Sequential, lambda *layers: nn.ModuleList(layers)])
+def test_containers_are_given_no_gates(way: Any):
+    """They would run them, or count them."""
+    model = Queries()
+    model.to_q = way(nn.Linear(32, 32), nn.Identity())
+    model.queries = lambda x: model.to_q[0](x) if isinstance(model.to_q, nn.ModuleList) else model.to_q(x)
+    plain, wanted = copy.deepcopy(model.state_dict()), model(VIDEO_OF[32])
+    parameters = opened(model, VIDEO_OF[32])
+    assert len(model.to_q) == 2
+    assert torch.equal(model(VIDEO_OF[32]), wanted)
+    compiled(model)[0](VIDEO_OF[32]).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in parameters)
+    model.load_state_dict(plain)
+    assert not any(parameter.any() for parameter in parameters)
+    assert list(vsa_compile.remove_gates(model).state_dict()) == list(plain)
 
 
 # --- What is refused ---------------------------------------------------------------------------------

@@ -6,26 +6,19 @@ projection gets. It is named as in FastVideo, and starts at zero, so that the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from threading import Lock
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
 
-from ..analysis import Analysis, analyse
-from ..analysis.algebra import includes
-from ..analysis.backward_slice import nearest
-from ..analysis.graph_facts import example_of, sizes_of
-from ..convert.judge import Conversion, attention_arguments, judge
-from ..errors import ArgumentError, bad_value, no_gate_site
+from ..errors import ArgumentError, bad_value, gates_left_out, no_gate_site
 from ..options import Options
 from ..runtime import state
-from ..torch_compat import compiled_by, explaining_compile
 from .loading import NAME, GateLoader, UnclaimedGates, load_hooks
+from .projections import Projection, find_projections
 from .untrained import expect_training
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,33 +34,28 @@ def add_gates(
 
     Runs one dense forward with the given inputs to find the calls; `options` are those of the backend. A gate
     (VSA, arXiv 2505.13389, section 2.2) is a linear layer (C -> H * D, zero weight and bias) named
-    `to_gate_compress`, on the transformer block, or on the attention module if a block has two. It affects
-    only what `torch.compile(model, backend="vsa")` computes: gate(hidden states) * coarse output is added.
+    `to_gate_compress`, on the transformer block, on the attention module if a block has two, or on the query
+    projection if these are an nn.Sequential, which would run it. It affects only what
+    `torch.compile(model, backend="vsa")` computes: gate(hidden states) * coarse output is added.
     Gates are part of `state_dict()`; from a checkpoint without them they load as zero. Existing gates are
-    kept, and missing ones added. Compiled code is compiled again.
-    Raises ArgumentError if `model` is no module, or if no call of it can be given a gate.
+    kept, and missing ones added; a projection that took the place of one with a gate gets this gate, with
+    what it has learned. Compiled code is compiled again. Warns of sparse calls that can be given no gate.
+    Raises OptionError for bad options, ArgumentError if `model` is no module, or if no call of it can be
+    given a gate.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
     settings = replace(state.wanted(Options.read(options)).options, min_tokens=0)
-    owners = {id(module): name for name, module in model.named_modules()}
-    added: list[nn.Parameter] = []
-    found = _projections(model, args, kwargs, settings)
-    for projection in found:
-        owner = _owner(model, owners[id(projection.module)])
-        if projection.module in _gated(model):
-            continue
-        gate = _zero_linear(projection)
-        if hasattr(owner, NAME):
-            owner = model.get_submodule(owners[id(projection.module)].rpartition(".")[0])
-        setattr(owner, NAME, gate)
-        inside = next(name for name, module in owner.named_modules() if module is projection.module)
-        owner.register_load_state_dict_pre_hook(GateLoader(inside))
-        projection.module.register_forward_hook(GateMarker(owner), with_kwargs=True)
-        added += gate.parameters()
-        expect_training([*gate.parameters()], projection.weight)
+    found, without = find_projections(model, args, kwargs, settings)
     if not found:
-        raise ArgumentError(no_gate_site())
+        raise ArgumentError(no_gate_site(without))
+    if without:
+        warnings.warn(gates_left_out(without), stacklevel=2)
+    paths = {module: name for name, module in model.named_modules()}
+    added: list[nn.Parameter] = []
+    for projection in found:
+        if not _is_gated(model, projection.module):
+            added += _attach(model, paths[projection.module], projection)
     if not any(isinstance(hook, UnclaimedGates) for hook in load_hooks(model).values()):
         model.register_load_state_dict_pre_hook(UnclaimedGates())
     state.now.gates += 1
@@ -83,13 +71,11 @@ def remove_gates(model: Model) -> Model:
     if not isinstance(model, nn.Module):
         raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
     for module in [*model.modules()]:
-        for key, hook in [*module._forward_hooks.items()]:
-            if isinstance(hook, GateMarker):
-                del module._forward_hooks[key], module._forward_hooks_with_kwargs[key]
-                if hasattr(hook.owner, NAME):
-                    delattr(hook.owner, NAME)
+        for hook in _unmark(module):
+            _drop(hook.owner)
+        _drop(module)  # whose projection may have been replaced, marker and all
         for key, hook in load_hooks(module).items():
-            if isinstance(hook, (GateLoader, UnclaimedGates)):
+            if isinstance(hook, UnclaimedGates):
                 del module._load_state_dict_pre_hooks[key]
     state.now.gates += 1
     return model
@@ -105,119 +91,112 @@ class GateMarker:
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
 
-    def __call__(
-        self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
+    def __call__(self, module: nn.Module, args: tuple, *rest: Any) -> Tensor | None:
+        """rest: the keyword arguments and the output; the output alone where somebody registered the hook
+        anew without with_kwargs, as torch.ao.quantization does. A layer that is called by keyword then shows
+        no input, and has no gate."""
         if not torch.compiler.is_compiling():
             return None
-        hidden = args[0] if args else next(iter(kwargs.values()))
-        return torch.ops.vsa_compile.gate(output, getattr(self.owner, NAME)(hidden))
+        *named, output = rest
+        inputs = [*args, *(value for kwargs in named for value in kwargs.values())]
+        return torch.ops.vsa_compile.gate(output, getattr(self.owner, NAME)(inputs[0])) if inputs else None
 
 
-def _gated(model: nn.Module) -> set[nn.Module]:
-    """The projections that have a gate."""
-    return {
-        module
-        for module in model.modules()
-        if any(isinstance(hook, GateMarker) for hook in module._forward_hooks.values())
-    }
+# --- What is attached to a model -----------------------------------------------------------------
 
 
-def _owner(model: nn.Module, path: str) -> nn.Module:
+def _attach(model: nn.Module, path: str, projection: Projection) -> list[nn.Parameter]:
+    """Give the projection at `path` a gate; returns its parameters if they are new."""
+    module = projection.module
+    _unmark(module)  # what is left on a copy of a projection marks with a copy of the gate
+    owner, again = _place(model, path)
+    gate = projection.zero_linear()
+    before = getattr(owner, NAME, None) if again else None
+    if isinstance(before, nn.Linear) and _alike(before.weight, gate.weight):
+        gate = before.to(gate.weight.device, gate.weight.dtype)
+    _drop(owner)
+    setattr(owner, NAME, gate)
+    inside = next(name for name, part in owner.named_modules() if part is module)
+    owner.register_load_state_dict_pre_hook(GateLoader(inside))
+    module.register_forward_hook(GateMarker(owner), with_kwargs=True)
+    if gate is before:
+        return []
+    expect_training([*gate.parameters()], [*module.parameters()])
+    return [*gate.parameters()]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.is_meta == b.is_meta
+
+
+# These run, or count, everything that they hold.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _place(model: nn.Module, path: str) -> tuple[nn.Module, bool]:
+    """The owner of a new gate for the projection at `path`, and whether it has the gate of the projection
+    that was there before.
+
+    Such a gate is an orphan: its marker went with the replaced projection, its loader stayed.
+    """
+    projection, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
+    owners = [_block(model, path), parent, projection]
+    owners = [owner for owner in owners if not isinstance(owner, _CONTAINERS)]
+    in_use = {hook.owner for module in model.modules() for hook in _markers(module).values()}
+    orphaned = [owner for owner in owners if owner not in in_use and _loader(owner) is not None]
+    for owner in orphaned:
+        if _loads_for(owner) is projection:
+            return owner, True
+    free = (owner for owner in owners if owner in orphaned or not hasattr(owner, NAME))
+    return next(free, projection), False
+
+
+def _is_gated(model: nn.Module, projection: nn.Module) -> bool:
+    """Whether a projection has a gate. One that was copied alone has a marker with a copy of the owner, while
+    the model's own owner has the gate that the model holds."""
+    owners = {owner for owner in model.modules() if _loads_for(owner) is projection}
+    return any(not owners or hook.owner in owners for hook in _markers(projection).values())
+
+
+def _markers(module: nn.Module) -> dict[int, GateMarker]:
+    return {key: hook for key, hook in module._forward_hooks.items() if isinstance(hook, GateMarker)}
+
+
+def _unmark(module: nn.Module) -> list[GateMarker]:
+    """Remove a module's markers; returns them."""
+    markers = _markers(module)
+    for key in markers:
+        del module._forward_hooks[key]
+        module._forward_hooks_with_kwargs.pop(key, None)
+    return [*markers.values()]
+
+
+def _loader(owner: nn.Module) -> GateLoader | None:
+    return next((hook for hook in load_hooks(owner).values() if isinstance(hook, GateLoader)), None)
+
+
+def _loads_for(owner: nn.Module) -> nn.Module | None:
+    """What is now at the place of the projection that a gate was made for; None if `owner` has no gate of
+    ours."""
+    loader, found = _loader(owner), owner
+    for name in filter(None, loader.projection.split(".") if loader is not None else ()):
+        found = getattr(found, name, None)
+    return found if loader is not None and isinstance(found, nn.Module) else None
+
+
+def _drop(owner: nn.Module) -> None:
+    """Remove an owner's gate; a module that a model calls `to_gate_compress` itself stays."""
+    for key, hook in load_hooks(owner).items():
+        if isinstance(hook, GateLoader):
+            del owner._load_state_dict_pre_hooks[key]
+            if hasattr(owner, NAME):
+                delattr(owner, NAME)
+
+
+def _block(model: nn.Module, path: str) -> nn.Module:
     """The transformer block (an element of a ModuleList) around a projection; else its parent module."""
     parts = path.split(".")
     for end in range(len(parts) - 1, 0, -1):
         if isinstance(model.get_submodule(".".join(parts[: end - 1])), nn.ModuleList):
             return model.get_submodule(".".join(parts[:end]))
     return model.get_submodule(".".join(parts[:-1]))
-
-
-# --- Where the projections are -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """The linear layer that makes the queries of one sparse call; channels = H * D of these queries."""
-
-    module: nn.Module
-    weight: Tensor
-    channels: int
-
-
-def _zero_linear(projection: Projection) -> nn.Linear:
-    weight = projection.weight
-    gate = nn.Linear(weight.shape[1], projection.channels, device=weight.device, dtype=weight.dtype)
-    for parameter in gate.parameters():
-        nn.init.zeros_(parameter)
-    return gate
-
-
-_seen: list[tuple[Analysis, tuple]] = []
-_adding = Lock()
-
-
-def _note(module: GraphModule, example_inputs: list[object]) -> Callable:
-    """A backend that runs the graph as it is and records its analysis and its inputs. A function at module
-    level, because Dynamo keys compiled code by it."""
-    analysis = analyse(module)
-
-    def run(*inputs: object) -> object:
-        _seen.append((analysis, inputs))
-        return module.forward(*inputs)
-
-    return run
-
-
-def _projections(
-    model: nn.Module, args: tuple, kwargs: Mapping[str, object], settings: Options
-) -> list[Projection]:
-    with _adding:
-        try:
-            with compiled_by(model, partial(explaining_compile, backend=_note)) as noted:
-                noted(*args, **kwargs)
-            graphs = list(_seen)
-        finally:
-            _seen.clear()
-    owners = {
-        id(parameter): module for module in model.modules() for parameter in module.parameters(recurse=False)
-    }
-    found: dict[nn.Module, Projection] = {}
-    for analysis, inputs in graphs:
-        values = dict(zip(_placeholders(analysis.module), inputs, strict=True))
-        for decision in judge(analysis, settings, guard=False):
-            if isinstance(decision, Conversion):
-                projection = _projection(analysis, decision, values, owners)
-                if projection is not None:
-                    found.setdefault(projection.module, projection)
-    return list(found.values())
-
-
-def _placeholders(module: GraphModule) -> list[Node]:
-    return [node for node in module.graph.nodes if node.op == "placeholder"]
-
-
-def _projection(
-    analysis: Analysis, conversion: Conversion, values: Mapping[Node, Any], owners: Mapping[int, nn.Module]
-) -> Projection | None:
-    """The linear layer behind a call's queries that runs over its video tokens, if there is exactly one."""
-    query = attention_arguments(conversion.call.node)["query"]
-    fitting: dict[int, tuple[nn.Module, Tensor]] = {}
-    for linear in nearest(analysis, query, "linear"):
-        tokens = analysis.tokens(linear)
-        meant = (analysis.tokens(query), conversion.video.axis)
-        if tokens is None or not any(axis is not None and includes(axis, tokens) for axis in meant):
-            continue
-        weight: Any = linear.args[1] if len(linear.args) > 1 else linear.kwargs["weight"]
-        while weight in analysis.outer:
-            weight = analysis.outer[weight]
-        value = values.get(weight)
-        if value is not None and id(value) in owners:
-            fitting[id(value)] = (owners[id(value)], value)
-    # A low-rank adapter adds a narrower linear layer to the projection.
-    widest = max((weight.shape[1] for _, weight in fitting.values()), default=0)
-    widest_ones = [one for one in fitting.values() if one[1].shape[1] == widest]
-    if len(widest_ones) != 1:
-        return None
-    ((module, weight),) = widest_ones
-    _, heads, _, width = sizes_of(example_of(query)) or [0] * 4
-    return Projection(module, weight, heads * width)

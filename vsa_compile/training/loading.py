@@ -17,8 +17,8 @@ NAME = "to_gate_compress"
 class GateLoader:
     """A hook before the state of a gate's owner is loaded: absent gates are zero.
 
-    projection: the path of the query projection inside the owner. A checkpoint may keep the gate next to it,
-    on the attention module, as FastVideo does for LTX-2 and MiniMax-H3.
+    projection: the path of the query projection inside the owner, "" if that is the owner. A checkpoint may
+    keep the gate next to it, on the attention module, as FastVideo does for LTX-2 and MiniMax-H3.
     """
 
     def __init__(self, projection: str) -> None:
@@ -39,14 +39,15 @@ class GateLoader:
         return ".".join([*self.projection.split(".")[:-1], NAME])
 
     def _zeros(self, parameter: Tensor, state_dict: Mapping[str, object], prefix: str) -> Tensor:
-        """Zeros like the parameter. For a parameter on meta, where `assign` would leave it: zeros like the
-        projection in the checkpoint."""
+        """Zeros like the parameter. For a parameter on meta, where `assign` would leave it: zeros like what
+        the checkpoint has of the projection, which is no weight if weight_norm or the like compute that."""
         if not parameter.is_meta:
             return torch.zeros_like(parameter)
-        weight = state_dict.get(f"{prefix}{self.projection}.weight")
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
-            return torch.zeros(parameter.shape, dtype=parameter.dtype)
-        return torch.zeros(parameter.shape, dtype=weight.dtype, device=weight.device)
+        at = f"{prefix}{self.projection}." if self.projection else prefix
+        saved = (x for key, x in state_dict.items() if key.startswith(at))
+        real = (x for x in saved if isinstance(x, Tensor) and x.is_floating_point() and not x.is_meta)
+        like = next(real, torch.zeros(0, dtype=parameter.dtype, device="cpu"))
+        return torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
 
 
 class UnclaimedGates:

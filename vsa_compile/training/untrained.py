@@ -18,17 +18,17 @@ from ..errors import gates_untrained
 @dataclass(eq=False)
 class _Gate:
     parameters: list[weakref.ref]
-    beside: weakref.ref  # the weight of the query projection
+    beside: list[weakref.ref]  # the parameters of the query projection
 
 
 _waiting: list[_Gate] = []
 _steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
 
-def expect_training(parameters: Sequence[Tensor], beside: Tensor) -> None:
-    """Watch for an optimizer that trains `beside` while no optimizer trains `parameters`."""
+def expect_training(parameters: Sequence[Tensor], beside: Sequence[Tensor]) -> None:
+    """Watch for an optimizer that trains any of `beside` while no optimizer trains `parameters`."""
     _listen()
-    _waiting.append(_Gate([weakref.ref(parameter) for parameter in parameters], weakref.ref(beside)))
+    _waiting.append(_Gate([*map(weakref.ref, parameters)], [*map(weakref.ref, beside)]))
 
 
 @functools.cache
@@ -44,15 +44,19 @@ def _after_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     _steps[optimizer] = _steps.get(optimizer, 0) + 1
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for gate in [*_waiting]:
-        parameters = [parameter for one in gate.parameters if (parameter := one()) is not None]
-        if not parameters or any(id(parameter) in trained for parameter in parameters):
+        parameters = _ids(gate.parameters)
+        if not parameters or parameters & trained:
             _waiting.remove(gate)
     if _steps[optimizer] == 2:
-        late = [gate for gate in _waiting if id(gate.beside()) in trained and _has_gradients(gate)]
+        late = [gate for gate in _waiting if trained & _ids(gate.beside) and _has_gradients(gate)]
         if late:
             warnings.warn(gates_untrained(len(late)), stacklevel=3)
             for gate in late:
                 _waiting.remove(gate)
+
+
+def _ids(alive: Sequence[weakref.ref]) -> set[int]:
+    return {id(parameter) for one in alive if (parameter := one()) is not None}
 
 
 def _has_gradients(gate: _Gate) -> bool:
