@@ -51,6 +51,10 @@ def prepare(model: Model) -> Model:
     splits no graph at the buckets of DistributedDataParallel; compile the blocks there, so that communication
     overlaps with computation. The uncompiled model computes what it did. Copies and pickles are prepared too,
     independently of the original. `unprepare(model)` undoes it.
+
+    The model and its blocks become instances of subclasses of their classes, of the same names: `isinstance`
+    holds, `type(block) is Block` does not. What needs the very classes (torch.fx.symbolic_trace,
+    torch.jit.script, remove_parametrizations, torch.func.stack_module_state) comes first, or after `unprepare`.
     Raises ArgumentError if `model` is no torch.nn.Module.
     """
     inner = _plain(model)
