@@ -20,7 +20,7 @@ from vsa_compile.analysis.algebra import (  # fmt: skip
     segments,
     unit,
 )
-from vsa_compile.analysis.optable.views import cut
+from vsa_compile.analysis.pieces import cut
 from vsa_compile.analysis.regroup import regroup
 from vsa_compile.analysis.sizes import at_most, divided, equal
 from vsa_compile.analysis.tokens import is_raster, read_segments
