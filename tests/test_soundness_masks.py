@@ -258,6 +258,15 @@ def test_a_mask_of_the_text_alone_converts_however_it_is_spelled(mask: Callable[
     assert fates(joint(mask), latents(), *text_and_padding()) == [GRID]
 
 
+def test_a_mask_that_is_repeated_for_more_samples_is_another():
+    def attend(x: Tensor, text: Tensor, pad: Tensor) -> Tensor:
+        joint = torch.cat([x, text], 1)
+        mask = joined_with_ones(x, pad).repeat(2, 1, 1, 1)
+        return attention(torch.cat([joint, joint]), mask)[:, :VIDEO]
+
+    assert fates(Model(attend), latents(), *text_and_padding()) == [GRID]
+
+
 def test_a_mask_between_padding_whose_first_key_is_set_later_computes_what_it_did():
     """The HunyuanVideo refiner's spelling: padding sees nobody, then everybody sees the first key."""
 

@@ -47,10 +47,12 @@ def stretched(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
 
 
 def _padding_rows(call: OpCall) -> Rows | None:
-    """Whether a key padding (B or 1, 1, 1, N) is repeated for every query."""
+    """Whether a key padding (B or 1, 1, 1, N) is repeated for every head or query."""
     sizes = [sizes_of(example) or [] for example in (example_of(call.self_), call.example)]
     flat = len(sizes[0]) == len(sizes[1]) == 4 and equal(sizes[0][1], 1) and equal(sizes[0][2], 1)
     if not flat or not equal(sizes[0][3], sizes[1][3]):
+        return None
+    if not (equal(sizes[0][0], 1) or equal(sizes[0][0], sizes[1][0])):  # repeated for other samples
         return None
     return Rows("rows", (call.self_, call.stamp(call.self_)))
 
