@@ -284,7 +284,7 @@ COMPILER_MUTANTS = (
     Mutant("frames joined", "frames one after the other are no video", "vsa_compile/analysis/optable/parts.py::_cat", "_in_turn(tensors, dim)", "None", ("tests/test_rules.py", "-k", "in_order and frame")),
     Mutant("no grad", "what runs without gradients in an exported program is enclosed", "vsa_compile/analysis/walk.py", "'higher_order::wrap_with_set_grad_enabled'", "''", ("tests/test_exported.py", "-k", "region")),
     Mutant("autocast region", "what runs under autocast in an exported program is enclosed", "vsa_compile/analysis/walk.py", "'higher_order::wrap_with_autocast'", "''", ("tests/test_exported.py", "-k", "region")),
-    Mutant("wraps", "a number in a type that cannot hold it", FACTS + "::_cast", "abs(value) > torch.iinfo(dtype).max", "False", MASKS),
+    Mutant("wraps", "a number in a type that cannot hold it", FACTS + "::_cast", "limits.min <= value <= limits.max", "limits.min <= value", MASKS),
     Mutant("cut off", "what a cast to integers cuts off is kept", FACTS + "::_cast", "return int(value)", "return value", MASKS),
     Mutant("bounds wrap", "bounds hold in every type", FACTS + "::fitting", "dtype in (torch.int32, torch.int64)", "dtype != torch.bool", MASKS),
     Mutant("bound of 0", "a count that may be none is True", FACTS + "::fitting", "_positive(claim.value)", "True", MASKS),

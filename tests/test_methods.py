@@ -437,6 +437,7 @@ def test_our_own_methods_are_not_replaced(name: str, tmp_path: Path):
     ("name", "method", "said"),
     [
         ("a@b", print, "name is 'a@b', but it must be an identifier"),
+        ("a_class", methods.Method, "a Method or a function"),
         ("mine", 3, "method is 3, but it must be a Method or a function"),
     ],
 )

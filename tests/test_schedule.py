@@ -93,7 +93,9 @@ def test_a_sparsity_that_is_none_is_an_error(value):
         SparsitySchedule(lambda step: value)
 
 
-@pytest.mark.parametrize("wrong", [{"by": 0}, {"every": 0}, {"start": 0.95}, {"hold": -1}, {"to": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"by": 0}, {"every": 0}, {"start": 0.95}, {"hold": -1}, {"to": 1}, {"by": "a"}]
+)
 def test_stairs_that_lead_nowhere_are_an_error(wrong):
     with pytest.raises(OptionError, match="0 <= start <= to < 1"):
         SparsitySchedule.stairs(**{"to": 0.9, "by": 0.03, "every": 30} | wrong)
@@ -277,7 +279,15 @@ def test_dense_around_a_loop_makes_every_step_dense():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"steps": 1.5}, {"dense_steps": -1}, {"start": 0.6, "end": 0.5}, {"end": 1.1}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"steps": 1.5},
+        {"dense_steps": -1},
+        {"start": 0.6, "end": 0.5},
+        {"end": 1.1},
+        {"end": "b"},
+    ],
 )
 def test_a_window_that_is_none_is_an_error(wrong):
     with (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, TypeGuard
 
 import torch
@@ -91,6 +91,11 @@ class Options:
 def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is an integer (Python's, numpy's, or a symbolic one while torch traces) and no bool."""
     return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

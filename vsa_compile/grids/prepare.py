@@ -53,8 +53,8 @@ def prepare(model: Model) -> Model:
     independently of the original. `unprepare(model)` undoes it.
 
     The model and its blocks become instances of subclasses of their classes, of the same names: `isinstance`
-    holds, `type(block) is Block` does not. What needs the very classes (torch.fx.symbolic_trace,
-    torch.jit.script, remove_parametrizations, torch.func.stack_module_state) comes first, or after `unprepare`.
+    holds, `type(block) is Block` does not. What needs the very classes comes first, or after `unprepare`:
+    torch.fx.symbolic_trace, torch.jit.script, remove_parametrizations, torch.func.stack_module_state.
     Raises ArgumentError if `model` is no torch.nn.Module.
     """
     inner = _plain(model)

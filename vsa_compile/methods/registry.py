@@ -102,7 +102,7 @@ def register_method(name: str, method: MethodFunction) -> None:
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ArgumentError(bad_value("name", name, "an identifier, such as 'nearest'"))
-    if not callable(method):
+    if not callable(method) or isinstance(method, type):  # a class would be called to make one
         raise ArgumentError(
             bad_value("method", method, "a Method or a function (q, k, v, gate, site) -> out")
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from threading import Lock
 
 import torch
@@ -53,7 +54,8 @@ class SparsitySchedule:
         Raises OptionError unless 0 <= start <= to < 1, by > 0, every >= 1 and hold >= 0.
         """
         allowed = "0 <= start <= to < 1, by > 0, every >= 1, hold >= 0"
-        if not (0 <= start <= to < 1 and by > 0 and every >= 1 and hold >= 0):
+        numbers = all(isinstance(number, Real) for number in (to, by, every, start, hold))
+        if not (numbers and 0 <= start <= to < 1 and by > 0 and every >= 1 and hold >= 0):
             raise OptionError(bad_value("stairs", (to, by, every, start, hold), allowed))
         return cls(_Stairs(start, to, by, every, hold))
 

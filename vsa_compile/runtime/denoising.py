@@ -15,7 +15,7 @@ from ..errors import (
     loop_ended_early,
     never_sparse,
 )
-from ..options import is_int
+from ..options import is_int, is_number
 from .state import now
 
 
@@ -39,7 +39,8 @@ def denoising(
     """
     allowed = "steps >= 1, dense_steps >= 0, 0 <= start <= end <= 1"
     counts = is_int(steps) and is_int(dense_steps) and steps >= 1 and dense_steps >= 0
-    if not (counts and 0 <= start <= end <= 1):
+    numbers = is_number(start) and is_number(end)
+    if not (counts and numbers and 0 <= start <= end <= 1):
         raise OptionError(bad_value("denoising", (steps, dense_steps, start, end), allowed))
     loop = _Loop(
         steps, (start, end), lambda step: step >= dense_steps and start * steps <= step < end * steps
