@@ -1,6 +1,6 @@
-"""Every error and warning text that a user can see; reasons for staying dense are in convert/refusals.py.
+"""Error and warning texts that users see. Each says what came, what is allowed, and the way out.
 
-Each says what came, what is allowed, and the way out.
+Reasons for staying dense are in convert/refusals.py, what is said of gates in training/texts.py.
 """
 
 from __future__ import annotations
@@ -82,13 +82,17 @@ def kv_alike() -> str:
 
 
 def same_width() -> str:
-    text = "q, k and v must have the same width. Pad the narrower with zeros (values: cut the output again) "
-    return text + "and pass scale=, or call scaled_dot_product_attention, which is dense."
+    return (
+        "q, k and v must have the same width. Pad the narrower with zeros (values: cut the output again) and "
+        "pass scale=, or call scaled_dot_product_attention, which is dense."
+    )
 
 
 def same_batch(batch: int) -> str:
-    text = f"q, k and v must have the same batch; nothing is broadcast. Call .expand({batch}, -1, -1, -1) on "
-    return text + "what is shared: it copies nothing."
+    return (
+        f"q, k and v must have the same batch; nothing is broadcast. Call .expand({batch}, -1, -1, -1) on "
+        "what is shared: it copies nothing."
+    )
 
 
 def grouped_heads() -> str:
@@ -114,44 +118,9 @@ def no_func_transform(name: str) -> str:
 
 
 def double_backward() -> str:
-    text = "the sparse attention kernel has no second derivative. Call backward without create_graph=True, "
-    return text + 'or run this model with options={"sparsity": 0}, which is dense SDPA.'
-
-
-def no_gate_site(why: Sequence[str]) -> str:
-    none = "none is sparse with these inputs and options. vsa_compile.explain(model, ...) says why"
-    return f"no attention call of this model can be given a gate: {'; '.join(why) or none}."
-
-
-def gates_left_out(why: Sequence[str]) -> str:
-    return f"sparse attention calls stay without a gate: {'; '.join(why)}."
-
-
-def no_projection() -> str:
-    text = "its queries come from no layer, or from several, in its graph. Make them with one "
-    return text + "torch.nn.Linear, or pass gate= to vsa_compile.attention"
-
-
-def projection_not_called() -> str:
     return (
-        "the layer of its queries is not called, so that its hooks never run. Write q = self.to_q(x) with a "
-        "torch.nn.Linear, instead of F.linear(x, self.to_q.weight) or self.to_q.forward(x)"
-    )
-
-
-def gates_dropped(came: Iterable[str], known: Iterable[str]) -> str:
-    return (
-        f"the checkpoint holds gates that the model has no gate for: {', '.join(came)}. The model has "
-        f"{', '.join(known) or 'none'}. Call vsa_compile.add_gates(model, ...) with inputs and options under "
-        "which these calls are sparse, or rename the keys."
-    )
-
-
-def gates_untrained(count: int) -> str:
-    return (
-        f"{count} gates have gradients, but no optimizer has them: it was made before add_gates. Make it "
-        "afterwards, or pass what add_gates returned to optimizer.add_param_group({'params': ...}); or call "
-        ".requires_grad_(False) on gates that are not to learn."
+        "the sparse attention kernel has no second derivative. Call backward without "
+        'create_graph=True, or run this model with options={"sparsity": 0}, which is dense SDPA.'
     )
 
 
@@ -163,8 +132,10 @@ def no_coarse_output() -> str:
 
 
 def centre_not_kept() -> str:
-    text = 'dropped="centre" gives a dropped query the output of its window\'s centre, which '
-    return text + 'keep_centre=False drops. Use dropped="zero", or keep the centre.'
+    return (
+        'dropped="centre" gives a dropped query the output of its window\'s centre, which keep_centre=False '
+        'drops. Use dropped="zero", or keep the centre.'
+    )
 
 
 def needs_scores(rule: str) -> str:
@@ -172,8 +143,10 @@ def needs_scores(rule: str) -> str:
 
 
 def another_digest(name: str) -> str:
-    text = f"this graph was made with another version of the method {name!r} than the one that is registered "
-    return text + "now. Compile or export it again, or register the version that it was made with."
+    return (
+        f"this graph was made with another version of the method {name!r} than the one that is registered "
+        "now. Compile or export it again, or register the version that it was made with."
+    )
 
 
 def name_taken(name: str) -> str:
@@ -181,8 +154,10 @@ def name_taken(name: str) -> str:
 
 
 def method_replaced(name: str) -> str:
-    text = f"the method {name!r} is replaced by another of that name, or by an edited one: calls that were "
-    return text + "compiled with it are compiled again."
+    return (
+        f"the method {name!r} is replaced by another of that name, or by an edited one: calls that were "
+        "compiled with it are compiled again."
+    )
 
 
 def unreadable_source(name: str) -> str:
@@ -208,8 +183,10 @@ def conversion_failed(error: Exception) -> str:
 
 
 def options_twice() -> str:
-    text = "options are given to vsa.with_options(...) and to torch.compile as well. "
-    return text + "Give all of them to one of the two."
+    return (
+        "options are given to vsa.with_options(...) and to torch.compile as well. Give all of them to one of "
+        "the two."
+    )
 
 
 def schedule_in_export() -> str:

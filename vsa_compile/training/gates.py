@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, bad_value, gates_left_out, no_gate_site
+from ..errors import ArgumentError, bad_value
 from ..options import Options
 from ..runtime import state
 from .loading import NAME, GateLoader, UnclaimedGates, load_hooks
 from .projections import Projection, find_projections
+from .texts import gates_left_out, no_gate_site
 from .untrained import expect_training
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import gates_dropped
+from .texts import gates_dropped
 
 NAME = "to_gate_compress"
 

@@ -15,9 +15,9 @@ from ..analysis.algebra import includes
 from ..analysis.backward_slice import nearest
 from ..analysis.graph_facts import argument, example_of, sizes_of
 from ..convert.judge import Conversion, attention_arguments, judge
-from ..errors import no_projection, projection_not_called
 from ..options import Options
 from ..torch_compat import compiled_by, explaining_compile
+from .texts import no_projection, projection_not_called
 
 
 @dataclass(frozen=True, eq=False)

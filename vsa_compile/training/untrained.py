@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..errors import gates_untrained
+from .texts import gates_untrained
 
 
 @dataclass(eq=False)
