@@ -163,8 +163,24 @@ CUT_AND_SPLIT = Case(
     ),
     (Change("repeated_and_cut", 1, 0),),
 )  # fmt: skip
+# Keys turned by a table that was padded with zeros: the last of them is multiplied by 0.
+KEYS_TURNED_BY_NOTHING = Case(
+    Plan(
+        (5, 3, 5),
+        (
+            Block("flipped", qkv="unbind", rope="half", gqa="flag", positional=True, modulated=True),
+            Block(
+                "two-stream-after", "unbind", "permute", "view", "flat", "layer", "complex", rope_first=True,
+                gqa="expand", scale=0.25,
+            ),
+        ),
+        batch=2, width=8, text=2, patch="rearrange", unpatch=False, seed=3,
+    ),
+    (Change("indexed", 16383, 0), Change("padded_and_cut_askew", 65392, 0)),
+)  # fmt: skip
 
 
+@example(case=KEYS_TURNED_BY_NOTHING)
 @example(case=CUT_AND_SPLIT)
 @example(case=TURNED_ADDED)
 @example(case=CHANNELS_TURNED)

@@ -4,7 +4,8 @@ A conversion claims that queries and keys [start, start + tokens) are the video'
 that it computes what the model does when every tile is kept. The first is tried with a dye: where the patches
 of a set of places are changed a little, the tokens of those places have to change. Attention between the
 tokens is taken out for this (a query goes through as it is), so that a token is its own place's alone; and
-sines are moved off 0, since a token that a rotary table multiplies by 0 would show nothing of its own.
+sines, and what values are padded with, are moved off 0, since a token that a rotary table multiplies by 0
+would show nothing of its own.
 """
 
 from __future__ import annotations
@@ -238,6 +239,8 @@ def _queries_and_keys(
             return positions + moved[1] if next(axes) == moved[0] else positions
         if node.target in (torch.sin, "sin"):
             return args[0].sin() + OFF_ZERO
+        if node.target is torch.nn.functional.pad and args[0].dtype != torch.bool and not kwargs:
+            return torch.nn.functional.pad(*args[:2], value=OFF_ZERO) if len(args) == 2 else NotImplemented
         if node.target not in (SDPA, OURS):
             return NotImplemented
         if module_path(node) in believed:
