@@ -239,8 +239,9 @@ def _queries_and_keys(
             return positions + moved[1] if next(axes) == moved[0] else positions
         if node.target in (torch.sin, "sin"):
             return args[0].sin() + OFF_ZERO
-        if node.target is torch.nn.functional.pad and args[0].dtype != torch.bool and not kwargs:
-            return torch.nn.functional.pad(*args[:2], value=OFF_ZERO) if len(args) == 2 else NotImplemented
+        if node.target is torch.nn.functional.pad and len(args) == 2 and not kwargs:
+            whole = not (args[0].is_floating_point() or args[0].is_complex())
+            return NotImplemented if whole else torch.nn.functional.pad(*args, value=OFF_ZERO)
         if node.target not in (SDPA, OURS):
             return NotImplemented
         if module_path(node) in believed:
