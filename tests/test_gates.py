@@ -458,6 +458,89 @@ def test_containers_are_given_no_gates(way: Any):
     assert list(vsa_compile.remove_gates(model).state_dict()) == list(plain)
 
 
+class Projects(nn.Linear):
+    """A projection that takes and returns what `way` says."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(64 if way == "wide" else 32, 32)
+        self.way = way
+
+    def forward(self, first: Any, hidden: Any = None, scale: float = 1.0) -> Any:
+        if self.way == "tuple":
+            return super().forward(first), None
+        if self.way == "wide":
+            return super().forward(torch.cat([first, first], -1))
+        x = first[0] if self.way == "list" else first if hidden is None else hidden * (1 + first)
+        return super().forward(x) * scale
+
+
+CALLS: dict[str, Any] = {
+    "plain": lambda to_q, x: to_q(x),
+    "keywords": lambda to_q, x: to_q(scale=2.0, first=x),
+    "second": lambda to_q, x: to_q(x.mean(1, True), x),
+    "second by keyword": lambda to_q, x: to_q(first=x.mean(1, True), hidden=x),
+    "tuple": lambda to_q, x: to_q(x)[0],
+    "list": lambda to_q, x: to_q([x]),
+    "wide": lambda to_q, x: to_q(x),
+    "two alike": lambda to_q, x: to_q(x.sin(), x),
+}
+
+
+def queries_by(way: str) -> Queries:
+    model = Queries()
+    model.to_q = Projects(way)
+    model.queries = lambda x: CALLS[way](model.to_q, x)
+    return model
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("way", ["plain", "keywords", "second", "second by keyword"])
+def test_a_gate_multiplies_the_hidden_states_wherever_they_are_passed(way: str, dynamic: bool):
+    model = queries_by(way)
+    (weight, bias) = opened(model, VIDEO_OF[32])
+    graphs: list[list[Decision]] = []
+    run = torch.compile(model, backend=converting(graphs, **OPTIONS), dynamic=dynamic)
+    x = VIDEO_OF[32].flatten(2).transpose(1, 2)
+    with_gate = run(VIDEO_OF[32])
+    ((one,),) = graphs
+    assert isinstance(one, Conversion)
+    with torch.no_grad():
+        q, k = (y.unflatten(-1, (2, 16)).transpose(1, 2) for y in (model.queries(x), x))
+        gate = F.linear(x, weight, bias).unflatten(-1, (2, 16)).transpose(1, 2)
+        wanted = vsa_compile.attention(q, k, k, gate=gate, grid=GRID, sparsity=0.5, tile=(2, 2, 2))
+    assert_same_output(with_gate.detach(), wanted)
+
+
+@pytest.mark.parametrize("way", ["tuple", "list", "wide", "two alike"])
+def test_a_projection_that_a_gate_cannot_follow_gets_none(way: str):
+    model = queries_by(way)
+    names = [*model.state_dict()]
+    with pytest.raises(ArgumentError, match="does not take its hidden states as the one tensor"):
+        add_gates(model, VIDEO_OF[32], options=OPTIONS)
+    assert [*model.state_dict()] == names
+    assert not model.to_q._forward_hooks
+    model.also = True
+    with pytest.warns(UserWarning, match="stay without a gate: a call: the layer of its queries does not"):
+        assert len(opened(model, VIDEO_OF[32])) == 2
+    assert not model.to_q._forward_hooks
+    run, graphs = compiled(model)
+    run(VIDEO_OF[32])
+    assert [isinstance(one, Conversion) and one.gate is not None for one in graphs[0]] == [False, True]
+
+
+def test_a_projection_that_is_called_in_another_way_later_stays_without_its_gate():
+    model = queries_by("plain")
+    opened(model, VIDEO_OF[32])
+    for way in ("tuple", "list", "two alike"):
+        model.queries, model.to_q.way = lambda x, way=way: CALLS[way](model.to_q, x), way
+        torch._dynamo.reset()
+        run, graphs = compiled(model)
+        run(VIDEO_OF[32])
+        ((one,),) = graphs
+        assert isinstance(one, Conversion)
+        assert one.gate is None
+
+
 # --- What is refused ---------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from ..errors import ArgumentError, bad_value
 from ..options import Options
 from ..runtime import state
 from .loading import NAME, GateLoader, UnclaimedGates, load_hooks
-from .projections import Projection, find_projections
+from .projections import Projection, find_projections, hidden_states
 from .texts import gates_left_out, no_gate_site
 from .untrained import expect_training
 
@@ -33,7 +33,8 @@ def add_gates(
         parameters = vsa_compile.add_gates(model, **inputs)
         optimizer = torch.optim.AdamW(model.parameters())
 
-    Runs one dense forward with the given inputs to find the calls; `options` are those of the backend. A gate
+    Runs one dense forward with the given inputs to find the calls, and another if a projection is no
+    torch.nn.Linear, to see what it takes and returns; `options` are those of the backend. A gate
     (VSA, arXiv 2505.13389, section 2.2) is a linear layer (C -> H * D, zero weight and bias) named
     `to_gate_compress`, on the transformer block, on the attention module if a block has two, or on the query
     projection if these are an nn.Sequential, which would run it. It affects only what
@@ -99,8 +100,10 @@ class GateMarker:
         if not torch.compiler.is_compiling():
             return None
         *named, output = rest
-        inputs = [*args, *(value for kwargs in named for value in kwargs.values())]
-        return torch.ops.vsa_compile.gate(output, getattr(self.owner, NAME)(inputs[0])) if inputs else None
+        given = [*args, *(value for kwargs in named for value in kwargs.values())]
+        gate = getattr(self.owner, NAME)
+        hidden = hidden_states(given, output, gate.in_features)
+        return None if hidden is None else torch.ops.vsa_compile.gate(output, gate(hidden))
 
 
 # --- What is attached to a model -----------------------------------------------------------------

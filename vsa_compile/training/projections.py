@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -17,7 +18,7 @@ from ..analysis.graph_facts import argument, example_of, sizes_of
 from ..convert.judge import Conversion, attention_arguments, judge
 from ..options import Options
 from ..torch_compat import compiled_by, explaining_compile
-from .texts import no_projection, projection_not_called
+from .texts import no_projection, projection_not_called, projection_not_plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,20 +47,41 @@ def find_projections(
 ) -> tuple[list[Projection], list[str]]:
     """The projection of every sparse call, each once; and which calls have none, with the reason.
 
-    Runs one dense forward.
+    Runs one dense forward, and another if what a projection takes and returns has to be seen.
     """
     modules = {id(module): module for module in model.modules()}
+    sites = [
+        (decision.name or "a call", _projection(analysis, decision, modules))
+        for analysis in _graphs(model, args, kwargs)
+        for decision in judge(analysis, settings, guard=False)
+        if isinstance(decision, Conversion)
+    ]
     found: dict[nn.Module, Projection] = {}
+    for _, site in sites:
+        if isinstance(site, Projection):
+            found.setdefault(site.module, site)
+    misfits = _misfits(model, args, kwargs, [one for one in found.values() if not _is_plain(one.module)])
     without: list[str] = []
-    for analysis in _graphs(model, args, kwargs):
-        for decision in judge(analysis, settings, guard=False):
-            if isinstance(decision, Conversion):
-                projection = _projection(analysis, decision, modules)
-                if isinstance(projection, str):
-                    without.append(f"{decision.name or 'a call'}: {projection}")
-                else:
-                    found.setdefault(projection.module, projection)
-    return list(found.values()), list(dict.fromkeys(without))
+    for name, site in sites:
+        reason = site if isinstance(site, str) else projection_not_plain() if site.module in misfits else None
+        if reason is not None:
+            without.append(f"{name}: {reason}")
+    fitting = [projection for module, projection in found.items() if module not in misfits]
+    return fitting, list(dict.fromkeys(without))
+
+
+def hidden_states(given: Iterable[object], output: object, width: int) -> Tensor | None:
+    """What a gate of `width` inputs multiplies, out of what a projection is called with: the only tensor with
+    this width and with the tokens of the projection's output; None if there is none, or another."""
+    if not isinstance(output, Tensor):
+        return None
+    found: list[Tensor] = []
+    for value in given:
+        if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[-1] != width:
+            continue
+        if value.shape[:-1] == output.shape[:-1] and not any(value is one for one in found):
+            found.append(value)
+    return found[0] if len(found) == 1 else None
 
 
 _seen: list[Analysis] = []
@@ -86,6 +108,35 @@ def _graphs(model: nn.Module, args: tuple, kwargs: Mapping[str, object]) -> list
             return list(_seen)
         finally:
             _seen.clear()
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer takes one tensor and returns one, as nn.Linear does."""
+    return type(module).forward is nn.Linear.forward and "forward" not in vars(module)
+
+
+def _misfits(
+    model: nn.Module, args: tuple, kwargs: Mapping[str, object], projections: list[Projection]
+) -> set[nn.Module]:
+    """The projections that are called at least once in a way that a gate cannot follow. Runs the model
+    without compiling, because a graph does not show what layers take and return, only what they compute."""
+    if not projections:
+        return set()
+    width = {projection.module: projection.weight.shape[-1] for projection in projections}
+    misfits: set[nn.Module] = set()
+
+    def see(module: nn.Module, given: tuple, named: Mapping[str, Any], output: object) -> None:
+        if hidden_states([*given, *named.values()], output, width[module]) is None:
+            misfits.add(module)
+
+    hooks = [module.register_forward_hook(see, with_kwargs=True) for module in width]
+    try:
+        with compiled_by(model, lambda call: call) as plain:
+            plain(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return misfits
 
 
 def _projection(

@@ -28,6 +28,15 @@ def projection_not_called() -> str:
     )
 
 
+def projection_not_plain() -> str:
+    return (
+        "the layer of its queries does not take its hidden states as the one tensor of their size and return "
+        "one tensor of the same tokens, so that a gate cannot tell what to multiply. Write q = self.to_q(x) "
+        "with a torch.nn.Linear, or with a layer that is called as one, or pass gate= to "
+        "vsa_compile.attention"
+    )
+
+
 def gates_dropped(came: Iterable[str], known: Iterable[str]) -> str:
     return (
         f"the checkpoint holds gates that the model has no gate for: {', '.join(came)}. The model has "
