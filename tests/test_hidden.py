@@ -74,7 +74,7 @@ AS_IT_COMES = {
     "ltx2": {"unknown-grid", "cross"},
     "sana_refiner": {"unknown-grid", "cross"},
     "cosmos3": {"unknown-grid"},
-    "minimax_h3": {"unknown-grid"},
+    "minimax_h3": {"unknown-grid", "reordered"},
     "wan_animate2": {"unknown-grid", "cross"},
 }
 

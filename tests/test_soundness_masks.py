@@ -183,7 +183,34 @@ def joined_along_an_axis(x: Tensor, pad: Tensor) -> Tensor:
     return key(torch.cat([torch.ones(1, TEXT, dtype=torch.bool), hidden[None]], axis=1))
 
 
+def counted_down_by_index(x: Tensor, pad: Tensor) -> Tensor:
+    mask, some = torch.ones(2, VIDEO + TEXT, dtype=torch.int64), torch.tensor([3, 9])
+    return mask.index_add(1, some, torch.ones(2, 2, dtype=torch.int64), alpha=-1).bool()[:, None, None]
+
+
+def counted_up_by_scatter(x: Tensor, pad: Tensor) -> Tensor:
+    mask, some = torch.ones(2, VIDEO + TEXT, dtype=torch.int64), torch.tensor([[3, 9], [3, 9]])
+    return (mask.scatter(1, some, 1, reduce="add") == 1)[:, None, None]
+
+
+def counted_up_where_indices_say(x: Tensor, pad: Tensor) -> Tensor:
+    mask, some = torch.ones(VIDEO + TEXT, dtype=torch.int64), torch.tensor([3, 9])
+    mask.index_put_((some,), torch.tensor(1), accumulate=True)
+    return key(mask == 1)
+
+
+def positions_from_eight_on(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.arange(8, end=VIDEO + TEXT + 8) < VIDEO)
+
+
+def less_twice_itself(x: Tensor, pad: Tensor) -> Tensor:
+    z = torch.cat([torch.ones(2, VIDEO), (~pad[:, 0, 0, :TEXT]).float()], 1)
+    return (torch.sub(z, z, alpha=2) == 0)[:, None, None]
+
+
 MASKS_THAT_HIDE_VIDEO = (
+    counted_down_by_index, counted_up_by_scatter, counted_up_where_indices_say, positions_from_eight_on,
+    less_twice_itself,
     positions_by_index, positions_flipped, positions_rolled, positions_turned, positions_across,
     every_second_position, frames_that_each_sample_has, below_zero_in_a_byte, a_fraction_that_is_rounded,
     a_number_that_is_rounded, a_bound_that_is_rounded, joined_along_an_axis,
@@ -238,6 +265,10 @@ def repeated_for_queries(x: Tensor, pad: Tensor) -> Tensor:
     return joined_with_ones(x, pad).expand(-1, -1, VIDEO + TEXT, -1)
 
 
+def cast_in_four_dimensions(x: Tensor, pad: Tensor) -> Tensor:
+    return joined_with_ones(x, pad).long().bool()
+
+
 def repeated_for_heads(x: Tensor, pad: Tensor) -> Tensor:
     return joined_with_ones(x, pad).repeat(1, 2, 1, 1)
 
@@ -245,6 +276,7 @@ def repeated_for_heads(x: Tensor, pad: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "mask",
     [
+        cast_in_four_dimensions,
         repeated_for_queries,
         repeated_for_heads,
         compared_with_other,

@@ -270,6 +270,28 @@ def test_samples_of_one_batch_are_not_each_others_tokens():
     ]
 
 
+def test_single_samples_are_told_apart():
+    def assigned(x: Tensor) -> Tensor:
+        others = x.clone()
+        others[:1] = x[1:2]
+        return others
+
+    for queries, keys in (
+        (lambda x: x[0][None], lambda x: x[1][None]),
+        (lambda x: x.unbind(0)[0][None], lambda x: x.unbind(0)[1][None]),
+        (lambda x: x, lambda x: torch.cat([x[1:], x[:1]])),
+        (lambda x: x, assigned),
+    ):
+        found = fates(
+            Model(lambda x, q=queries, k=keys: sdpa(heads(q(x)), heads(k(x)), heads(k(x)))), latents()
+        )
+        assert found == ["cross"]
+    assert fates(Model(lambda x: attention(x[1][None])), latents()) == [GRID]
+    given = torch.randn(4, 2, VIDEO, 8)
+    halves = Model(lambda x, q: sdpa(q[:2], q[2:], q[2:]) + x.mean())
+    assert fates(halves, latents(), given, grid=GRID) == ["cross"]
+
+
 def copied(x: Tensor, y: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(y)
 
@@ -301,6 +323,44 @@ def test_tokens_that_were_looked_up_by_an_index_are_in_another_order():
         return attention(torch.stack([torch.nn.functional.embedding(ORDER, one) for one in x]))
 
     assert fates(Model(attend), latents(), grid=GRID) == ["reordered"]
+
+
+def snake_over_frames(x: Tensor) -> Tensor:
+    frames = x.unflatten(1, GRID).flatten(2, 3).unbind(1)
+    return torch.cat([one.flip(1) if at % 2 else one for at, one in enumerate(frames)], 1)
+
+
+def snake_over_rows(x: Tensor) -> Tensor:
+    rows = x.unflatten(1, GRID).unbind(2)
+    return torch.stack([one.flip(2) if at % 2 else one for at, one in enumerate(rows)], 2).flatten(1, 3)
+
+
+def backwards_in_the_batch(x: Tensor) -> Tensor:
+    return torch.cat([x[:1], x[1:].flip(1)])
+
+
+def backwards_in_half_the_channels(x: Tensor) -> Tensor:
+    return torch.cat([x[..., :8], x[..., 8:].flip(1)], -1)
+
+
+def rows_swapped_in_half_the_channels(x: Tensor) -> Tensor:
+    swapped = rows_swapped(x.unflatten(1, GRID)).flatten(1, 3)
+    return torch.cat([x[..., :8], swapped[..., 8:]], -1)
+
+
+def backwards_in_a_stack(x: Tensor) -> Tensor:
+    return torch.stack([x, x.flip(1)], 2).flatten(2)[..., :WIDTH]
+
+
+SIDE_BY_SIDE = (
+    snake_over_frames, snake_over_rows, backwards_in_the_batch, backwards_in_half_the_channels,
+    rows_swapped_in_half_the_channels, backwards_in_a_stack,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("joined", SIDE_BY_SIDE, ids=lambda f: f.__name__)
+def test_tokens_beside_others_in_another_order_are_in_no_order(joined: Callable[[Tensor], Tensor]):
+    assert fates(Model(lambda x: attention(joined(x))), latents()) == ["reordered"]
 
 
 def test_what_was_filled_or_overwritten_by_a_table_is_nobodys():

@@ -156,9 +156,7 @@ def _composite(kind: str, size: Size, pieces: tuple[Axis, ...]) -> Axis:
 def multiply(axes: Sequence[Axis]) -> Axis:
     """The product of axes, first factor slowest."""
     known = tuple(_reunited([factor for axis in axes for factor in factors(axis)]))
-    if len(known) == 1:
-        return known[0]
-    return _composite("product", product(axis.size for axis in known), known)
+    return known[0] if len(known) == 1 else _composite("product", product(one.size for one in known), known)
 
 
 def _reunited(axes: list[Axis]) -> list[Axis]:
@@ -307,15 +305,18 @@ def same(a: Axis, b: Axis) -> bool:
     if len(left) != len(right):
         return False
     if len(left) > 1:
-        return all(map(same, left, right))
+        return not _single_of_others(left, right) and all(map(same, left, right))
     left, right = factors(a), factors(b)
     if len(left) != len(right):
         return False
     if not left:  # of size 1: the same, unless both were cut out at known places
         return a.cut is None or b.cut is None
-    if len(left) == 1 and left[0] is a and right[0] is b:
-        return False
-    return all(map(same, left, right))
+    return not (len(left) == 1 and left[0] is a and right[0] is b) and all(map(same, left, right))
+
+
+def _single_of_others(left: Sequence[Axis], right: Sequence[Axis]) -> bool:
+    """Whether a single position that was cut out faces one that was not."""
+    return any(equal(x.size, 1) and bool(x.cut) != bool(y.cut) for x, y in zip(left, right, strict=True))
 
 
 def includes(a: Axis, b: Axis) -> bool:
@@ -333,7 +334,7 @@ def _leafwise(a: Axis, b: Axis, holds: Callable[[frozenset[Axis], frozenset[Axis
         return True
     for taken in (segments, factors):
         left, right = taken(a), taken(b)
-        if len(left) != len(right):
+        if len(left) != len(right) or _single_of_others(left, right):
             return False
         if len(left) > 1:
             return all(_leafwise(x, y, holds) for x, y in zip(left, right, strict=True))

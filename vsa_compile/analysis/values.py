@@ -11,9 +11,10 @@ import torch
 from torch.fx import Node
 
 from ..torch_compat import size_expression
-from .algebra import UNKNOWN, Axis, rigid, unit
+from .algebra import UNKNOWN, Axis, rigid, same, unit
 from .facts import Claim, Fact, Proofs, constant
 from .graph_facts import argument, example_of, first_argument, sizes_of
+from .pieces import order
 from .sizes import Size, equal
 from .unify import contradiction, join, meet, unify
 
@@ -176,6 +177,18 @@ def broadcast(operands: Sequence[Known], sizes: Sequence[Size]) -> Layout:
             result.append(join(own))
         else:
             result.append(_undisputed(own))
+    return result
+
+
+def in_order_of_all(layout: Layout, operands: Sequence[Known]) -> Layout:
+    """The axes of a result whose entries are of one operand each, side by side: if one of these is in another
+    order, so is the result. (In a sum, what is in another order is something added.)"""
+    result = list(layout)
+    for one in operands:
+        for back in range(1, len(one.axes) + 1) if not one.table else ():
+            own = one.axes[-back]
+            if order(own) and not same(own, result[-back]):
+                result[-back] = Axis(result[-back].size, rigid=order(own))
     return result
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, read_segments, same_tokens
-from ..analysis.algebra import Size, equal, shares
+from ..analysis.algebra import Size, equal
 from ..analysis.facts import Fact
 from ..analysis.graph_facts import example_of, module_path, sizes_of
 from ..analysis.tokens import offset, within
@@ -26,7 +26,7 @@ from ..options import Options
 from ..torch_compat import depends_on_data, guard_at_least, guard_equal
 from . import refusals
 from .gate_matching import gate_misfit, gates_of
-from .no_video import fills, why_no_video
+from .no_video import fills, same_samples, why_no_video
 from .refusals import Reason, Refused
 
 MAX_HEAD_WIDTH = 256
@@ -180,8 +180,7 @@ def _video(
 ) -> tuple[Grid, Size, Size]:
     """The grid of the video tokens, and where they start among queries and keys."""
     keys = _read(call, "key")
-    q, k = call.known["query"], call.known["key"]
-    if not (q.given and k.given) and not shares(q.axes[0], k.axes[0]):  # of other samples
+    if not same_samples(analysis, call):
         raise Refused(refusals.cross())
     shared = [
         (q.grid, offset(segments, i), offset(keys, j))

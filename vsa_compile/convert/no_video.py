@@ -8,7 +8,7 @@ from math import prod
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, same_tokens
-from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, wholes
+from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, same, shares, wholes
 from ..analysis.pieces import reordered_by
 from ..analysis.tokens import offset, out_of_order, within
 from ..analysis.walk import AttentionCall
@@ -42,6 +42,29 @@ def _lengths(analysis: Analysis, video: tuple[Segment, ...]) -> list[int]:
     """How long the videos of a call are in the example inputs: one that was cut and reordered, all parts."""
     parts = sum(analysis.hint(one.size) for one in video if one.order == REORDERED)
     return [parts, *(analysis.hint(one.size) for one in video)]
+
+
+def same_samples(analysis: Analysis, call: AttentionCall) -> bool:
+    """Whether row b of queries and keys is of one sample, or nothing is known of both but that they are two
+    inputs of the graph."""
+    q, k = call.known["query"], call.known["key"]
+    places = dict(q.taken)
+    for axis, at in k.taken:  # q = x[0] and k = x[1]; in q, k, v = qkv.unbind(2) a layer made the axis
+        if axis in places and places[axis] != at and _of_an_input(analysis, axis):
+            return False
+    if not (q.given and k.given):
+        return shares(q.axes[0], k.axes[0])
+    return not (q.axes[0].cut and k.axes[0].cut) or same(q.axes[0], k.axes[0])
+
+
+def _of_an_input(analysis: Analysis, axis: Axis) -> bool:
+    """Whether an axis is one of an input of the graph, or was split from one."""
+    node: Axis | None = axis
+    while node is not None:
+        if not node.members.isdisjoint(analysis.inputs):
+            return True
+        node = node.whole
+    return False
 
 
 def why_no_video(

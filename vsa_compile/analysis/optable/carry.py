@@ -85,7 +85,8 @@ def rows_of(call: OpCall, argument: object) -> Rows | None:
 
 def copied(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
     """The fact of a copy in any dtype, with what a mask was made of."""
-    fact, rows = cast(call, layout), rows_of(call, call.self_)
+    fact, before = cast(call, layout), call.fact(call.self_)
+    rows = before.rows if before is not None else None
     return replace(fact or Fact(), rows=rows) if rows and call.example.dtype == torch.bool else fact
 
 

@@ -58,6 +58,8 @@ def reduced(call: OpCall) -> Layout | None:
     layout = call.input
     if layout is None or isinstance(call.example, (tuple, list)):
         return None
+    if not layout:  # of a number
+        return []
     position = 2 if "norm" in call.name else 1
     dims = call.arg(position, "dim")
     if dims is None:

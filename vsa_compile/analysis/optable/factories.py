@@ -46,7 +46,7 @@ def _arange(call: OpCall) -> Result:
 def _positions(call: OpCall) -> Fact | None:
     """arange(stop) or arange(start, stop), with step 1 and integer dtype."""
     args, kwargs = call.node.args, call.node.kwargs
-    start = call.literal(kwargs.get("start", args[0] if len(args) > 1 else 0))
+    start = call.literal(kwargs.get("start", args[0] if len(args) > 1 or ("end" in kwargs and args) else 0))
     step = call.literal(kwargs.get("step", args[2] if len(args) > 2 else 1))
     if step != 1 or isinstance(start, float) or call.example.dtype not in (torch.int32, torch.int64):
         return None

@@ -223,7 +223,7 @@ def _slice_fact(call: OpCall, layout: Layout) -> Fact | None:
 def _only(call: OpCall, dims: Any) -> Layout | None:
     """The input's axes, with those along `dims` put into another order."""
     layout = call.input
-    if layout is None or len(layout) != len(call.sizes):
+    if not layout or len(layout) != len(call.sizes):
         return None
     moved = {dim % len(layout) for dim in (dims if isinstance(dims, (tuple, list)) else [dims])}
     return [

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from ..algebra import Axis, rigid, same
 from ..facts import Claim, Fact, Kind, Rows, constant, fitting
 from ..graph_facts import example_of
-from ..values import Known, Layout, OpCall, Result, broadcast
+from ..values import Known, Layout, OpCall, Result, broadcast, in_order_of_all
 from . import carry
 from .compute import pointwise, reduced
 from .factories import fresh_axes
-from .table import FactRule, op
+from .table import FactRule, op, own
 
 Pair = tuple[Kind, Any] | None
 
@@ -81,7 +80,10 @@ def _added(call: OpCall) -> Result:
     """An operand with alpha=0 leaves nothing in the sum, and x - x is 0. Of sizes nothing is claimed here."""
     if call.literal(call.node.kwargs.get("alpha", 1)) == 0:
         return broadcast([known for known in [call.known(call.self_)] if known], call.sizes)
-    if call.name.startswith("sub") and call.self_ is call.other and isinstance(call.example, torch.Tensor):
+    itself = (
+        call.name.startswith("sub") and call.self_ is call.other and isinstance(call.example, torch.Tensor)
+    )
+    if itself and call.literal(call.node.kwargs.get("alpha", 1)) == 1:
         return _nobodys(call, constant(0))
     return pointwise(call)
 
@@ -108,7 +110,7 @@ op("mul", "multiply", fact=_entrywise(_product))(_multiplied)
 def _lerp(call: OpCall) -> Result:
     """Exactly its start at weight 0, exactly its end at weight 1."""
     ends, weight = (call.self_, call.arg(1, "end")), call.literal(call.arg(2, "weight"))
-    end = call.known(ends[int(weight)]) if weight in (0, 1) else None
+    end = call.known(ends[int(weight)]) if isinstance(weight, (int, float)) and weight in (0, 1) else None
     return broadcast([end], call.sizes) if end is not None else pointwise(call)
 
 
@@ -157,8 +159,10 @@ def _both_ways(call: OpCall) -> Rows | None:
     return Rows("both", contents.pop()) if len(contents) == 1 else None
 
 
-op("logical_and", "bitwise_and", "and_", fact=_logic(absorbing=False))(pointwise)
-op("logical_or", "bitwise_or", "or_", fact=_logic(absorbing=True))(pointwise)
+op("logical_and", "bitwise_and", "and_", "__and__", fact=_logic(absorbing=False))(pointwise)
+op("logical_or", "bitwise_or", "or_", "__or__", fact=_logic(absorbing=True))(pointwise)
+own("aten::__iand__", fact=_logic(absorbing=False), in_place=True)(pointwise)
+own("aten::__ior__", fact=_logic(absorbing=True), in_place=True)(pointwise)
 # `absorbing` is the value that decides alone: False for `and`, True for `or`.
 
 
@@ -263,17 +267,9 @@ op("masked_fill", fact=lambda call, _: _chosen(
 
 def _either(call: OpCall) -> Result:
     """Each entry comes from one of two operands; if one of them is reordered, so is the result."""
-    layout, operands = (
-        pointwise(call),
-        [call.known(call.arg(i, name)) for i, name in ((1, "input"), (2, "other"))],
-    )
-    for one in operands:
-        if layout is None or one is None or one.table:
-            continue
-        for back in range(1, len(one.axes) + 1):
-            if rigid(one.axes[-back]) and not same(one.axes[-back], layout[-back]):
-                layout[-back] = Axis(layout[-back].size, rigid=rigid(one.axes[-back]))
-    return layout
+    layout = pointwise(call)
+    operands = [call.known(call.arg(i, name)) for i, name in ((1, "input"), (2, "other"))]
+    return layout and in_order_of_all(layout, [one for one in operands if one is not None])
 
 
 op("where", fact=lambda call, _: _chosen(

@@ -8,7 +8,7 @@ from ..graph_facts import sizes_of
 from ..pieces import cut
 from ..sizes import Size, equal
 from ..unify import join
-from ..values import Known, Layout, OpCall, Result, broadcast, taken_at
+from ..values import Known, Layout, OpCall, Result, broadcast, in_order_of_all, taken_at
 from . import carry
 from .table import op
 
@@ -34,7 +34,7 @@ def _cat(call: OpCall) -> Result:
     dim = _along(call)
     sizes = [1 if d == dim else size for d, size in enumerate(call.sizes)]
     others = [Known([*one.axes[:dim], unit(), *one.axes[dim + 1 :]], table=one.table) for one in tensors]
-    result = broadcast(others, sizes)
+    result = in_order_of_all(broadcast(others, sizes), others)
     result[dim] = _in_turn(tensors, dim) or concatenate([one.axes[dim] for one in tensors])
     return result
 
@@ -49,7 +49,12 @@ def _in_turn(tensors: list[Known], dim: int) -> Axis | None:
     """The tokens of frames that were taken one by one: frames * tokens of a frame."""
     outer = _put_together(tensors) if len(tensors) > 1 else None
     alike = all(equal(one.axes[dim].size, tensors[0].axes[dim].size) for one in tensors)
-    return multiply([outer, join(one.axes[dim] for one in tensors)]) if outer and alike else None
+    if outer is None or not alike:
+        return None
+    inner = [join(one.axes[dim] for one in tensors)]
+    return multiply(
+        [outer, *in_order_of_all(inner, [Known([one.axes[dim]], table=one.table) for one in tensors])]
+    )
 
 
 @op("stack")
@@ -59,6 +64,7 @@ def _stack(call: OpCall) -> Result:
         return None
     dim = call.arg(1, "dim", 0) % len(call.sizes)
     result = broadcast(tensors, [*call.sizes[:dim], *call.sizes[dim + 1 :]])
+    result = in_order_of_all(result, tensors)
     one = unit() if len(tensors) == 1 else None
     result.insert(dim, one or _put_together(tensors) or Axis(call.sizes[dim], rigid=UNKNOWN))
     return result

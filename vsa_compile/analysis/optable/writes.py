@@ -215,7 +215,16 @@ def _by_index(call: OpCall) -> Known | None:
     if source is not None and not source.table:
         axes[dim] = _placed(axes[dim], source)
     fact = both(known.fact, number or (source.fact if source else None), call.proofs)
+    fact = None if _accumulates(call) else fact
     return Known(axes, fact and Fact(fact.everywhere), known.table and (source is None or source.table))
+
+
+def _accumulates(call: OpCall) -> bool:
+    """Whether what is written is combined with what was there."""
+    asked = {"scatter": (4, "reduce"), "put": (3, "accumulate"), "index_put": (3, "accumulate")}.get(
+        call.name
+    )
+    return "add" in call.name or "reduce" in call.name or (asked is not None and bool(call.arg(*asked)))
 
 
 for _name in (
@@ -239,7 +248,8 @@ def _assigned_by_op(call: OpCall) -> Known | None:
         dim = call.arg(2, "dim", 0) % len(call.sizes)
         item = call.arg(3, "index") if "select" in call.name else slice_of(call, 3)
         items = [*[slice(None)] * dim, item]
-    return assigned(call, call.self_, tuple(items), value)
+    made = assigned(call, call.self_, tuple(items), value)
+    return replace(made, fact=None) if made is not None and _accumulates(call) else made
 
 
 op("index_put", "select_scatter", "slice_scatter")(_assigned_by_op)
@@ -254,7 +264,7 @@ def _put_by(call: OpCall) -> Known | None:
     axes = list(known.axes) if source.table else [
         axis if equal(axis.size, 1) else Axis(axis.size, rigid=REORDERED) for axis in known.axes
     ]  # fmt: skip
-    fact = both(known.fact, source.fact, call.proofs)
+    fact = None if _accumulates(call) else both(known.fact, source.fact, call.proofs)
     return Known(axes, fact and Fact(fact.everywhere), known.table and source.table)
 
 
