@@ -40,7 +40,7 @@ AMID_A_FRAME = (
     "dense: the graph puts these tokens into another order (they are cut out amid a frame), so that they "
     "are not raster frames x rows x cols, and no hint makes them so, nor another index that puts "
     "them back; attend before that, or call vsa_compile.attention(q, k, v, grid=(frames, rows, cols)) where "
-    "they are in raster order"
+    "they are in raster order, or vsa_compile.prepare(model) if they are where a block begins"
 )
 NO_GRID = (
     "dense: the graph does not show the (frames, rows, cols) of these tokens; "

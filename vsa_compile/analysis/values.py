@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from ..torch_compat import size_expression
-from .algebra import UNKNOWN, Axis, rigid, same, unit
+from .algebra import REORDERED, UNKNOWN, Axis, rigid, same, unit
 from .facts import Claim, Fact, Proofs, constant
 from .graph_facts import argument, example_of, first_argument, sizes_of
 from .pieces import order
@@ -186,9 +186,11 @@ def in_order_of_all(layout: Layout, operands: Sequence[Known]) -> Layout:
     result = list(layout)
     for one in operands:
         for back in range(1, len(one.axes) + 1) if not one.table else ():
-            own = one.axes[-back]
-            if order(own) and not same(own, result[-back]):
-                result[-back] = Axis(result[-back].size, rigid=order(own))
+            own, now = one.axes[-back], result[-back]
+            if order(own) and not same(own, now):
+                alone = rigid(own) and not order(now) and equal(own.size, now.size)
+                known = REORDERED in (order(own), order(now))
+                result[-back] = own if alone else Axis(now.size, rigid=REORDERED if known else UNKNOWN)
     return result
 
 

@@ -91,7 +91,8 @@ def reordered(by: str, *, asked: bool) -> Reason:
         "reordered",
         f"the graph puts these tokens into another order ({by}), so that they are not raster frames x rows x "
         "cols, and no hint makes them so, nor another index that puts them back; attend before that, or call "
-        "vsa_compile.attention(q, k, v, grid=(frames, rows, cols)) where they are in raster order",
+        "vsa_compile.attention(q, k, v, grid=(frames, rows, cols)) where they are in raster order, or "
+        "vsa_compile.prepare(model) if they are where a block begins",
         asked,
     )
 
