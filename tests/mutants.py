@@ -264,7 +264,7 @@ COMPILER_MUTANTS = (
     Mutant("single samples", "samples of a batch of two are one", "vsa_compile/analysis/algebra.py::_single_of_others", "bool(x.cut) != bool(y.cut)", "False", (*TOKENS, "-k", "single_samples")),
     Mutant("taken samples", "x[0] and x[1] are one sample", "vsa_compile/convert/no_video.py::same_samples", "places[axis] != at", "False", (*TOKENS, "-k", "single_samples")),
     Mutant("given samples", "halves of an input are one sample", "vsa_compile/convert/no_video.py::same_samples", "not (q.axes[0].cut and k.axes[0].cut)", "True", (*TOKENS, "-k", "single_samples")),
-    Mutant("side by side", "what is beside tokens in another order counts as added to them", "vsa_compile/analysis/values.py::in_order_of_all", "order(own) and not same(own, now)", "False", (*TOKENS, "-k", "beside_others")),
+    Mutant("side by side", "what is beside tokens in another order counts as added to them", "vsa_compile/analysis/values.py::in_order_of_all", "own is not now and order(own) and not same(own, now)", "False", (*TOKENS, "-k", "beside_others")),
     Mutant("accumulated", "what is added to a mask replaces it", "vsa_compile/analysis/optable/writes.py::_accumulates", "'add' in call.name or 'reduce' in call.name or (asked is not None and bool(call.arg(*asked)))", "False", (*MASKS, "-k", "counted")),
     Mutant("end", "arange(8, end=20) begins at 0", "vsa_compile/analysis/optable/factories.py::_positions", "len(args) > 1 or ('end' in kwargs and args)", "len(args) > 1", (*MASKS, "-k", "eight_on")),
     Mutant("twice itself", "a value less twice itself is 0", "vsa_compile/analysis/optable/masks.py::_added", "itself and call.literal(call.node.kwargs.get('alpha', 1)) == 1", "itself", (*MASKS, "-k", "twice_itself")),

@@ -187,7 +187,7 @@ def in_order_of_all(layout: Layout, operands: Sequence[Known]) -> Layout:
     for one in operands:
         for back in range(1, len(one.axes) + 1) if not one.table else ():
             own, now = one.axes[-back], result[-back]
-            if order(own) and not same(own, now):
+            if own is not now and order(own) and not same(own, now):
                 alone = rigid(own) and not order(now) and equal(own.size, now.size)
                 known = REORDERED in (order(own), order(now))
                 result[-back] = own if alone else Axis(now.size, rigid=REORDERED if known else UNKNOWN)
