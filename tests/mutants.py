@@ -49,6 +49,7 @@ BREAK_EVEN = ("tests/test_break_even.py",)
 ARGS, CHECKS, TEST_ARGS = "vsa_compile/ops/args.py", "vsa_compile/ops/checks.py", ("tests/test_args.py",)
 REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
 EDITS, STRIDES = "vsa_compile/convert/edits.py", "vsa_compile/convert/strides.py"
+ANNOUNCE, HINTED = "vsa_compile/report/announce.py", "vsa_compile/convert/hinted.py"
 GATES = "vsa_compile/training/gates.py"
 DYNAMO, REWRITING = "vsa_compile/torch_compat/dynamo.py", "tests/test_rewrite.py"
 
@@ -145,7 +146,7 @@ COMPILER_MUTANTS = (
     Mutant("F23 pass", "no key of ours in Inductor's", BACKEND + "::_compiled", "patches[own] = ...", "torch_compat.keyed_pass(_cache_key(module), patches.get(own))", ("tests/test_cache.py", "tests/test_cache_sources.py")),
     Mutant("F24", "fake with wrong strides", ARGS + "::_by_token", "x.new_empty((batch, tokens, heads, width))", "x.new_empty((batch, heads, tokens, width)).transpose(1, 2)", ("tests/test_aten.py",)),
     Mutant("F25", "scores of the coarse part detached", METHOD + "::Method.__call__", "(q, k) if gate is not None else (q.detach(), k.detach())", "(q.detach(), k.detach())", FUNCTIONAL),
-    Mutant("F27", "refusals counted as conversions", BACKEND + "::_count", 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
+    Mutant("F27", "refusals counted as conversions", ANNOUNCE + "::count", 'table["refused"] += 1', 'table["converted"] += 1', ("tests/test_backend.py",)),
     Mutant("F28", "the grid of another video", SITES_PY + "::_video", "max(shared, ...)", "min(shared, key=lambda found: analysis.hint(found[0].tokens))", SITES),
     Mutant("cross", "cross-attention taken for self-attention", SITES_PY + "::_video", "same_tokens(q.axis, k.axis)", "True", SITES),
     Mutant("mask", "a mask on video keys ignored", SITES_PY + "::_key_padding", "not analysis.proofs.all_are(...)", "False", SITES),
@@ -155,7 +156,7 @@ COMPILER_MUTANTS = (
     Mutant("scale", "the call's own scale ignored", SITES_PY + "::_judge", 'scale = _constant(arguments, "scale")', "scale = None", ("tests/test_backend.py", "tests/test_random_models.py")),
     Mutant("mask text", "the mask of the text dropped", REWRITE + "::_edit", "padding is not None", "(padding := None)", ("tests/test_backend.py", "tests/test_random_models.py")),
     Mutant("history", "a hint read from the wrong axis", "vsa_compile/analysis/optable/our_operators.py::_hint", "video = multiply([frames, rows, cols])", "video = multiply([frames, cols, rows])", ("tests/test_prepare.py",)),
-    Mutant("stale hint", "no guard on the hinted grid", BACKEND + "::_decided", "state.guard_grid()", "", ("tests/test_prepare.py",)),
+    Mutant("stale hint", "no guard on the hinted grid", BACKEND + "::_decided", "state.guard_hint(which=most is Needs.THIS_HINT)", "", ("tests/test_prepare.py",)),
     Mutant("stale marker", "a call that is never over", "vsa_compile/grids/prepare.py::_end", "leave()", "", ("tests/test_calls.py", "-k", "replaced or error")),
     Mutant("threads", "calls of all threads in one place", "vsa_compile/runtime/calls.py::Running", "threading.local", "object", ("tests/test_calls.py", "-k", "threads")),
     Mutant("another's blocks", "blocks marked for any model's call", "vsa_compile/grids/prepare.py::_marking", "call.model == number", "True", ("tests/test_calls.py", "-k", "another_prepared")),
@@ -221,10 +222,10 @@ COMPILER_MUTANTS = (
     Mutant("layers", "a number for the first of several", SITES_PY + "::_check_layer", "len(indices) > 1", "False", ("tests/test_sites.py", "-k", "several_lists")),
     Mutant("slower", "a kernel that never wins runs", SITES_PY + "::_check_tokens", "raise Refused(refusals.slower(kernel.name, kernel.faster))", "least = 0", BREAK_EVEN),
     Mutant("never measured", "another kernel's break-even for one that was not measured", "vsa_compile/ops/break_even.py::_least", "CPU.get(kernel, {})", "CPU.get(kernel, {torch.float32: 0})", BREAK_EVEN),
-    Mutant("in silence", "dense for speed without a word", BACKEND + "::_log", "_say_once(decision)", "pass", BREAK_EVEN),
-    Mutant("unread in silence", "what cannot be read stays dense without a word", BACKEND + "::_say_once", "reason.asked and tokens >= _LONG", "False", (*BREAK_EVEN, "-k", "cannot_be_read")),
-    Mutant("short ones said", "what is too short to be sparse is spoken of", BACKEND + "::_say_once", "tokens >= _LONG", "True", (*BREAK_EVEN, "-k", "cannot_be_read")),
-    Mutant("said again", "the same reason again and again", BACKEND + "::_say_once", "_said.add(what)", "", BREAK_EVEN),
+    Mutant("in silence", "dense for speed without a word", ANNOUNCE + "::announce", "_say_once(decision)", "pass", BREAK_EVEN),
+    Mutant("unread in silence", "what cannot be read stays dense without a word", ANNOUNCE + "::_say_once", "reason.asked and tokens >= _LONG", "False", (*BREAK_EVEN, "-k", "cannot_be_read")),
+    Mutant("short ones said", "what is too short to be sparse is spoken of", ANNOUNCE + "::_say_once", "tokens >= _LONG", "True", (*BREAK_EVEN, "-k", "cannot_be_read")),
+    Mutant("said again", "the same reason again and again", ANNOUNCE + "::_say_once", "_said.add(what)", "", BREAK_EVEN),
     Mutant("autocast's type", "the break-even of the type before autocast", SITES_PY + "::kernel_of", "out.dtype", "torch.float32", BREAK_EVEN),
     Mutant("two tables", "a table makes two videos one", "vsa_compile/analysis/algebra.py::same", "a is b", "form_of(a) is form_of(b)", ("tests/test_axes.py",)),
     Mutant("reordering", "shuffled tokens learn from what they are added to", "vsa_compile/analysis/unify.py::_unify", "a.rigid or b.rigid", "False", ("tests/test_axes.py",)),

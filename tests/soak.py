@@ -131,7 +131,7 @@ def soak(seconds: float, threads: int = 4, least: int = 0) -> Soak:
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(found.work, seed, until, least) for seed in range(threads)]:
             done.result()
-        left = [pool.submit(lambda: (now.dense, now.grid, running.now)).result() for _ in range(threads)]
+        left = [pool.submit(lambda: (now.dense, now.hint, running.now)).result() for _ in range(threads)]
     assert not found.wrong, found.wrong
     assert left == [(False, None, None)] * threads, left
     return found

@@ -13,12 +13,12 @@ import torch
 from converting import attend, converting, latents
 
 import vsa_compile
-from vsa_compile import backend
 from vsa_compile.convert.judge import Conversion
 from vsa_compile.ops import break_even
 from vsa_compile.ops.break_even_table import CPU
 from vsa_compile.ops.cpu import loader
 from vsa_compile.ops.functional import DTYPES
+from vsa_compile.report import announce
 from vsa_compile.tools import doctor
 
 pytestmark = [pytest.mark.quick, pytest.mark.no_cover]
@@ -30,7 +30,7 @@ CPU_DEVICE = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _nothing_was_said(monkeypatch):
-    monkeypatch.setattr(backend, "_said", set())
+    monkeypatch.setattr(announce, "_said", set())
 
 
 def kernel_that_wins_from(least: int | None, monkeypatch: pytest.MonkeyPatch, variant: str = "aten") -> str:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from toy import ToyDiT, inputs
 
 import vsa_compile
+from vsa_compile.grid import Hint
 from vsa_compile.runtime.calls import running
 from vsa_compile.runtime.state import now
 
@@ -171,14 +172,14 @@ def test_a_call_is_nothing_to_other_threads() -> None:
     model, found = prepared(), []
 
     def elsewhere(*_) -> None:
-        found.append((now.grid, running.now.grid))
+        found.append((now.hint, running.now.grid))
         with ThreadPoolExecutor(1) as pool:
-            found.append(pool.submit(lambda: (now.grid, running.now)).result())
+            found.append(pool.submit(lambda: (now.hint, running.now)).result())
 
     model.unpatch.register_forward_hook(elsewhere)
     run(model, LANDSCAPE)
-    assert found == [(LANDSCAPE, LANDSCAPE), (None, None)]
-    assert now.grid is None
+    assert found == [(Hint(LANDSCAPE), LANDSCAPE), (None, None)]
+    assert now.hint is None
 
 
 def test_blocks_of_another_prepared_model_are_not_marked(wanted: dict) -> None:

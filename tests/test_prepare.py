@@ -15,7 +15,7 @@ from toy import Habits, ToyDiT, inputs
 
 import vsa_compile
 from vsa_compile.convert.judge import Conversion
-from vsa_compile.grid import Grid
+from vsa_compile.grid import Grid, Hint
 from vsa_compile.grids import prepare
 from vsa_compile.ops import reference
 from vsa_compile.runtime.calls import ModelCall, running
@@ -112,7 +112,7 @@ def test_a_prepared_model_computes_what_it_did():
     assert model.state_dict().keys() == plain.state_dict().keys()
     args = inputs(TWO)
     assert torch.equal(model(*args), plain(*args))
-    assert now.grid is None
+    assert now.hint is None
 
 
 # Dynamo traces the next lines of prepare without running them; here they run.
@@ -191,7 +191,7 @@ def test_an_error_inside_leaves_no_hint_behind():
         model(*inputs(TWO), None, None, "one too many")
     with pytest.raises(RuntimeError):
         model(torch.randn(1, 5, 4, 4, 4))
-    assert now.grid is None
+    assert now.hint is None
 
 
 @pytest.mark.no_cover
@@ -468,15 +468,15 @@ def test_explain_hears_the_hint():
 def test_hints_nest_and_bad_ones_are_errors():
     with vsa_compile.video_grid(1, 2, 3):
         with vsa_compile.video_grid(4, 5, 6):
-            assert now.grid == (4, 5, 6)
-        assert now.grid == (1, 2, 3)
+            assert now.hint == Hint((4, 5, 6))
+        assert now.hint == Hint((1, 2, 3))
         with (
             pytest.raises(vsa_compile.OptionError, match="grid is \\(0, 5, 6\\)"),
             vsa_compile.video_grid(0, 5, 6),
         ):
             pass
-        assert now.grid == (1, 2, 3)
-    assert now.grid is None
+        assert now.hint == Hint((1, 2, 3))
+    assert now.hint is None
 
 
 @pytest.mark.seconds

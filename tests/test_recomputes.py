@@ -336,7 +336,7 @@ def test_tasks_of_one_thread_do_not_overrule_each_other() -> None:
     async def enter(cols: int) -> tuple | None:
         with vsa_compile.video_grid(1, 2, cols):
             await asyncio.sleep(0.01)
-            return now.grid
+            return now.hint and now.hint.grid
 
     async def both(*cols: int) -> list:
         return await asyncio.gather(*map(enter, cols), return_exceptions=True)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import vsa_compile
 from vsa_compile import SparsitySchedule, StateError, video_grid
 from vsa_compile.convert.judge import Conversion, Decision, Refusal
+from vsa_compile.grid import Hint
 from vsa_compile.plan.history import History
 from vsa_compile.runtime.state import now
 
@@ -330,13 +331,13 @@ def test_contexts_that_overlap_in_any_order_leave_nothing_behind() -> None:
         contexts = [vsa_compile.dense(), video_grid(1, 2, 3), video_grid(1, 2, 4)]
         for context in contexts:
             context.__enter__()
-        assert (now.dense, now.grid) == (True, (1, 2, 4))
+        assert (now.dense, now.hint) == (True, Hint((1, 2, 4)))
         left = [0, 1, 2]
         for index in order:
             contexts[index].__exit__(None, None, None)
             left.remove(index)
-            grids = [(1, 2, 2 + i) for i in left if i]
-            assert (now.dense, now.grid) == (0 in left, grids[-1] if grids else None)
+            hints = [Hint((1, 2, 2 + i)) for i in left if i]
+            assert (now.dense, now.hint) == (0 in left, hints[-1] if hints else None)
 
 
 def in_a_thread(function: Callable) -> Any:
@@ -347,18 +348,18 @@ def in_a_thread(function: Callable) -> Any:
 def test_a_thread_that_wants_another_value_is_told() -> None:
     def enter(context: Callable[[], AbstractContextManager]) -> Any:
         with context():
-            return now.dense, now.grid
+            return now.dense, now.hint
 
     with video_grid(1, 2, 3), vsa_compile.dense():
-        assert in_a_thread(lambda: enter(lambda: video_grid(1, 2, 3))) == (True, (1, 2, 3))
+        assert in_a_thread(lambda: enter(lambda: video_grid(1, 2, 3))) == (True, Hint((1, 2, 3)))
         with pytest.raises(
             StateError, match=r"\(1, 2, 4\) here, but another thread or task has it at \(1, 2, 3\)"
         ):
             in_a_thread(lambda: enter(lambda: video_grid(1, 2, 4)))
-        assert in_a_thread(lambda: enter(vsa_compile.dense)) == (True, (1, 2, 3))
+        assert in_a_thread(lambda: enter(vsa_compile.dense)) == (True, Hint((1, 2, 3)))
         with pytest.raises(StateError, match="dense is requested as False here"):
             in_a_thread(lambda: enter(lambda: vsa_compile.denoising(4)))
-    assert (now.dense, now.grid) == (False, None)
+    assert (now.dense, now.hint) == (False, None)
     with vsa_compile.denoising(4) as end:
         end(None, 3, None, {})
         with pytest.raises(StateError, match="dense is requested as True here"):

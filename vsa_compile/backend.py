@@ -16,10 +16,16 @@ from torch.fx import GraphModule, Node
 
 from . import methods, torch_compat
 from .analysis import analyse
-from .analysis.graph_facts import example_of, sizes_of
+from .analysis.graph_facts import example_of
 from .convert.edits import Edit, apply
-from .convert.judge import Conversion, Decision, Refusal, attention_arguments, judge, kernel_of, wants_hint
-from .convert.refusals import OF_SPEED, no_guards
+from .convert.judge import (
+    Decision,
+    Needs,
+    Refusal,
+    judge,
+    needs,
+)
+from .convert.refusals import no_guards
 from .convert.rewrite import plan
 from .errors import (
     ArgumentError,
@@ -36,12 +42,13 @@ from .errors import (
     sparse_for_good,
     unknown_name,
 )
-from .grid import GridSizes
+from .grid import Hint
 from .ops import gpu
 from .ops.gpu.templates import template_files
 from .options import Options, OptionsDict
 from .plan.schedule import SparsitySchedule
-from .report.site_report import Report, SiteReport, describe, site_report
+from .report.announce import announce, count, kernels_of
+from .report.site_report import Report, SiteReport, site_report
 from .runtime import state
 
 log = logging.getLogger(__name__)
@@ -163,13 +170,12 @@ def convert(
         decisions, edits = _decided(module, settings)
         _refuse_if_asked(decisions, settings)
         look(decisions)
-        if log.isEnabledFor(logging.INFO):
-            kernels = sorted({kernel_of(x, settings).name for x in decisions if isinstance(x, Conversion)})
+        kernels = kernels_of(decisions, settings)
         apply(edits)
         done = decisions
-    _count(done)
-    _log(done, kernels)
-    if any(map(wants_hint, done)):
+    count(done)
+    announce(done, kernels)
+    if any(needs(decision) is Needs.THIS_HINT for decision in done):
         _warn_of_the_limit()
     return done
 
@@ -197,7 +203,7 @@ def _refuse_if_asked(decisions: list[Decision], settings: Options) -> None:
 def _decided(module: GraphModule, settings: Options) -> tuple[list[Decision], list[Edit]]:
     """Decide what to do with a graph, and install guards on the state that the decisions depend on."""
     wanted = state.wanted(settings)
-    decisions = judge(analyse(module), wanted.options, why=wanted.why)
+    decisions = judge(analyse(module), wanted.options, hint=wanted.hint, why=wanted.why)
     guarded = torch_compat.guards_hold()
     if not guarded:
         decisions = [_unguarded(decision, wanted) for decision in decisions]
@@ -209,8 +215,9 @@ def _decided(module: GraphModule, settings: Options) -> tuple[list[Decision], li
         methods.guard_version(settings.method)
         for edit in edits:
             state.place_share(settings, example_of(edit.node).device)
-    if any(map(wants_hint, decisions)):
-        state.guard_grid()
+    most = max(map(needs, decisions), default=Needs.NO_HINT)
+    if most is not Needs.NO_HINT:
+        state.guard_hint(which=most is Needs.THIS_HINT)
     return decisions, edits
 
 
@@ -218,14 +225,14 @@ def _unguarded(decision: Decision, wanted: state.Wanted) -> Decision:
     """The decision under a compiler that drops guards (aot_compile): a call that needs one is refused."""
     if isinstance(decision, Refusal):
         return decision
-    needs = "a hinted grid" if wants_hint(decision) and wanted.hinted else ""
-    needs = needs or ("a SparsitySchedule" if wanted.schedule >= 0 else "")
-    if not needs:
+    what = "a SparsitySchedule" if wanted.schedule >= 0 else ""
+    what = "a hinted grid" if needs(decision) is not Needs.NO_HINT and wanted.hint else what
+    if not what:
         return decision
-    return Refusal(decision.call, decision.name, decision.segments, no_guards(needs))
+    return Refusal(decision.call, decision.name, decision.segments, no_guards(what))
 
 
-_grids: dict[object, set[GridSizes]] = {}  # frame -> the hinted grids that it was compiled for
+_hints: dict[object, set[Hint]] = {}  # frame -> the hints that it was compiled for
 
 
 def _warn_of_the_limit() -> None:
@@ -234,14 +241,14 @@ def _warn_of_the_limit() -> None:
     A hinted grid is a constant of its graph, so each needs a compilation. Dynamo itself reports the limit
     only in its log, when it has already given up.
     """
-    frame, grid = torch_compat.frame_version(), state.now.grid
-    if frame is None or grid is None:
+    frame, hint = torch_compat.frame_version(), state.now.hint
+    if frame is None or hint is None:
         return
     name, versions, limit = frame
-    grids = _grids.setdefault(name, set())
-    grids.add(grid)
+    hints = _hints.setdefault(name, set())
+    hints.add(hint)
     if versions >= limit:
-        warnings.warn(grid_versions(limit, len(grids)), stacklevel=2)
+        warnings.warn(grid_versions(limit, len(hints)), stacklevel=2)
 
 
 def convert_exported(program: ExportedProgram, options: Mapping[str, object] | None = None) -> Report:
@@ -294,46 +301,6 @@ def _cache_key(module: GraphModule) -> bytes | None:
     """Our part of the cache keys; None (no caching) if the source of a method cannot be read."""
     literals = (x for node in _our_operators(module) for x in node.args if isinstance(x, str))
     return source_hash() if all(map(methods.readable, literals)) else None
-
-
-def _count(decisions: list[Decision]) -> None:
-    table = torch_compat.counters()["vsa_compile"]
-    for decision in decisions:
-        if isinstance(decision, Conversion):
-            table["converted"] += 1
-        else:
-            table["refused"] += 1
-            table[f"refused.{decision.reason.slug}"] += 1
-
-
-def _log(decisions: list[Decision], kernels: list[str]) -> None:
-    for decision in decisions:
-        if isinstance(decision, Refusal):
-            _say_once(decision)
-    converted = sum(isinstance(decision, Conversion) for decision in decisions)
-    through = f", through {' and '.join(kernels)}" if kernels else ""
-    log.info("%d of %d attention calls made sparse%s", converted, len(decisions), through)
-    for decision in decisions:
-        log.debug("%s", describe(decision))
-
-
-_said: set[str] = set()
-_LONG = 1024  # tokens; below that no kernel of ours beats dense attention
-
-
-def _say_once(refusal: Refusal) -> None:
-    """Warn that a call which could be sparse stays dense, once per process and reason.
-
-    A call whose grid is unknown is reported only from _LONG tokens on: shorter ones are hardly video."""
-    reason, query = refusal.reason, attention_arguments(refusal.call.node).get("query")
-    of_speed = reason.slug in OF_SPEED
-    tokens = [0, *(sizes_of(example_of(query)) or [0])][-2]
-    if reason.asked and not isinstance(tokens, int):
-        tokens = torch_compat.size_hint(tokens, torch_compat.shape_environment(refusal.call.owner))
-    what = reason.text if of_speed else reason.slug
-    if what not in _said and (of_speed or (reason.asked and tokens >= _LONG)):
-        _said.add(what)
-        logging.getLogger("vsa_compile.speed").warning("video attention stays dense: %s", reason.text)
 
 
 @cache

@@ -31,6 +31,25 @@ class Grid(NamedTuple):
         return f"{self.frames}x{self.rows}x{self.cols}"
 
 
+class Hint(NamedTuple):
+    """Where a video lies that the graph does not show: tokens start.. of a sequence of `length` tokens, in
+    raster order; or, whatever `length` is, any run of as many tokens. A tuple of ints, which Dynamo can
+    compare in a guard."""
+
+    grid: GridSizes
+    start: int = 0
+    length: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of the video."""
+        return Grid(*self.grid).tokens
+
+    def __repr__(self) -> str:
+        at = "" if self.length is None else f" from token {self.start} of {self.length} on"
+        return f"{self.grid}{at}"
+
+
 @dataclass(frozen=True)
 class TileGrid:
     """A grid cut into boxes of `tile` tokens, in row-major order; border tiles are smaller."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, TypeGuard
 import torch
 
 from .errors import OptionError, bad_value, unknown_name
-from .grid import Grid, Tile
+from .grid import Grid, Hint, Tile
 from .plan.schedule import SparsitySchedule
 
 FALLBACKS = ("dense", "error")
@@ -137,6 +137,28 @@ def read_grid(value: object) -> Grid:
     """Three positive integers. Raises OptionError."""
     example = "It counts tokens, e.g. (21, 30, 52) for 81 frames of 480x832 in Wan."
     return Grid(*_three_positive_ints("grid", value, example))
+
+
+def read_hint(sizes: object, start: object, length: object, caller: str, word: str = "length") -> Hint:
+    """A grid, and where it lies in a sequence of `length` tokens, which `caller` calls by that `word`.
+
+    Raises OptionError.
+    """
+    grid, start, length = read_grid(sizes), _plain(start), _plain(length)
+    if not is_int(start) or start < 0:
+        allowed = "an integer >= 0: the number of tokens in front of the video"
+        raise OptionError(bad_value(f"start of {caller}", start, allowed))
+    if length is None and start != 0:
+        way_out = f"Say how long the whole sequence is: {caller}(..., start={start}, {word}=...)."
+        raise OptionError(bad_value(f"start of {caller}", start, f"0 without {word}", way_out))
+    if length is not None and not is_int(length):
+        allowed = "an integer, or None if the video is the whole sequence"
+        raise OptionError(bad_value(f"{word} of {caller}", length, allowed))
+    if length is not None and start + grid.tokens > length:
+        allowed = f"such that start + frames * rows * cols <= {word}"
+        way_out = "Count tokens of the sequence that blocks get: latent frames, rows and cols after patchify."
+        raise OptionError(bad_value(caller, (tuple(grid), start, length), allowed, way_out))
+    return Hint(tuple(grid), start, length)
 
 
 def _read_min_tokens(value: Any) -> int | None:

@@ -57,15 +57,15 @@ class Axis:
     """The tokens of one dimension: a node with a form, a product (`parts`) or a concatenation (`segments`).
 
     `whole` is the axis that a piece was split from, `cut` the one that a run was cut from, `thinned` the one
-    of which every n-th position was taken. `astride`: an axis that was reshaped across its factors, and the
-    pieces of it then, of which this is one. `members` are the axes whose tokens a node combines elementwise:
-    the sum of two videos has both. `shown` is the size as the graph spells it, if `size` is spelled as a
-    quotient of other sizes.
+    of which every n-th position was taken, `source` the one that had another resolution. `astride`: an axis
+    that was reshaped across its factors, and the pieces of it then, of which this is one. `members` are the
+    axes whose tokens a node combines elementwise: the sum of two videos has both. `shown` is the size as the
+    graph spells it, if `size` is spelled as a quotient of other sizes.
     """
 
     __slots__ = (
         "astride", "cut", "form", "joins", "made", "members", "parts", "pieces", "respelled", "runs",
-        "segments", "serial", "shown", "size", "thinned", "whole",
+        "segments", "serial", "shown", "size", "source", "thinned", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,7 @@ class Axis:
         self.whole: Axis | None = None
         self.cut: Cut | None = None
         self.thinned: Axis | None = None
+        self.source: Axis | None = None
         self.astride: tuple[Axis, tuple[Axis, ...]] | None = None
         self.members: frozenset[Axis] = frozenset((self,))
         self.respelled: Axis | None = None
@@ -284,12 +285,6 @@ def wholes(axis: Axis, *, opaque: bool = False) -> list[Axis]:
     return result
 
 
-def derived(axis: Axis, size: Size) -> Axis:
-    """A new axis parallel to `axis` at another resolution (convolution, pooling, padding)."""
-    known = [source for source in segments(axis) if origins(source)]
-    return Axis(size, origins(known[0]) if len(known) == 1 else (), rigid=rigid(axis))
-
-
 def respelled(axis: Axis, size: Size) -> Axis:
     """The tokens of `axis` under another spelling of their size, proved equal; always the same object."""
     if axis.respelled is None or not equal(axis.respelled.size, size):
@@ -309,9 +304,14 @@ def same(a: Axis, b: Axis) -> bool:
     left, right = factors(a), factors(b)
     if len(left) != len(right):
         return False
-    if not left:  # of size 1: the same, unless both were cut out at known places
-        return a.cut is None or b.cut is None
+    if not left:  # of size 1: the same, unless both were taken out of others
+        return not (taken_out(a) and taken_out(b))
     return not (len(left) == 1 and left[0] is a and right[0] is b) and all(map(same, left, right))
+
+
+def taken_out(axis: Axis) -> bool:
+    """Whether an axis is a run or every n-th position of another one."""
+    return axis.cut is not None or axis.thinned is not None
 
 
 def _single_of_others(left: Sequence[Axis], right: Sequence[Axis]) -> bool:

@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
+import torch
 from torch.fx import Node
 
 from ..torch_compat import bytes_of, size_expression, storage_of
-from .algebra import Axis, leaves, same
+from .algebra import REORDERED, UNKNOWN, Axis, leaves, same
 from .facts import Fact, Proofs, both, patched
 from .graph_facts import example_of, tensors_in
 from .overwriting import Write
@@ -69,13 +70,13 @@ class Memory:
             self.values[written] = now
             return
         own, whole = (size_expression(size) for size in bytes_of(example_of(written)))
-        complete = equal(own, whole)
+        complete = equal(own, whole) and _is_dense(example_of(written))
         alone = complete or equal(own * product(axis.size for axis, _ in before.taken), whole)
         write = Write(before.table, not now.table)
         placed = dict(write.placed(before.taken, now.taken, all_of_it=alone))
         for other in others:
             self.values[other] = self._seen_through(
-                self.values.get(other), example_of(other), before, now, placed, complete
+                self.values.get(other), example_of(other), example_of(written), before, now, placed, complete
             )
         taken = tuple((placed.get(axis, axis), at) for axis, at in before.taken)
         self.values[written] = replace(now, taken=taken)
@@ -84,25 +85,26 @@ class Memory:
         self,
         known: Value,
         example: object,
+        written: torch.Tensor,
         before: Known,
         now: Known,
         placed: Mapping[Axis, Axis],
         complete: bool,
     ) -> Value:
-        """What is known of a value after a write to another value that shares its memory.
+        """What is known of a value after a write to another value, `written`, that shares its memory.
 
         `placed`: axis -> new axis, for axes of which one position was written. `complete`: the write covered
         all of the memory.
         """
         if isinstance(known, tuple) and isinstance(example, (tuple, list)) and len(known) == len(example):
             return tuple(
-                self._seen_through(*one, before, now, placed, complete)
+                self._seen_through(*one, written, before, now, placed, complete)
                 for one in zip(known, example, strict=True)
             )
         if not isinstance(known, Known):
             return unknown(example)
         taken = tuple((placed.get(axis, axis), at) for axis, at in known.taken)
-        apart = _apart(known.taken, before.taken)
+        apart = _apart(known.taken, before.taken) and not _overlap(example, written)
         axes, write = list(known.axes), Write(before.table, not now.table)
         whole = [leaf for axis in known.axes for leaf in leaves(axis)]
         covers = [all(leaf in whole for leaf in leaves(axis)) for axis in before.axes]
@@ -116,8 +118,8 @@ class Memory:
             found = [replaced(axis, old, new) for axis in axes]
             if sum(axis is not None for axis in found) == 1:
                 axes = [axis or kept for axis, kept in zip(found, axes, strict=True)]
-            elif not apart:
-                return unknown(example)
+            elif not apart:  # tokens were put somewhere: no hint may say that they are in order
+                return unknown(example, REORDERED if write.tokens else UNKNOWN)
         if apart:  # disjoint, but in one memory: the new axes of the whole hold here too
             return replace(known, axes=axes, taken=taken)
         fact = self._fact_through(known, axes, before, now, complete)
@@ -140,9 +142,25 @@ class Memory:
         return fact if complete else both(known.fact, fact, self.proofs)
 
 
+def _is_dense(example: torch.Tensor) -> bool:
+    """Whether the elements lie side by side in memory; as_strided windows of it may overlap."""
+    left = [
+        (size_expression(n), size_expression(stride))
+        for n, stride in zip(example.shape, example.stride(), strict=True)
+    ]
+    left, step = [(n, stride) for n, stride in left if not equal(n, 1)], 1
+    while left:
+        innermost = next((one for one in left if equal(one[1], step)), None)
+        if innermost is None:
+            return False
+        left.remove(innermost)
+        step = step * innermost[0]
+    return True
+
+
 def _run_within(known: Known, written: Known) -> Size | None:
     """Where a view (..., run) lies in the last dimension of a value, if it has all the rest of it."""
-    alike = len(known.axes) == len(written.axes) and known.taken == written.taken
+    alike = len(known.axes) == len(written.axes) > 0 and known.taken == written.taken
     if not alike or any(a is not b for a, b in zip(known.axes[:-1], written.axes[:-1], strict=True)):
         return None
     facts = [one.fact for one in (known, written) if one.fact is not None]
@@ -153,3 +171,19 @@ def _apart(one: Taken, other: Taken) -> bool:
     """Whether two values lie at different positions of one axis."""
     places = dict(one)
     return any(axis in places and None not in (at, places[axis]) and at != places[axis] for axis, at in other)
+
+
+def _overlap(one: object, other: torch.Tensor) -> bool:
+    """Whether two views of one memory begin at one element, or one of them where the other goes on: positions
+    of an expanded dimension, or windows that overlap."""
+    if not isinstance(one, torch.Tensor):
+        return True
+    apart = size_expression(one.storage_offset()) - size_expression(other.storage_offset())
+    return equal(apart, 0) or any(
+        isinstance(apart, int)
+        and isinstance(step, int)
+        and step > 0
+        and apart % step == 0
+        and abs(apart) // step < n
+        for n, step in zip(one.shape, one.stride(), strict=True)
+    )

@@ -35,6 +35,8 @@ class Write:
             return old
         if self.blank or rigid(new):
             return new
+        if not all_of_it and rigid(old):  # what is left of it stays in that order, beside the new
+            return old
         if includes(new, old):  # something was added
             return new if everywhere else old
         return new if all_of_it else join([old, new])

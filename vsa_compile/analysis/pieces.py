@@ -12,6 +12,8 @@ from .algebra import (
     form_of,
     leaves,
     multiply,
+    origins,
+    pieces,
     rigid,
     run,
     same,
@@ -155,6 +157,36 @@ def turned(axis: Axis) -> bool:
         ):
             return True
         before += cuts
+    return False
+
+
+def derived(axis: Axis, size: Size, *, frames: bool = False) -> Axis:
+    """A new axis parallel to `axis` at another resolution (convolution, pooling, padding).
+
+    Runs of frames that follow each other in another order, reference frames put first, are a new clip.
+    """
+    known = [source for source in segments(axis) if origins(source)]
+    orders = {order(part) for part in (segments(axis) if frames else [axis])} - {""}
+    kept = REORDERED if _interleaved(axis) or REORDERED in orders else "".join(orders)
+    result = Axis(size, origins(known[0]) if len(known) == 1 else (), rigid=kept)
+    result.source = known[0] if len(known) == 1 else axis
+    return result
+
+
+def _interleaved(axis: Axis) -> bool:
+    """Whether an axis holds every n-th position of another one and then others of it, or its inner part
+    before its outer one."""
+    thinned = [segment.thinned for segment in segments(axis) if segment.thinned is not None]
+    if len(thinned) > len(set(thinned)):
+        return True
+    places: dict[Axis, int] = {}
+    for factor in factors(axis):
+        whole = factor.whole
+        if whole is not None and factor in pieces(whole):
+            place = pieces(whole).index(factor)
+            if places.get(whole, -1) > place:
+                return True
+            places[whole] = place
     return False
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 
+from torch.fx import Node
+
 from ..grid import Grid
-from .algebra import REORDERED, Axis, Size, factors, form_of, origins, pieces, same, segments, wholes
+from .algebra import (
+    REORDERED,
+    Axis,
+    Origin,
+    Size,
+    factors,
+    form_of,
+    origins,
+    pieces,
+    same,
+    segments,
+    wholes,
+)
+from .graph_facts import example_of, sizes_of
 from .pieces import order
 from .sizes import equal
 
@@ -43,30 +58,46 @@ class Segment:
 
 
 def read_segments(axis: Axis, batch: Sequence[Axis] = ()) -> list[Segment]:
-    """The segments of a token axis, in order; `batch` are the axes of the dimensions in front of it."""
+    """The segments of a token axis, in order. `batch`: the axes of the dimensions in front of it, of which
+    the last is where heads are, unless windows are there."""
     apart = {factor.whole for one in batch for factor in factors(one) if factor.whole is not None}
-    return [_read(segment, apart) for segment in segments(axis)]
+    elsewhere = {origin for one in batch[:-1] for factor in factors(one) for origin in origins(factor)}
+    return [_read(segment, apart, elsewhere) for segment in segments(axis)]
 
 
-def _read(axis: Axis, apart: set[Axis]) -> Segment:
+def _read(axis: Axis, apart: set[Axis], elsewhere: set[Origin]) -> Segment:
     atoms = wholes(axis)
-    raster = is_raster(atoms)
-    in_windows = raster and any(_is_window(atom, apart) for atom in atoms)
+    raster = is_raster(atoms, elsewhere)
+    in_windows = raster and any(_is_window(member, apart) for atom in atoms for member in atom.members)
     placed = order(axis)  # rows may have been swapped inside an axis that has origins
     shown = raster and not in_windows and placed != REORDERED
     grid = Grid(*(atom.shown for atom in atoms)) if shown else None
     return Segment(axis, axis.size, grid, len(atoms), in_windows, placed, out_of_order(atoms))
 
 
-def is_raster(atoms: list[Axis]) -> bool:
-    """Whether three atoms are three axes of one value, in that value's order."""
+def is_raster(atoms: list[Axis], elsewhere: Set[Origin] = frozenset()) -> bool:
+    """Whether three atoms are three axes of one value, in that value's order. `elsewhere`: axes of values
+    that are in the batch; with those, atoms may be the channels, rows and cols of each frame."""
     if len(atoms) != 3:
         return False
     positions: dict[object, list[int]] = {}
     for atom in atoms:
         for origin, position in origins(atom):
             positions.setdefault(origin, []).append(position)
-    return any(len(p) == 3 and p[0] < p[1] < p[2] for p in positions.values())
+    return any(
+        len(p) == 3 and p[0] < p[1] < p[2] and not _of_each_frame(value, p, elsewhere)
+        for value, p in positions.items()
+    )
+
+
+def _of_each_frame(value: object, positions: list[int], elsewhere: Set[Origin]) -> bool:
+    """Whether an axis between these positions of a value is in the batch; or, of five dimensions, the one in
+    front of them: of (batch, frames, channels, rows, cols) the last three are no video."""
+    first, _, last = positions
+    between = {*range(first, last)} - {*positions}
+    if isinstance(value, Node) and len(sizes_of(example_of(value)) or ()) == 5:
+        between |= {first - 1} - {0}
+    return any((value, at) in elsewhere for at in between)
 
 
 def out_of_order(atoms: list[Axis]) -> bool:
@@ -83,7 +114,11 @@ def _is_window(atom: Axis, apart: set[Axis]) -> bool:
     may be split, and so may tokens of which nothing was known.
     """
     piece, whole = atom, atom.whole
-    while whole is not None:
+    while whole is not None or piece.source is not None:
+        if whole is None:  # as it was at another resolution
+            piece = piece.source
+            whole = piece.whole
+            continue
         before = [one for one in pieces(whole)[: pieces(whole).index(piece)] if not equal(one.size, 1)]
         known = {position for _, position in form_of(whole).origins}
         if (before or whole in apart) and known - {0}:

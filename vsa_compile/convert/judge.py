@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -16,17 +17,18 @@ from ..analysis import Analysis, Segment, read_segments, same_tokens
 from ..analysis.algebra import Size, equal
 from ..analysis.facts import Fact
 from ..analysis.graph_facts import example_of, module_path, sizes_of
-from ..analysis.tokens import offset, within
+from ..analysis.tokens import offset
 from ..analysis.values import Known
 from ..analysis.walk import AttentionCall
-from ..grid import Grid
+from ..grid import Grid, Hint
 from ..ops.break_even import KernelAtHand, kernel_at_hand
 from ..ops.functional import DTYPES
 from ..options import Options
-from ..torch_compat import depends_on_data, guard_at_least, guard_equal
+from ..torch_compat import depends_on_data, guard_at_least
 from . import refusals
 from .gate_matching import gate_misfit, gates_of
-from .no_video import fills, same_samples, why_no_video
+from .hinted import Video, hinted_video
+from .no_video import same_samples, why_no_video
 from .refusals import Reason, Refused
 
 MAX_HEAD_WIDTH = 256
@@ -69,21 +71,33 @@ class Refusal:
 Decision = Conversion | Refusal
 
 
-def wants_hint(decision: Decision) -> bool:
-    """Whether the decision used a hinted grid, or would change with one."""
-    hidden = not any(segment.grid for segment in decision.segments)
-    return hidden and (
-        isinstance(decision, Conversion) or decision.reason.slug == refusals.unknown_grid().slug
-    )
+class Needs(IntEnum):
+    """What a decision depends on: no hint, whether there is one, or which one."""
+
+    NO_HINT = 0
+    ANY_HINT = 1
+    THIS_HINT = 2
 
 
-def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str = "") -> list[Decision]:
+def needs(decision: Decision) -> Needs:
+    """What the decision would change with. Text and cross-attention would change with hints that take them
+    for a video: no graph is compiled again for each grid because of those."""
+    slug = "" if isinstance(decision, Conversion) else decision.reason.slug
+    if slug in refusals.WITHOUT_HINT or any(segment.grid for segment in decision.segments):
+        return Needs.NO_HINT
+    return Needs.ANY_HINT if slug in refusals.OTHER_TOKENS else Needs.THIS_HINT
+
+
+def judge(
+    analysis: Analysis, options: Options, *, hint: Hint | None = None, guard: bool = True, why: str = ""
+) -> list[Decision]:
     """One Conversion or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
 
-    If the number of tokens is symbolic, the comparison with min_tokens becomes a guard of the graph, so that
-    Dynamo recompiles when a call crosses it; `guard=False` only looks at the example inputs. `why`: the
-    process's reason why a grid is unknown.
+    `hint`: the process's, which goes before the grid of the options. If the number of tokens is symbolic, the
+    comparison with min_tokens becomes a guard of the graph, so that Dynamo recompiles when a call crosses it;
+    `guard=False` only looks at the example inputs. `why`: the process's reason why a grid is unknown.
     """
+    hint = hint or (options.grid and Hint(options.grid))
     read = [_segments(analysis, call) for call in analysis.calls]
     videos = [tuple(one for one in segments if one.shows_video) for segments in read]
     gates = gates_of(analysis, [attention_arguments(call.node).get("query") for call in analysis.calls])
@@ -91,7 +105,7 @@ def judge(analysis: Analysis, options: Options, *, guard: bool = True, why: str 
     for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
         name = module_path(call.node)
         try:
-            conversion = _judge(analysis, call, name, segments, options, videos, guard)
+            conversion = _judge(analysis, call, name, segments, options, hint, videos, guard)
             _check_tokens(analysis, conversion, options, guard)
             decisions.append(_with_gate(analysis, conversion, gate))
         except Refused as refused:
@@ -130,7 +144,7 @@ def _segments(analysis: Analysis, call: AttentionCall) -> tuple[Segment, ...]:
 def _read(call: AttentionCall, name: str) -> tuple[Segment, ...]:
     """The segments of the queries or the keys, as known when the call ran."""
     tokens = call.tokens(name)
-    return tuple(read_segments(tokens, call.known[name].axes[:-3])) if tokens is not None else ()
+    return tuple(read_segments(tokens, call.known[name].axes[:-2])) if tokens is not None else ()
 
 
 def _judge(
@@ -139,6 +153,7 @@ def _judge(
     name: str,
     segments: tuple[Segment, ...],
     options: Options,
+    hint: Hint | None,
     videos: Sequence[tuple[Segment, ...]],
     guard: bool,
 ) -> Conversion:
@@ -148,16 +163,14 @@ def _judge(
         raise Refused(refusals.func_transform())
     arguments = attention_arguments(call.node)
     _check_rank(arguments)
-    grid, q_start, kv_start = _video(analysis, call, segments, options, videos, guard)
+    video = _video(analysis, call, segments, hint, videos, guard)
     _check_call(arguments)
     mask, known = call.padding or (arguments["attn_mask"], call.known.get("attn_mask"))
     arguments["attn_mask"] = mask
-    key_padding = _key_padding(analysis, known, arguments, kv_start, kv_start + grid.tokens)
+    key_padding = _key_padding(analysis, known, arguments, video.kv_start, video.kv_stop)
     _check_layer(name, options)
     scale = _constant(arguments, "scale")
-    return Conversion(
-        call, name, segments, grid, q_start, kv_start, key_padding, call.padding_sees_nothing, scale
-    )
+    return Conversion(call, name, *video, key_padding, call.padding_sees_nothing, scale)
 
 
 def _check_rank(arguments: dict[str, Any]) -> None:
@@ -174,63 +187,29 @@ def _video(
     analysis: Analysis,
     call: AttentionCall,
     segments: tuple[Segment, ...],
-    options: Options,
+    hint: Hint | None,
     videos: Sequence[tuple[Segment, ...]],
     guard: bool,
-) -> tuple[Grid, Size, Size]:
-    """The grid of the video tokens, and where they start among queries and keys."""
+) -> Video:
+    """The video among the queries and keys. Raises Refused if there is none."""
     keys = _read(call, "key")
     if not same_samples(analysis, call):
         raise Refused(refusals.cross())
     shared = [
-        (q.grid, offset(segments, i), offset(keys, j))
+        Video(segments, q.grid, offset(segments, i), offset(keys, j))
         for i, q in enumerate(segments)
         for j, k in enumerate(keys)
         if q.grid and k.grid and same_tokens(q.axis, k.axis)
     ]
     if shared:
-        return max(shared, key=lambda found: analysis.hint(found[0].tokens))  # pyright: ignore[reportReturnType]
-    if options.grid is not None and not any(q.grid for q in segments):
-        hinted = _hinted(analysis, call, options.grid, segments, keys, videos, guard)
+        return max(shared, key=lambda video: analysis.hint(video.grid.tokens))
+    if hint is not None and not any(q.grid for q in segments):
+        hinted = hinted_video(analysis, call, hint, segments, keys, videos, guard)
         if hinted is not None:
             return hinted
     raise Refused(
         why_no_video(analysis, call, segments, keys, any(one.grid for video in videos for one in video))
     )
-
-
-def _hinted(
-    analysis: Analysis,
-    call: AttentionCall,
-    grid: Grid,
-    segments: tuple[Segment, ...],
-    keys: tuple[Segment, ...],
-    videos: Sequence[tuple[Segment, ...]],
-    guard: bool,
-) -> tuple[Grid, Size, Size] | None:
-    """The single segment that a hinted grid fits: of the same length, and not shown to be arranged otherwise.
-
-    Its keys must be the same tokens; equal length alone proves nothing. The exception are queries and keys
-    that are both inputs of the graph, of which nothing is known: each may be the video as a whole. If a
-    symbolic length fits in the example inputs, it becomes a guard, since the grid is a constant.
-    """
-    fit = [(i, q) for i, q in enumerate(segments) if fills(analysis, q, grid, videos)]
-    places = [(i, j, at, q.size) for i, q in fit for j, k in enumerate(keys)
-              if (at := within(q.axis, k.axis)) is not None]  # fmt: skip
-    given = all(call.known[name].given for name in ("query", "key"))
-    if not places and given and len(segments) == len(keys) == 1 and fills(analysis, keys[0], grid, videos):
-        places = [(0, 0, 0, keys[0].size) for _ in fit]
-    if len(places) != 1:
-        return None
-    i, j, at, others = places[0]
-    values = call.tokens("value")
-    pinned = [(segments[i].size, grid.tokens), (others, grid.tokens)]
-    if values is not None:  # in a graph of q, k and v alone they are separate tokens
-        pinned.append((values.size, analysis.hint(values.size)))
-    for size, tokens in pinned if guard else ():
-        if not isinstance(size, int):
-            guard_equal(size, tokens, analysis.environment)
-    return grid, offset(segments, i), offset(keys, j) + at
 
 
 def _check_call(arguments: dict[str, Any]) -> None:

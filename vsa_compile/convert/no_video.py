@@ -1,70 +1,77 @@
-"""Why the queries of a call show no video, and whether a hint may say that they are one."""
+"""Why the queries of a call show no video."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from math import prod
 
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, same_tokens
-from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, same, shares, wholes
+from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, shares, taken_out, wholes
 from ..analysis.pieces import reordered_by
-from ..analysis.tokens import offset, out_of_order, within
+from ..analysis.tokens import offset, within
+from ..analysis.values import Known
 from ..analysis.walk import AttentionCall
-from ..grid import Grid
 from ..torch_compat import depends_on_data, is_floor_division
 from . import refusals
 from .refusals import Reason
 
 
-def fills(analysis: Analysis, segment: Segment, grid: Grid, videos: Sequence[tuple[Segment, ...]]) -> bool:
-    """Whether a hinted grid may apply to a segment: it has as many tokens, and nothing contradicts it.
-
-    Reordered tokens, looked-up ids and axes in another order are no video; axes that are known in part may be
-    (frames, rows * cols). An input of the graph is something else, a text as long as the video, if
-    `videos`, what the graph shows of them in the queries of each call, in whatever order, are as many tokens.
-    """
-    if analysis.hint(segment.size) != grid.tokens or segment.order == REORDERED or segment.in_windows:
-        return False
-    if segment.axis in analysis.inputs and any(grid.tokens in _lengths(analysis, video) for video in videos):
-        return False
-    atoms = wholes(segment.axis, opaque=True)
-    if len(atoms) == 1:
-        return not _is_one_axis(atoms[0], [])
-    sizes = [analysis.hint(atom.size) for atom in atoms]
-    ends = {prod(sizes[: i + 1]) for i in range(len(sizes))}
-    shown = ends <= {grid.frames, grid.frames * grid.rows, grid.tokens}
-    return shown and all(atom.whole is None for atom in atoms) and not out_of_order(atoms)
-
-
-def _lengths(analysis: Analysis, video: tuple[Segment, ...]) -> list[int]:
-    """How long the videos of a call are in the example inputs: one that was cut and reordered, all parts."""
-    parts = sum(analysis.hint(one.size) for one in video if one.order == REORDERED)
-    return [parts, *(analysis.hint(one.size) for one in video)]
-
-
 def same_samples(analysis: Analysis, call: AttentionCall) -> bool:
     """Whether row b of queries and keys is of one sample, or nothing is known of both but that they are two
-    inputs of the graph."""
+    inputs of the graph. What stands where heads do may be samples, too: views, or clips."""
     q, k = call.known["query"], call.known["key"]
-    places = dict(q.taken)
+    taken = dict(q.taken)
     for axis, at in k.taken:  # q = x[0] and k = x[1]; in q, k, v = qkv.unbind(2) a layer made the axis
-        if axis in places and places[axis] != at and _of_an_input(analysis, axis):
+        if axis in taken and taken[axis] != at and _of_tokens(analysis, axis):
             return False
-    if not (q.given and k.given):
-        return shares(q.axes[0], k.axes[0])
-    return not (q.axes[0].cut and k.axes[0].cut) or same(q.axes[0], k.axes[0])
+    if _of_one_another(q, k) or _of_one_another(k, q):
+        return False
+    if are_inputs(analysis, q, k):
+        return True
+    heads = q.axes[-3], k.axes[-3]
+    views = any(_in_front(one, q.axes[-2]) for one in heads)
+    return _one_sample(q.axes[0], k.axes[0]) and (not views or _one_sample(*heads))
 
 
-def _of_an_input(analysis: Analysis, axis: Axis) -> bool:
-    """Whether an axis is one of an input of the graph, or was split from one."""
+def are_inputs(analysis: Analysis, *values: Known) -> bool:
+    """Whether values are inputs of the graph, each another one, with all their samples and tokens."""
+    axes = [one.axes[dim] for one in values for dim in (0, -2)]
+    whole = all(_is_whole(analysis, axis) for axis in axes)
+    return whole and all(one.given for one in values) and len({one.axes[-2] for one in values}) == len(values)
+
+
+def _is_whole(analysis: Analysis, axis: Axis) -> bool:
+    """Whether an axis is one of an input of the graph, or several of them, not a part of one."""
+    if equal(axis.size, 1):
+        return not taken_out(axis)
+    return all(node in analysis.inputs for node in wholes(axis, opaque=True))
+
+
+def _one_sample(a: Axis, b: Axis) -> bool:
+    """Whether two axes hold the same samples; a single one that was taken out is not just any single one."""
+    return shares(a, b) and taken_out(a) == taken_out(b)
+
+
+def _of_one_another(one: Known, other: Known) -> bool:
+    """Whether one is of a position that the other does not have: x[0] beside x[1:]."""
+    places = dict(one.taken)
+    cuts = [axis.cut for axis in other.axes if axis.cut is not None]
+    return any(base in places and not equal(places[base], start) for base, start, _ in cuts)
+
+
+def _of_tokens(analysis: Analysis, axis: Axis) -> bool:
+    """Whether an axis is one of an input of the graph or of a volume, or was split from one."""
     node: Axis | None = axis
     while node is not None:
-        if not node.members.isdisjoint(analysis.inputs):
+        if origins(node) or not node.members.isdisjoint(analysis.inputs):
             return True
         node = node.whole
     return False
+
+
+def _in_front(axis: Axis, tokens: Axis) -> bool:
+    """Whether an axis is one of the value that the tokens are of, and in front of them there."""
+    found = dict(origins(axis.cut[0] if axis.cut else axis))
+    return any(found.get(value, at) < at for atom in wholes(tokens) for value, at in origins(atom))
 
 
 def why_no_video(
@@ -95,7 +102,7 @@ def why_no_video(
         return refusals.unknown_grid() if _split_by_stranger(longest.axis) else refusals.two_axes()
     if longest.factors > 2:
         return refusals.not_raster(repr(longest.axis))
-    known = shows_video or longest.factors == 0 or _is_one_axis(longest.axis, _batch(call))
+    known = shows_video or longest.factors == 0 or is_one_axis(longest.axis, _batch(call))
     return refusals.one_axis() if known else refusals.unknown_grid()
 
 
@@ -122,7 +129,7 @@ def _batch(call: AttentionCall) -> list[Axis]:
     return [factor for axis in call.known["query"].axes[:-3] for factor in factors(axis)]
 
 
-def _is_one_axis(tokens: Axis, batch: list[Axis]) -> bool:
+def is_one_axis(tokens: Axis, batch: list[Axis]) -> bool:
     """Whether tokens are known to be one axis of a value: looked-up ids, or frames with rows in the batch.
 
     An axis of an input proves nothing: the input may be coordinates, (batch, 3, tokens, 2).

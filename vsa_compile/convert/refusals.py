@@ -203,6 +203,9 @@ def slower(kernel: str, faster: str) -> Reason:
 
 # Reasons of calls that could be sparse but would be slower.
 OF_SPEED = frozenset(["few-tokens", "slower"])
+# Reasons that have nothing to do with tokens, and those that the graph shows the tokens to be something else.
+WITHOUT_HINT = frozenset(["shape", "autograd-function", "whole-layer", "higher-order", "func-transform"])
+OTHER_TOKENS = frozenset(["cross", "one-axis", "windows", "reordered", "not-raster", "data-dependent"])
 
 
 def data_dependent() -> Reason:

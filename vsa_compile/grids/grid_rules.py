@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, OptionError, bad_value
+from ..errors import ArgumentError, bad_value
 from ..grid import GridSizes
-from ..options import is_int, read_grid
+from ..options import read_hint
 from . import diffusers
 from .positions import Reader, VideoTokens
 
@@ -65,24 +64,5 @@ def _checked(video: VideoTokens) -> VideoTokens:
     sizes: Any = video.grid.tolist() if isinstance(video.grid, Tensor) else video.grid
     if sizes is None:
         return video
-    grid, (start, length) = read_grid(sizes), map(_plain, (video.start, video.length))
-    if not is_int(start) or start < 0:
-        allowed = "an integer >= 0: the number of tokens in front of the video"
-        raise OptionError(bad_value("start of VideoTokens", start, allowed))
-    if length is None and start != 0:
-        raise OptionError(bad_value("start of VideoTokens", start, "0 without a length", _WITH_LENGTH))
-    if length is not None and not is_int(length):
-        allowed = "an integer, or None if the video is the whole sequence"
-        raise OptionError(bad_value("length of VideoTokens", length, allowed))
-    if length is not None and start + grid.tokens > length:
-        allowed = "such that start + frames * rows * cols <= length"
-        raise OptionError(bad_value("VideoTokens", (tuple(grid), start, length), allowed, _IN_TOKENS))
-    return replace(video, grid=tuple(grid), start=start, length=length)
-
-
-_IN_TOKENS = "Count tokens of the sequence that blocks get: latent frames, rows and cols after patchify."
-_WITH_LENGTH = "Say how long the sequence is: VideoTokens(grid, start, length)."
-
-
-def _plain(value: object) -> object:
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+    grid, start, length = read_hint(sizes, video.start, video.length, "VideoTokens")
+    return replace(video, grid=grid, start=start, length=length)

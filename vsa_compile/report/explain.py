@@ -20,7 +20,7 @@ from ..convert.judge import judge
 from ..convert.refusals import not_captured
 from ..convert.rewrite import plan
 from ..errors import ArgumentError, bad_value
-from ..grid import GridSizes
+from ..grid import Hint
 from ..options import Options
 from ..runtime import state
 from ..torch_compat import compiled_by, compiled_with, depends_on_data, explaining_compile
@@ -42,14 +42,14 @@ class _Run:
 
     modules: those whose methods were on the call stack, innermost first. parameters: the ids of parameters
     among the inputs. broken: whether Dynamo broke the graph before the end of its function. hint, why: the
-    process's grid at the time, or the reason why it is unknown.
+    process's at the time, or the reason why there is none.
     """
 
     analysis: Analysis
     modules: list[torch.nn.Module]
     parameters: set[int]
     broken: bool
-    hint: GridSizes | None
+    hint: Hint | None
     why: str
 
     @property
@@ -75,7 +75,7 @@ def _collect(module: GraphModule, example_inputs: list[object]) -> Callable:
     def run(*args: Any) -> Any:
         parameters = {id(x) for x in args if isinstance(x, torch.nn.Parameter)}
         now = state.now
-        _found.append(_Run(analysis, _modules_on_stack(), parameters, broken, now.grid, now.why))
+        _found.append(_Run(analysis, _modules_on_stack(), parameters, broken, now.hint, now.why))
         return module.forward(*args)
 
     return run
@@ -138,8 +138,7 @@ def _is_whole(run: _Run, model: object) -> bool:
 def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteReport]:
     """The rows of one graph with full module paths. `names`: module id -> path."""
     owner = next((names[id(m)] for m in run.modules if id(m) in names), "")
-    settings = state.with_grid(settings, run.hint)
-    decisions = judge(run.analysis, settings, guard=False, why=run.why)
+    decisions = judge(run.analysis, settings, hint=run.hint, guard=False, why=run.why)
     decisions, _ = plan(run.analysis.module, decisions, state.wanted(settings))
     rows = [site_report(decision, settings) for decision in decisions]
     return [replace(row, name=".".join(filter(None, (owner, row.name)))) for row in rows]

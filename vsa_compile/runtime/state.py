@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from ..grid import Grid, GridSizes
-from ..options import Options, read_grid
+from ..grid import Hint
+from ..options import Options, read_hint
 from ..plan.schedule import SparsitySchedule, bucket_name
 from ..torch_compat import guard_on_attribute
 from .calls import running
@@ -27,9 +27,7 @@ class State:
 
     def __init__(self) -> None:
         self.dense_requests: Requests[bool] = Requests("dense", any)
-        self.grid_requests: Requests[GridSizes | None] = Requests(
-            "video_grid", lambda grids: [None, *grids][-1]
-        )
+        self.hints: Requests[Hint | None] = Requests("video_grid", lambda hints: [None, *hints][-1])
         self.gates = 0  # how often gates were added or removed: Dynamo guards no hooks
 
     @property
@@ -38,11 +36,16 @@ class State:
         return self.dense_requests.in_force()
 
     @property
-    def grid(self) -> GridSizes | None:
-        """The grid that a prepared model learned for its call, or video_grid's, as a comparable tuple."""
+    def hint(self) -> Hint | None:
+        """Where the video is: what a prepared model learned for its call, or what video_grid says."""
         call = running.in_force()
-        learned = None if call is None else call.grid
-        return learned or self.grid_requests.in_force()
+        if call is None or call.grid is None:
+            return self.hints.in_force()
+        return Hint(call.grid, call.start, call.length)
+
+    @property
+    def hinted(self) -> bool:
+        return self.hint is not None
 
     @property
     def why(self) -> str:
@@ -57,13 +60,13 @@ now = State()
 class Wanted:
     """What a graph is compiled for: the options and the state of the process, read once.
 
-    options: with the grid that holds at present; hinted: whether it comes from the state, not the options.
+    hint: the process's, None if there is none.
     sparsity: the literal of the graph. schedule: the number of the SparsitySchedule that lowers it, or -1.
     why: why there is no grid.
     """
 
     options: Options
-    hinted: bool
+    hint: Hint | None
     sparsity: float
     schedule: int
     why: str
@@ -71,16 +74,11 @@ class Wanted:
 
 def wanted(options: Options) -> Wanted:
     """Read the state. Raises StateError if a forward that is recomputed saw unknown state."""
-    grid, asked = now.grid, options.sparsity
+    asked = options.sparsity
     literal = asked.literal if isinstance(asked, SparsitySchedule) else asked
     literal = 0.0 if now.dense else literal
     schedule = asked.number if literal and isinstance(asked, SparsitySchedule) else -1
-    return Wanted(with_grid(options, grid), grid is not None, literal, schedule, now.why)
-
-
-def with_grid(options: Options, grid: GridSizes | None) -> Options:
-    """The options with `grid` in the place of their own, if there is one."""
-    return options if grid is None else replace(options, grid=Grid(*grid))
+    return Wanted(options, now.hint, literal, schedule, now.why)
 
 
 def place_share(options: Options, device: torch.device) -> None:
@@ -98,9 +96,9 @@ def sparsity_now(options: Options) -> float:
     return asked.sparsity if isinstance(asked, SparsitySchedule) else asked
 
 
-def guard_grid() -> None:
-    """Guard the running compilation on the hinted grid."""
-    guard_on_attribute("vsa_compile", "runtime", "state", "now", "grid")
+def guard_hint(*, which: bool) -> None:
+    """Guard the running compilation on the hint, or only on whether there is one."""
+    guard_on_attribute("vsa_compile", "runtime", "state", "now", "hint" if which else "hinted")
 
 
 def guard_sparsity(options: Options) -> None:
@@ -127,19 +125,26 @@ def dense() -> Iterator[None]:
 
 
 @contextmanager
-def video_grid(frames: int, rows: int, cols: int) -> Iterator[None]:
+def video_grid(
+    frames: int, rows: int, cols: int, *, start: int = 0, tokens: int | None = None
+) -> Iterator[None]:
     """Give a grid to attention calls whose graph does not show the grid of their tokens.
 
         with vsa_compile.video_grid(21, 30, 52):  # 81 frames of 480x832 in Wan
             out = compiled(x)
+        with vsa_compile.video_grid(21, 30, 52, start=512, tokens=33272):  # 512 text tokens come first
+            out = compiled(x)
 
     frames, rows, cols: in tokens (after patchify), raster order. For all threads of the process. A call is
-    converted if exactly one run of its sequence, in queries and keys alike, has frames * rows * cols tokens.
+    converted if exactly one run of its sequence, in queries and keys alike, has frames * rows * cols tokens;
+    or, with `tokens`, if its queries are a sequence of that many, of which tokens start.. are the video. All
+    others of this sequence stay dense.
     Each grid is compiled for itself, also grids of equal numbers of tokens (landscape, portrait). A backward
     that recomputes activations (checkpointing) sees the grid of its forward.
-    Raises OptionError unless all three are positive integers, StateError if another thread has another grid.
+    Raises OptionError unless frames, rows and cols are positive integers, start is 0 or more, and start +
+    frames * rows * cols <= tokens; StateError if another thread has another grid.
     """
-    with _within(now.grid_requests, tuple(read_grid((frames, rows, cols)))):  # pyright: ignore[reportArgumentType]
+    with _within(now.hints, read_hint((frames, rows, cols), start, tokens, "video_grid", "tokens")):
         yield
 
 

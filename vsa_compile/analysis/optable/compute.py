@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..algebra import REORDERED, UNKNOWN, Axis, derived, mark_origins, rigid, unit
+from ..algebra import REORDERED, UNKNOWN, Axis, mark_origins, rigid, unit
 from ..graph_facts import example_of
+from ..pieces import derived
 from ..sizes import equal
 from ..unify import unify
 from ..values import Known, Layout, OpCall, Result, align, broadcast
@@ -192,8 +193,9 @@ def _spatial(call: OpCall) -> Result:
         return None
     first = 1 if call.name.endswith(f"{len(layout) - 1}d") else 2  # without a batch, or with one
     *front, channels = layout[:first]
-    spatial = [derived(axis, size) for axis, size in zip(layout[first:], call.sizes[first:], strict=True)]
-    if len(spatial) == 3 and not equal(channels.size, 1):
+    volume, sizes = len(layout) - first == 3, zip(layout[first:], call.sizes[first:], strict=True)
+    spatial = [derived(axis, size, frames=volume and at == 0) for at, (axis, size) in enumerate(sizes)]
+    if volume and not equal(channels.size, 1):
         mark_origins(layout[first:], (call.node, "before"))
         mark_origins(spatial, call.node)
     kept = equal(channels.size, call.sizes[first - 1]) and "conv" not in call.name

@@ -144,11 +144,16 @@ def _place(items: Sequence[object], dim: int) -> tuple[object, int]:
     return None, 0
 
 
-def run_of(call: OpCall, size: Size, item: slice) -> tuple[Size, Size] | None:
-    """(start, stop) of a slice with step 1; None if they are not known."""
+def run_of(call: OpCall, size: Size, item: slice, least: int = 1) -> tuple[Size, Size] | None:
+    """(start, stop) of a slice with step 1; None if they are not known.
+
+    `least`: how far below 0 a symbol must be to count from the end. x[-n:] is all of x if n is 0.
+    """
     if call.literal(item.step) not in (None, 1):
         return None
-    start, stop = _position(call, item.start, 0, size), _position(call, item.stop, size, size)
+    start, stop = (
+        _position(call, end, default, size, least) for end, default in ((item.start, 0), (item.stop, size))
+    )
     if start is None or stop is None:
         return None
     if isinstance(size, int):
@@ -162,7 +167,7 @@ def sliced(call: OpCall, axis: Axis, item: slice, real: Size | None = None) -> A
     x[:-n] with a data-dependent n is empty at n = 0, and so its size is a symbol of its own. If the graph
     proves that size to be a positive number, n is not 0, and the slice is all but the last n entries.
     """
-    run = run_of(call, axis.size, item)
+    run = run_of(call, axis.size, item, least=0)  # the walk compares the sizes
     if run is None:
         return strided(axis, item)
     start, stop = run
@@ -182,15 +187,16 @@ def strided(axis: Axis, item: slice) -> Axis:
     return axis.joins[key]
 
 
-def _position(call: OpCall, item: object, default: Size, size: Size) -> Size | None:
+def _position(call: OpCall, item: object, default: Size, size: Size, least: int) -> Size | None:
+    """Where an end of a slice is; None if it may be below 0 or not."""
     if item is None:
         return default
     value = call.literal(item)
-    if isinstance(value, int) and value < 0:
-        return size + value
-    if getattr(value, "could_extract_minus_sign", bool)():
-        return size + value
-    return value if isinstance(value, (int, sympy.Basic)) else None
+    if not isinstance(value, (int, sympy.Basic)):
+        return None
+    if call.proofs.at_least(value, 0):
+        return value
+    return size + value if call.proofs.at_least(-least, value) else None
 
 
 @op("slice", fact=lambda call, layout: _slice_fact(call, layout))

@@ -30,19 +30,31 @@ def _operands(call: OpCall, *arguments: object) -> list[Fact] | None:
 
 
 def _computed(call: OpCall, fact: Fact) -> Fact:
-    """The claims of an operand that hold in the type in which torch computes: fractions may be rounded."""
-    if not any(isinstance(claim.value, float) for claim in fact.claims):
+    """The claims of an operand that hold in the type in which torch computes: fractions may be rounded there,
+    large numbers wrap, and a number takes the type of the tensor beside it."""
+    if not fact.claims:
         return fact
-    types = [x.dtype for x in map(example_of, (call.self_, call.other)) if isinstance(x, torch.Tensor)]
-    kinds = [dtype for dtype in types if dtype.is_floating_point] or [torch.get_default_dtype()]
+    kinds = [torch.result_type(*map(_typed, (call.self_, call.other)))]
+    kinds += [x.dtype for x in map(example_of, (call.self_, call.other))
+              if isinstance(x, torch.Tensor) and x.dtype.is_floating_point]  # fmt: skip
     claims = set.intersection(*({*(fitting(fact, dtype) or Fact()).claims} for dtype in kinds))
     return replace(fact, claims=tuple(claim for claim in fact.claims if claim in claims))
+
+
+def _typed(argument: object) -> Any:
+    """A tensor or number of the type of an argument."""
+    value = example_of(argument)
+    if isinstance(value, torch.Tensor):
+        return value
+    return 1.0 if isinstance(value, (float, torch.SymFloat)) else 1 if not isinstance(value, bool) else value
 
 
 def _entrywise(made: Callable[[Claim, Claim], Pair]) -> FactRule:
     def rule(call: OpCall, _: Layout) -> Fact | None:
         if call.fact(call.self_) is None or call.fact(call.other) is None:
             return None  # most additions: of tokens nothing is known
+        if len(call.node.args) > 2:
+            return None  # torch.add(x, alpha, y), an older spelling
         facts = _operands(call, call.self_, call.other)
         if facts is None or call.node.kwargs.get("alpha", 1) != 1:
             return None
@@ -78,6 +90,8 @@ def _product(a: Claim, b: Claim) -> Pair:
 
 def _added(call: OpCall) -> Result:
     """An operand with alpha=0 leaves nothing in the sum, and x - x is 0. Of sizes nothing is claimed here."""
+    if len(call.node.args) > 2:  # torch.add(x, alpha, y), an older spelling
+        return pointwise(call)
     if call.literal(call.node.kwargs.get("alpha", 1)) == 0:
         return broadcast([known for known in [call.known(call.self_)] if known], call.sizes)
     itself = (
@@ -268,14 +282,28 @@ op("masked_fill", fact=lambda call, _: _chosen(
 def _either(call: OpCall) -> Result:
     """Each entry comes from one of two operands; if one of them is reordered, so is the result."""
     layout = pointwise(call)
-    operands = [call.known(call.arg(i, name)) for i, name in ((1, "input"), (2, "other"))]
+    operands = [call.known(argument) for argument in _choices(call)[1:]]
     return layout and in_order_of_all(layout, [one for one in operands if one is not None])
 
 
-op("where", fact=lambda call, _: _chosen(
-    call, call.arg(0, "condition"), call.fact(call.arg(1, "input", call.arg(1, "self"))),
-    call.fact(call.arg(2, "other")),
-))(_either)  # fmt: skip
+def _choices(call: OpCall) -> tuple[object, object, object]:
+    """The condition, and what is taken where it is True and False: torch.where(condition, x, y) or
+    x.where(condition, y)."""
+    method = call.node.op == "call_method" or call.node.target is torch.Tensor.where
+    condition, yes = (1, 0) if method else (0, 1)
+    return (
+        call.arg(condition, "condition"),
+        call.arg(yes, "input", call.arg(yes, "self")),
+        call.arg(2, "other"),
+    )
+
+
+def _where_fact(call: OpCall, _: Layout) -> Fact | None:
+    condition, yes, no = _choices(call)
+    return _chosen(call, condition, call.fact(yes), call.fact(no))
+
+
+op("where", fact=_where_fact)(_either)
 
 
 # --- Bounds ---------------------------------------------------------------------------------------

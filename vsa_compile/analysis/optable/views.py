@@ -39,12 +39,15 @@ def _show_video(layout: Layout) -> None:
 
     (B, N, c p q) -> (B, T, H, W, c, p, q) -> (B, c, T, H, p, W, q) is an unpatchify: it makes a picture of
     channels over three axes. Splitting a dimension into three alone proves nothing: audio is pooled that way.
+    Patches have rows and cols or neither: (B, heads, T, H, W, width) is no picture.
     """
     pieces = [(position, axis) for position, axis in enumerate(layout) if axis.whole and not origins(axis)]
     for three in combinations(pieces, 3):
-        first = three[0][0]
+        first, second, third = (position for position, _ in three)
         if (
             first < 2
+            or third - second != len(layout) - third
+            or max(second - first, third - second) > 2
             or equal(layout[first - 1].size, 1)
             or any(axis is layout[first - 1] for _, axis in three)
         ):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..algebra import REORDERED, UNKNOWN, Axis, unit
+from ..algebra import REORDERED, UNKNOWN, Axis, same, unit
 from ..facts import Fact, both, constant, fitting, patched
 from ..graph_facts import example_of
 from ..overwriting import Write
@@ -90,6 +90,7 @@ def _scattered(
     if written is None or written.table:
         return replace(known, fact=fact, given=False)
     axes, position = list(known.axes), 0
+    places: list[int] = []  # dimensions whose positions an index names
     for item in items:
         consumed = 1
         if item is None:
@@ -98,10 +99,21 @@ def _scattered(
             mask = example_of(item)
             is_mask = isinstance(mask, torch.Tensor) and mask.dtype in (torch.bool, torch.uint8)
             consumed = mask.dim() if is_mask else 1
-            for at in range(position, position + consumed):
-                axes[at] = _placed(axes[at], written)
+            places += range(position, position + consumed)
         position += consumed
+    for at, axis in enumerate(axes):
+        axes[at] = _placed(axis, written) if at in places else _beside(axis, written, known.table)
     return Known(axes, fact, table=False)
+
+
+def _beside(axis: Axis, written: Known, blank: bool) -> Axis:
+    """The axis of a dimension in which tokens of `written` lie beside those of `axis`, or in blank memory."""
+    if equal(axis.size, 1) or any(same(axis, other) for other in written.axes):
+        return axis
+    alike = [other for other in written.axes if equal(other.size, axis.size)]
+    if len(alike) != 1:
+        return Axis(axis.size, rigid=UNKNOWN)
+    return Write(blank, tokens=True).held(axis, alike[0], everywhere=False, all_of_it=False)
 
 
 def _placed(axis: Axis, written: Known) -> Axis:
@@ -213,7 +225,9 @@ def _by_index(call: OpCall) -> Known | None:
     axes = list(known.axes)
     number = None if source else call.fact(call.arg(3, "value", call.arg(3, "src")))
     if source is not None and not source.table:
-        axes[dim] = _placed(axes[dim], source)
+        places = dim % len(axes)
+        axes = [_placed(axis, source) if at == places else _beside(axis, source, known.table)
+                for at, axis in enumerate(axes)]  # fmt: skip
     fact = both(known.fact, number or (source.fact if source else None), call.proofs)
     fact = None if _accumulates(call) else fact
     return Known(axes, fact and Fact(fact.everywhere), known.table and (source is None or source.table))
