@@ -441,6 +441,38 @@ def test_a_rule_of_a_user_is_asked_for_its_class_and_those_below(rule) -> None:
     assert spy.fates[-1] == ["unknown-grid"]
 
 
+class Broken(nn.Module):
+    """A block in which Dynamo breaks between the marked tokens and the attention call."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, mask: None) -> Tensor:
+        x = 2 * x
+        torch._dynamo.graph_break()
+        return self.block(x, mask)
+
+
+def test_a_place_that_a_rule_names_reaches_calls_behind_a_break() -> None:
+    vsa_compile.register_grid_rule(
+        Packed, lambda _, given: vsa_compile.VideoTokens(tuple(given["shape"].tolist()), 7, 187)
+    )
+    try:
+        spy, model = Spy(sparsity=1e-6), Packed()
+        model.blocks = nn.ModuleList(Broken(block) for block in model.blocks)
+        plain = copy.deepcopy(model)
+        by_blocks(vsa_compile.prepare(model), spy)
+        x = torch.randn(1, 187, 64, generator=torch.Generator().manual_seed(0))
+        for grid in (LANDSCAPE, PORTRAIT):
+            with torch.no_grad():
+                assert_same_output(model(x, torch.tensor(grid)), plain(x, None))
+    finally:
+        vsa_compile.register_grid_rule(Packed, None)
+    assert spy.fates == [["sparse"]] * len(spy.fates)
+    assert set(spy.places) == {(7, 7)}
+
+
 def test_rules_that_are_none_are_errors() -> None:
     with pytest.raises(vsa_compile.ArgumentError, match=r"must be a class of torch\.nn\.Module"):
         vsa_compile.register_grid_rule(Packed(), lambda *_: None)  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from types import SimpleNamespace
 from unittest import mock
 
@@ -36,11 +37,13 @@ class Spy:
     def __init__(self, **options) -> None:
         self.settings = vsa_compile.Options.read(EXACT | options)
         self.fates: list[list[str]] = []
+        self.places: list[tuple[int, int]] = []  # where the videos start in queries and keys
 
     def __call__(self, module, example_inputs):
         found = vsa_compile.backend.convert(module, self.settings)
         if found:
             self.fates.append(["sparse" if isinstance(one, Conversion) else one.reason.slug for one in found])
+        self.places += [(one.q_start, one.kv_start) for one in found if isinstance(one, Conversion)]
         return module.forward
 
 
@@ -435,6 +438,156 @@ def test_leaving_video_grid_leaves_calls_dense_again():
     assert_same_output(again, dense)
     assert (sparse - dense).norm() > 0.01 * dense.norm()
     del spy
+
+
+def joint(video: Tensor, others: Tensor) -> Tensor:
+    """Eight other tokens in front, in one piece with a video, as behind a break: (B, 8 + N, 32)."""
+    return torch.cat([others, video.flatten(2).transpose(1, 2)], 1)
+
+
+def attend_jointly(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    q = x.unflatten(-1, (2, 16)).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, q * 0.5, q, attn_mask=mask)
+
+
+def sparse(tokens: Tensor, grid: tuple[int, int, int], start: int) -> Tensor:
+    """What `attend_jointly` has to give when it is sparse."""
+    return vsa_compile.attention(
+        tokens,
+        tokens * 0.5,
+        tokens,
+        grid=grid,
+        tile=(2, 2, 2),
+        sparsity=0.5,
+        video_start=start,
+        key_padding_mask=torch.ones(1, tokens.shape[2], dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("start", [0, 8])
+def test_video_grid_says_where_in_a_sequence_the_video_is(start: int, dynamic: bool):
+    spy, grid = Spy(**OPTIONS), (3, 4, 5)
+    others = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(7))
+    x = joint(latents(grid), others)
+    x = x if start else x.roll(-8, 1)
+    tokens = x.unflatten(-1, (2, 16)).transpose(1, 2)
+    compiled = torch.compile(attend_jointly, backend=spy, dynamic=dynamic)
+    with vsa_compile.video_grid(*grid, start=start, tokens=68):
+        got = compiled(x)
+    wanted = sparse(tokens, grid, start)
+    assert_same_output(got, wanted)
+    with vsa_compile.video_grid(3, 5, 4, start=start, tokens=68):
+        assert not torch.allclose(compiled(x), wanted)
+    assert_same_output(compiled(x), attend_jointly(x))  # outside, dense again
+    assert spy.fates == [["sparse"], ["sparse"], ["unknown-grid"]]
+
+
+def test_a_graph_with_a_named_place_does_not_serve_later_lengths():
+    spy, grid = Spy(**OPTIONS), (3, 4, 5)
+    compiled = torch.compile(attend_jointly, backend=spy, dynamic=True)
+    with vsa_compile.video_grid(*grid, start=8, tokens=68):
+        compiled(joint(latents(grid), torch.randn(1, 8, 32)))
+        longer = joint(latents(grid), torch.randn(1, 9, 32))
+        assert_same_output(compiled(longer), attend_jointly(longer))
+    assert spy.fates == [["sparse"], ["unknown-grid"]]
+
+
+@pytest.mark.parametrize("tokens", [60, 67, 69])
+def test_a_sequence_of_another_length_is_not_the_named_one(tokens: int):
+    spy = Spy(**OPTIONS)
+    x = joint(latents((3, 4, 5)), torch.randn(1, 8, 32))
+    with vsa_compile.video_grid(3, 4, 5, tokens=tokens):
+        assert_same_output(torch.compile(attend_jointly, backend=spy)(x), attend_jointly(x))
+    assert spy.fates == [["unknown-grid"]]
+
+
+def test_of_two_runs_of_equal_length_the_named_one_is_the_video():
+    def attend_both(video: Tensor, others: Tensor) -> Tensor:
+        return attend_jointly(torch.cat([others.relu(), video.relu()], 1))
+
+    spy, grid = Spy(**OPTIONS), (3, 4, 5)
+    video, others = torch.randn(1, 60, 32), torch.randn(1, 60, 32)
+    tokens = torch.cat([others, video], 1).relu().unflatten(-1, (2, 16)).transpose(1, 2)
+    compiled = torch.compile(attend_both, backend=spy)
+    with vsa_compile.video_grid(*grid, start=60, tokens=120):
+        got = compiled(video, others)
+    wanted = sparse(tokens, grid, 60)
+    assert_same_output(got, wanted)
+    with vsa_compile.video_grid(*grid):
+        compiled(video, others)
+    assert spy.fates == [["sparse"], ["unknown-grid"]]
+
+
+def test_keys_that_hold_more_than_the_queries_begin_where_the_hint_says():
+    def attend_to_more(x: Tensor, text: Tensor) -> Tensor:
+        q = x.unflatten(-1, (2, 16)).transpose(1, 2)
+        k = torch.cat([text, x], 1).unflatten(-1, (2, 16)).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, k)
+
+    spy = Spy(**OPTIONS | {"sparsity": 1e-6})
+    x, text = joint(latents((3, 4, 5)), torch.randn(1, 8, 32)), torch.randn(1, 5, 32)
+    with vsa_compile.video_grid(3, 4, 5, start=8, tokens=68):
+        got = torch.compile(attend_to_more, backend=spy)(x, text)
+    assert_same_output(got, attend_to_more(x, text))
+    assert spy.places == [(8, 13)]
+
+
+def test_reordered_sequences_are_not_the_named_one():
+    spy, order = Spy(**OPTIONS), torch.randperm(68)
+    x = joint(latents((3, 4, 5)), torch.randn(1, 8, 32))
+    with vsa_compile.video_grid(3, 4, 5, start=8, tokens=68):
+        torch.compile(lambda x: attend_jointly(x[:, order]), backend=spy)(x)
+    assert spy.fates == [["reordered"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"start": -1, "tokens": 68}, "start of video_grid is -1"),
+        ({"start": True, "tokens": 68}, "start of video_grid is True"),
+        ({"start": 8}, r"start of video_grid is 8, but it must be 0 if tokens is None. .* tokens=..."),
+        (
+            {"tokens": 59},
+            r"video_grid is \(\(3, 4, 5\), 0, 59\), .* start \+ frames \* rows \* cols <= tokens",
+        ),
+        ({"start": 9, "tokens": 68}, r"video_grid is \(\(3, 4, 5\), 9, 68\)"),
+        ({"tokens": "68"}, "tokens of video_grid is '68'"),
+    ],
+)
+def test_a_place_that_cannot_be_is_an_error(arguments: dict, text: str):
+    with pytest.raises(vsa_compile.OptionError, match=text), vsa_compile.video_grid(3, 4, 5, **arguments):
+        pass
+    assert now.hint is None
+
+
+def two_axes(x: Tensor) -> Tensor:
+    return attend_jointly(x.flatten(1, 2))
+
+
+def across_two_inputs(x: Tensor, y: Tensor) -> Tensor:
+    q, k = (one.unflatten(-1, (2, 16)).transpose(1, 2) for one in (x, y))
+    return F.scaled_dot_product_attention(q, k, k)
+
+
+@pytest.mark.parametrize(
+    ("run", "args"),
+    [
+        (two_axes, (torch.randn(1, 3, 20, 32),)),
+        (across_two_inputs, (torch.randn(1, 60, 32), torch.randn(1, 60, 32))),
+    ],
+    ids=["two axes", "two inputs"],
+)
+def test_a_graph_that_was_compiled_without_a_hint_hears_of_it_later(run: Callable, args: tuple):
+    spy = Spy(**OPTIONS)
+    compiled = torch.compile(run, backend=spy)
+    compiled(*args)
+    with vsa_compile.video_grid(3, 4, 5):
+        compiled(*args)
+    compiled(*args)
+    (first,), (second,) = spy.fates
+    assert (first, second) == (first, "sparse")
+    assert first != "sparse"
 
 
 def test_a_hint_that_does_not_fit_is_refused():

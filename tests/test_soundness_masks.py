@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from compare import assert_same_output
 from soundness import GRID, TEXT, VIDEO, WIDTH, Model, attention, fates, latents
 from torch import Tensor
+
+import vsa_compile
 
 pytestmark = pytest.mark.quick
 
@@ -208,7 +211,54 @@ def less_twice_itself(x: Tensor, pad: Tensor) -> Tensor:
     return (torch.sub(z, z, alpha=2) == 0)[:, None, None]
 
 
+def chosen_by_its_method(x: Tensor, pad: Tensor) -> Tensor:
+    """seen.where(condition, y) is torch.where(condition, seen, y)."""
+    return (~pad[:, 0, 0]).where(positions()[None] < VIDEO, True)[:, None, None]
+
+
+def weighed_in_the_old_spelling(x: Tensor, pad: Tensor) -> Tensor:
+    seen = (~pad[:, 0, 0]).long()
+    return (torch.zeros(2, VIDEO + TEXT, dtype=torch.int64).add(1, seen) > 0)[:, None, None]
+
+
+def beyond_a_byte(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.ones(1, VIDEO + TEXT, dtype=torch.int8).ne(257))
+
+
+def above_what_no_byte_is_below(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.zeros(1, VIDEO + TEXT, dtype=torch.uint8) > -1)
+
+
+def a_whole_number_that_is_rounded(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.full((1, VIDEO + TEXT), 2**24 + 1) > float(2**24))
+
+
+def half_a_number_that_is_rounded(x: Tensor, pad: Tensor) -> Tensor:
+    return key(torch.full((1, VIDEO + TEXT), 2048.0, dtype=torch.half) < 2049)
+
+
+def filled_through_windows_that_overlap(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.zeros(2, VIDEO + TEXT, dtype=torch.bool)
+    m.view(-1).as_strided((VIDEO + TEXT, 2), (1, 1)).fill_(True)
+    return m[:, None, None]
+
+
+def beside_itself_in_an_expanded_dimension(x: Tensor, pad: Tensor) -> Tensor:
+    cleared, same = torch.ones(2, VIDEO + TEXT, dtype=torch.bool)[:, None].expand(-1, 2, -1).unbind(1)
+    cleared[:, 3:40] = False
+    return same[:, None, None]
+
+
+def in_a_window_that_overlaps(x: Tensor, pad: Tensor) -> Tensor:
+    windows = torch.ones(2, VIDEO + TEXT + 8, dtype=torch.bool).unfold(1, VIDEO + TEXT, 8)
+    windows[:, 1].fill_(False)
+    return windows[:, 0][:, None, None]
+
+
 MASKS_THAT_HIDE_VIDEO = (
+    chosen_by_its_method, weighed_in_the_old_spelling, beyond_a_byte, above_what_no_byte_is_below,
+    a_whole_number_that_is_rounded, half_a_number_that_is_rounded, filled_through_windows_that_overlap,
+    beside_itself_in_an_expanded_dimension, in_a_window_that_overlaps,
     counted_down_by_index, counted_up_by_scatter, counted_up_where_indices_say, positions_from_eight_on,
     less_twice_itself,
     positions_by_index, positions_flipped, positions_rolled, positions_turned, positions_across,
@@ -273,9 +323,14 @@ def repeated_for_heads(x: Tensor, pad: Tensor) -> Tensor:
     return joined_with_ones(x, pad).repeat(1, 2, 1, 1)
 
 
+def chosen_by_its_method_for_the_text(x: Tensor, pad: Tensor) -> Tensor:
+    return (~pad[:, 0, 0]).where(positions()[None] >= VIDEO, True)[:, None, None]
+
+
 @pytest.mark.parametrize(
     "mask",
     [
+        chosen_by_its_method_for_the_text,
         cast_in_four_dimensions,
         repeated_for_queries,
         repeated_for_heads,
@@ -288,6 +343,40 @@ def repeated_for_heads(x: Tensor, pad: Tensor) -> Tensor:
 )
 def test_a_mask_of_the_text_alone_converts_however_it_is_spelled(mask: Callable[[Tensor, Tensor], Tensor]):
     assert fates(joint(mask), latents(), *text_and_padding()) == [GRID]
+
+
+@pytest.mark.parametrize("end", [-TEXT, 3])
+def test_where_a_slice_ends_that_may_count_from_the_end_is_unknown(end: int):
+    """A number that is an argument is a symbol of the graph, negative or not."""
+
+    def attend(x: Tensor, text: Tensor, end: int) -> Tensor:
+        mask = torch.ones(2, 1, 1, VIDEO + TEXT, dtype=torch.bool)
+        mask[..., :end] = False
+        return attention(torch.cat([x, text], 1), mask)[:, :VIDEO]
+
+    found: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, _: list) -> Callable:
+        settings = vsa_compile.Options.read({"min_tokens": 0, "sparsity": 1e-6})
+        found.extend(one.reason.slug for one in vsa_compile.backend.convert(module, settings))
+        return module.forward
+
+    torch._dynamo.reset()
+    model, text = Model(attend), text_and_padding()[0]
+    with torch.no_grad():
+        got = torch.compile(model, backend=backend, dynamic=True)(latents(), text, end)
+        assert_same_output(got, model(latents(), text, end))
+    assert found == ["mask"]
+
+
+def test_one_place_of_a_mask_may_be_written_through_a_view_without_dimensions():
+    def attend(x: Tensor, text: Tensor, pad: Tensor) -> Tensor:
+        mask = joined_with_ones(x, pad).clone()
+        rows = mask.unbind(0)
+        rows[0].view(-1)[VIDEO - 1].fill_(False)
+        return attention(torch.cat([x, text], 1), mask)[:, :VIDEO]
+
+    assert fates(Model(attend), latents(), *text_and_padding()) == ["mask"]
 
 
 def test_a_mask_that_is_repeated_for_more_samples_is_another():

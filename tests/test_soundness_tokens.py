@@ -20,7 +20,7 @@ from soundness import (
     sdpa,
     tiled,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 import vsa_compile
 
@@ -281,15 +281,102 @@ def test_single_samples_are_told_apart():
         (lambda x: x.unbind(0)[0][None], lambda x: x.unbind(0)[1][None]),
         (lambda x: x, lambda x: torch.cat([x[1:], x[:1]])),
         (lambda x: x, assigned),
+        (lambda x: x[0][None], lambda x: x[1:]),
+        (lambda x: x[::2], lambda x: x[1::2]),
+        (lambda x: x[:1], lambda x: x[torch.tensor([1])]),
     ):
         found = fates(
             Model(lambda x, q=queries, k=keys: sdpa(heads(q(x)), heads(k(x)), heads(k(x)))), latents()
         )
         assert found == ["cross"]
     assert fates(Model(lambda x: attention(x[1][None])), latents()) == [GRID]
+    assert fates(Model(lambda x: attention(x[1::2])), latents()) == [GRID]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda q: (q[:2], q[2:]),
+        lambda q: (q[::2], q[1::2]),
+        lambda q: (q[:2], q[torch.tensor([2, 3])]),
+        lambda q: q.flatten(0, 1).view(2, 2, 2, VIDEO, 8).unbind(1),
+        lambda q: (q[:, :, : VIDEO // 2], q[:, :, VIDEO // 2 :]),
+        lambda q: (q[:, :, ::2], q[:, :, 1::2]),
+        lambda q: (q, q[:, :, :1].expand(-1, -1, VIDEO, -1)),
+    ],
+    ids=["halves", "every second", "by index", "split", "tokens", "every second token", "one token"],
+)
+def test_parts_of_one_input_are_not_each_others_tokens_whatever_a_hint_says(cut: Callable):
+    def attend(x: Tensor, given: Tensor) -> Tensor:
+        q, k = cut(given)
+        return sdpa(q, k, k).mean() + x
+
     given = torch.randn(4, 2, VIDEO, 8)
-    halves = Model(lambda x, q: sdpa(q[:2], q[2:], q[2:]) + x.mean())
-    assert fates(halves, latents(), given, grid=GRID) == ["cross"]
+    for grid in (GRID, (2, 4, 4)):
+        assert dense(fates(Model(attend), latents(), given, grid=grid))
+
+
+def test_two_inputs_may_be_one_video_if_a_hint_says_so():
+    model = Model(lambda x, q, k: sdpa(q, k, k).mean() + x)
+    q, k = torch.randn(2, 2, 48, 8), torch.randn(2, 2, 48, 8)
+    assert fates(model, latents(), q, k, grid=(3, 4, 4)) == [(3, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.flip(1),
+        lambda x: x.roll(1, 1),
+        lambda x: torch.cat([x[:, 1:], x[:, :1]], 1),
+        lambda x: x[:, :1].expand_as(x),
+        lambda x: x.transpose(0, 1),
+    ],
+    ids=["flip", "roll", "cat", "expand", "transpose"],
+)
+def test_views_where_heads_are_do_not_see_each_others_tokens_unasked(other: Callable[[Tensor], Tensor]):
+    """(batch, views, frames, rows, cols, channels): attention from each view to another one."""
+
+    class Views(nn.Module):
+        def forward(self, volume: Tensor) -> Tensor:
+            q = volume.flatten(2, 4)
+            return sdpa(q, other(q), other(q))
+
+    class OneView(nn.Module):
+        def forward(self, volume: Tensor) -> Tensor:
+            q = volume.flatten(2, 4)
+            return sdpa(q, 2 * q, q)
+
+    volume = torch.randn(2, 2, *GRID, 8)
+    assert fates(Views(), volume) == ["cross"]
+    assert fates(OneView(), volume) == [GRID]
+
+
+def test_even_frames_and_odd_ones_are_two_videos():
+    class Halves(Model):
+        def forward(self, latents: Tensor) -> Tensor:
+            even, odd = self.patch(latents).unflatten(2, (4, 2)).unbind(3)
+            q, k = (half.flatten(2).transpose(1, 2) for half in (even, odd))
+            return sdpa(heads(q), heads(k), heads(k))
+
+    assert fates(Halves(attention), latents(grid=(8, 4, 4))) == ["cross"]
+
+
+def rolled_by_writes(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, 1:] = x[:, :-1]
+    y[:, :1] = x[:, -1:]
+    return y
+
+
+def flipped_through_a_view(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    y.view(2, 8, 8, WIDTH).copy_(x.reshape(2, 8, 8, WIDTH).flip(1))
+    return y
+
+
+@pytest.mark.parametrize("write", [rolled_by_writes, flipped_through_a_view], ids=lambda f: f.__name__)
+def test_a_hint_does_not_say_that_tokens_that_were_written_somewhere_are_in_order(write: Callable):
+    assert fates(Model(lambda x: attention(write(x))), latents(), grid=GRID) == ["reordered"]
 
 
 def copied(x: Tensor, y: Tensor) -> Tensor:
@@ -352,7 +439,36 @@ def backwards_in_a_stack(x: Tensor) -> Tensor:
     return torch.stack([x, x.flip(1)], 2).flatten(2)[..., :WIDTH]
 
 
+def backwards_in_the_first_channels_written(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    y[..., :8] = x.flip(1)[..., :8]
+    y[..., 8:] = x[..., 8:]
+    return y
+
+
+def backwards_at_chosen_channels(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    y[..., torch.arange(WIDTH).flip(0)] = x.flip(1)
+    return y
+
+
+def backwards_at_chosen_samples(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    y[torch.tensor([1, 0])] = x.flip(1)
+    return y
+
+
+def backwards_copied_to_channels(x: Tensor) -> Tensor:
+    return torch.zeros_like(x).index_copy(2, torch.arange(WIDTH).flip(0), x.flip(1))
+
+
+def backwards_scattered_to_channels(x: Tensor) -> Tensor:
+    return torch.zeros_like(x).scatter(2, torch.arange(WIDTH).flip(0).expand(x.shape), x.flip(1))
+
+
 SIDE_BY_SIDE = (
+    backwards_in_the_first_channels_written, backwards_at_chosen_channels, backwards_at_chosen_samples,
+    backwards_copied_to_channels, backwards_scattered_to_channels,
     snake_over_frames, snake_over_rows, backwards_in_the_batch, backwards_in_half_the_channels,
     rows_swapped_in_half_the_channels, backwards_in_a_stack,
 )  # fmt: skip
@@ -361,6 +477,19 @@ SIDE_BY_SIDE = (
 @pytest.mark.parametrize("joined", SIDE_BY_SIDE, ids=lambda f: f.__name__)
 def test_tokens_beside_others_in_another_order_are_in_no_order(joined: Callable[[Tensor], Tensor]):
     assert fates(Model(lambda x: attention(joined(x))), latents()) == ["reordered"]
+
+
+def test_tokens_beside_others_in_their_order_keep_it():
+    def at_channels(x: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        y[..., torch.arange(WIDTH).flip(0)] = x
+        return y
+
+    def copied(x: Tensor) -> Tensor:
+        return x.index_copy(2, torch.arange(8), 2 * x[..., :8])
+
+    for joined in (at_channels, copied):
+        assert fates(Model(lambda x, joined=joined: attention(joined(x))), latents()) == [GRID]
 
 
 def test_what_was_filled_or_overwritten_by_a_table_is_nobodys():

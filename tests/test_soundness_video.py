@@ -27,7 +27,12 @@ def pooled_behind_one(x: Tensor) -> Tensor:
     return x.unflatten(1, (-1, 4, 4))[:, None].transpose(4, 5).mean((3, 5), keepdim=True)
 
 
-@pytest.mark.parametrize("pool", [pooled, pooled_around_the_channels, pooled_behind_one])
+def pooled_head_by_head(x: Tensor) -> Tensor:
+    """(B, heads, N/16, 4, 4, width): what looks like an unpatchify, but for patches that have cols alone."""
+    return x.unflatten(1, (-1, 4, 4)).unflatten(-1, (2, -1)).permute(0, 4, 1, 2, 3, 5).mean((3, 4))
+
+
+@pytest.mark.parametrize("pool", [pooled, pooled_around_the_channels, pooled_behind_one, pooled_head_by_head])
 def test_audio_features_that_are_pooled_are_no_video(pool: Callable[[Tensor], Tensor]):
     """Their tokens are split into three axes, but no channels stand in front of these."""
 
@@ -54,6 +59,111 @@ def test_tokens_of_channels_rows_and_cols_are_no_video():
 
     images = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     assert dense(fates(ChannelViT(), images))
+
+
+class Volume(nn.Module):
+    """Latents (B, 4, frames, rows, cols) -> `before` -> patch embedding -> attention."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], pool: bool = False) -> None:
+        super().__init__()
+        self.before = before
+        self.patch = nn.AvgPool3d(1) if pool else nn.Conv3d(4, WIDTH, 1)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        x = self.patch(self.before(volume)).flatten(2).transpose(1, 2)
+        return attention(x.repeat(1, 1, WIDTH // x.shape[-1]))
+
+
+@pytest.mark.parametrize("frames_first", [False, True])
+def test_channels_rows_and_cols_of_each_frame_are_no_video(frames_first: bool):
+    class ChannelViT(nn.Module):
+        def forward(self, volume: Tensor) -> Tensor:
+            frames = volume if frames_first else volume.transpose(1, 2)
+            x = frames.flatten(0, 1).flatten(1)[..., None] * torch.ones(WIDTH)
+            return attention(x)
+
+    assert dense(fates(ChannelViT(), torch.randn(2, 4, 3, 4, 4) if frames_first else latents()))
+
+
+def deinterleaved_cols(v: Tensor) -> Tensor:
+    return torch.cat([v[..., ::2], v[..., 1::2]], -1)
+
+
+def deinterleaved_frames(v: Tensor) -> Tensor:
+    return torch.cat([v[:, :, ::2], v[:, :, 1::2]], 2)
+
+
+def halves_of_rows_swapped(v: Tensor) -> Tensor:
+    return torch.cat([v[..., 2:, :], v[..., :2, :]], -2)
+
+
+def frames_within_pairs_first(v: Tensor) -> Tensor:
+    return v.unflatten(2, (2, 2)).transpose(2, 3).flatten(2, 3)
+
+
+def rolled(v: Tensor) -> Tensor:
+    return v.roll(1, -1)
+
+
+PIXELS_MOVED = (
+    deinterleaved_cols, deinterleaved_frames, halves_of_rows_swapped, frames_within_pairs_first, rolled,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("moved", PIXELS_MOVED, ids=lambda f: f.__name__)
+def test_what_was_reordered_before_a_convolution_stays_so(moved: Callable[[Tensor], Tensor], pool: bool):
+    assert fates(Volume(moved, pool), latents()) == ["reordered"]
+
+
+def reference_frames_first(v: Tensor) -> Tensor:
+    return torch.cat([v[:, :, 2:], v[:, :, :2]], 2)
+
+
+def first_frame_repeated(v: Tensor) -> Tensor:
+    return torch.cat([v[:, :, :1], v], 2)
+
+
+def every_second_frame(v: Tensor) -> Tensor:
+    return v[:, :, ::2]
+
+
+@pytest.mark.parametrize(
+    ("cut", "grid"),
+    [(reference_frames_first, (4, 4, 4)), (first_frame_repeated, (5, 4, 4)), (every_second_frame, (2, 4, 4))],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_clip_that_is_cut_together_before_a_convolution_is_a_video(cut: Callable, grid: tuple):
+    assert fates(Volume(cut), latents()) == [grid]
+
+
+def in_windows(volume: Tensor) -> Tensor:
+    """(B, C, T, H, W) -> (B * windows, C, T, 2, 2)"""
+    return volume.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2)
+
+
+def in_coarse_grids(volume: Tensor) -> Tensor:
+    return volume.unflatten(4, (2, -1)).unflatten(3, (2, -1)).permute(0, 4, 6, 1, 2, 3, 5).flatten(0, 2)
+
+
+@pytest.mark.parametrize("partition", [in_windows, in_coarse_grids], ids=lambda f: f.__name__)
+def test_windows_with_a_convolution_inside_are_windows(partition: Callable[[Tensor], Tensor]):
+    def and_pooled(volume: Tensor) -> Tensor:
+        windows = partition(volume)
+        return windows + nn.functional.avg_pool3d(windows, 1)
+
+    for before in (partition, and_pooled):
+        for pool in (False, True):
+            assert fates(Volume(before, pool), latents()) == ["windows"]
+
+
+def test_windows_where_heads_are_stay_windows():
+    class Grids(nn.Module):
+        def forward(self, volume: Tensor) -> Tensor:  # every second frame attends to every second frame
+            x = volume.unflatten(2, (2, 2)).permute(0, 3, 2, 4, 5, 1).flatten(2, 4)
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert fates(Grids(), latents()) == ["windows"]
 
 
 def test_a_size_divided_by_its_quotient_is_not_the_divisor():

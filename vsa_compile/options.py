@@ -144,13 +144,13 @@ def read_hint(sizes: object, start: object, length: object, caller: str, word: s
 
     Raises OptionError.
     """
-    grid, start, length = read_grid(sizes), _plain(start), _plain(length)
+    grid = read_grid(sizes)
     if not is_int(start) or start < 0:
         allowed = "an integer >= 0: the number of tokens in front of the video"
         raise OptionError(bad_value(f"start of {caller}", start, allowed))
     if length is None and start != 0:
         way_out = f"Say how long the whole sequence is: {caller}(..., start={start}, {word}=...)."
-        raise OptionError(bad_value(f"start of {caller}", start, f"0 without {word}", way_out))
+        raise OptionError(bad_value(f"start of {caller}", start, f"0 if {word} is None", way_out))
     if length is not None and not is_int(length):
         allowed = "an integer, or None if the video is the whole sequence"
         raise OptionError(bad_value(f"{word} of {caller}", length, allowed))
@@ -158,7 +158,7 @@ def read_hint(sizes: object, start: object, length: object, caller: str, word: s
         allowed = f"such that start + frames * rows * cols <= {word}"
         way_out = "Count tokens of the sequence that blocks get: latent frames, rows and cols after patchify."
         raise OptionError(bad_value(caller, (tuple(grid), start, length), allowed, way_out))
-    return Hint(tuple(grid), start, length)
+    return Hint(tuple(grid), _plain(start), _plain(length))
 
 
 def _read_min_tokens(value: Any) -> int | None:

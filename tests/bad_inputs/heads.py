@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .row import COMPUTED, CONVERTED, TOKENS, Row, by_hand, failing_itself, heads, in_graph, sdpa, tensor
 
+OTHERS = "dense: queries and keys are different tokens (cross-attention)"  # of another sample
 ALIKE = "are not provably alike in batch and heads (those of k may divide q's); .expand() what is shared"
 GROUPED = (
     "The heads of k and v must divide those of q (grouped-query attention). Repeat the heads of k and v with "
@@ -95,13 +96,13 @@ ROWS = (
         "X9",
         "a model with batch 2 of q, 1 of k and v, broadcast",
         in_graph(lambda x: sdpa(heads(x), heads(x[:1]), heads(x[:1]))),
-        f"dense: q [2, 2, 60, 16], k [1, 2, 60, 16] and v [1, 2, 60, 16] {ALIKE}",
+        OTHERS,
     ),
     Row(
         "X9",
         "a model with batch 1 of q, broadcast over 2 of k and v",
         in_graph(lambda x: sdpa(heads(x[:1]), heads(x), heads(x))),
-        f"dense: q [1, 2, 60, 16], k [2, 2, 60, 16] and v [2, 2, 60, 16] {ALIKE}",
+        OTHERS,
     ),
     Row(
         "X9",

@@ -54,6 +54,16 @@ class Tokens(nn.Module):
         return tokens
 
 
+def hinted(arguments: str) -> Callable[[], str]:
+    """A hint for sequences that hold the video and others."""
+
+    def how() -> str:
+        with eval(f"vsa_compile.video_grid(3, 4, 5, {arguments})"):
+            return "accepted"
+
+    return how
+
+
 def ruled(video: Any) -> Callable[[], str]:
     """A prepared model whose rule returns `video`, on a sequence of 60 tokens."""
 
@@ -110,8 +120,8 @@ OF_RULES = (
             (((3, 4, 4), True, TOKENS), f"start of VideoTokens is True, {IN_FRONT}"),
             (
                 ((3, 4, 4), 12),
-                "start of VideoTokens is 12, but it must be 0 without a length. Say how long the sequence "
-                "is: VideoTokens(grid, start, length).",
+                "start of VideoTokens is 12, but it must be 0 if length is None. Say how long the whole "
+                "sequence is: VideoTokens(..., start=12, length=...).",
             ),
             (
                 ((3, 4, 5), 0, 60.0),
@@ -131,6 +141,24 @@ OF_RULES = (
         Row("X24", *place(*given), "accepted")
         for given in (((3, 4, 4), 12, TOKENS), ((3, 4, 5), 0, TOKENS), ((3, 4, 5),))
     ),
+    *(
+        Row("X24", f"video_grid(3, 4, 5, {given})", hinted(given), f"OptionError: {text}")
+        for given, text in (
+            ("start=-1, tokens=68", f"start of video_grid is -1, {IN_FRONT}"),
+            (
+                "start=8",
+                "start of video_grid is 8, but it must be 0 if tokens is None. Say how long the whole "
+                "sequence is: video_grid(..., start=8, tokens=...).",
+            ),
+            ("start=9, tokens=68", f"video_grid is ((3, 4, 5), 9, 68), {FITS.replace('length', 'tokens')}"),
+            (
+                "tokens=68.0",
+                "tokens of video_grid is 68.0, but it must be an integer, or None if the video is the whole "
+                "sequence.",
+            ),
+        )
+    ),
+    Row("X24", "video_grid(3, 4, 5, start=8, tokens=68)", hinted("start=8, tokens=68"), "accepted"),
     Row(
         "X24",
         "register_grid_rule(model, rule)",

@@ -169,8 +169,8 @@ MEMORY = (
     ),
     Row(
         "X12",
-        "a model that expands one batch of k and v over two",
-        in_graph(lambda x: sdpa(heads(x), *[heads(x[:1].expand(2, -1, -1))] * 2)),
+        "a model that expands one batch of q, k and v over two",
+        in_graph(lambda x: sdpa(*[heads(x[:1].expand(2, -1, -1))] * 3)),
         CONVERTED,
     ),
     *(

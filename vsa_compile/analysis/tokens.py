@@ -68,7 +68,7 @@ def read_segments(axis: Axis, batch: Sequence[Axis] = ()) -> list[Segment]:
 def _read(axis: Axis, apart: set[Axis], elsewhere: set[Origin]) -> Segment:
     atoms = wholes(axis)
     raster = is_raster(atoms, elsewhere)
-    in_windows = raster and any(_is_window(member, apart) for atom in atoms for member in atom.members)
+    in_windows = raster and any(_is_window(atom, apart) for atom in atoms)
     placed = order(axis)  # rows may have been swapped inside an axis that has origins
     shown = raster and not in_windows and placed != REORDERED
     grid = Grid(*(atom.shown for atom in atoms)) if shown else None
@@ -113,18 +113,16 @@ def _is_window(atom: Axis, apart: set[Axis]) -> bool:
     A patch is cut off behind, (rows, pixels of a patch), so it is no window. A batch dimension (position 0)
     may be split, and so may tokens of which nothing was known.
     """
+    if len(atom.members) > 1:
+        return any(_is_window(member, apart) for member in atom.members)
     piece, whole = atom, atom.whole
-    while whole is not None or piece.source is not None:
-        if whole is None:  # as it was at another resolution
-            piece = piece.source
-            whole = piece.whole
-            continue
+    while whole is not None:
         before = [one for one in pieces(whole)[: pieces(whole).index(piece)] if not equal(one.size, 1)]
         known = {position for _, position in form_of(whole).origins}
         if (before or whole in apart) and known - {0}:
             return True
         piece, whole = whole, whole.whole
-    return False
+    return piece.source is not None and _is_window(piece.source, apart)  # at another resolution
 
 
 def same_tokens(a: Axis, b: Axis) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from ..analysis import Analysis, Segment, same_tokens
-from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, shares, taken_out, wholes
+from ..analysis.algebra import REORDERED, Axis, equal, factors, origins, rigid, shares, taken_out, wholes
 from ..analysis.pieces import reordered_by
 from ..analysis.tokens import offset, within
 from ..analysis.values import Known
@@ -33,17 +33,11 @@ def same_samples(analysis: Analysis, call: AttentionCall) -> bool:
 
 
 def are_inputs(analysis: Analysis, *values: Known) -> bool:
-    """Whether values are inputs of the graph, each another one, with all their samples and tokens."""
-    axes = [one.axes[dim] for one in values for dim in (0, -2)]
-    whole = all(_is_whole(analysis, axis) for axis in axes)
-    return whole and all(one.given for one in values) and len({one.axes[-2] for one in values}) == len(values)
-
-
-def _is_whole(analysis: Analysis, axis: Axis) -> bool:
-    """Whether an axis is one of an input of the graph, or several of them, not a part of one."""
-    if equal(axis.size, 1):
-        return not taken_out(axis)
-    return all(node in analysis.inputs for node in wholes(axis, opaque=True))
+    """Whether values are inputs of the graph, each another one, with all their tokens, for all samples."""
+    tokens, samples = ([one.axes[dim] for one in values] for dim in (-2, 0))
+    whole = all(node in analysis.inputs for axis in tokens for node in wholes(axis, opaque=True))
+    whole = whole and not any(rigid(axis) or taken_out(axis) for axis in samples)
+    return whole and all(one.given for one in values) and len({*tokens}) == len(values)
 
 
 def _one_sample(a: Axis, b: Axis) -> bool:
@@ -70,7 +64,8 @@ def _of_tokens(analysis: Analysis, axis: Axis) -> bool:
 
 def _in_front(axis: Axis, tokens: Axis) -> bool:
     """Whether an axis is one of the value that the tokens are of, and in front of them there."""
-    found = dict(origins(axis.cut[0] if axis.cut else axis))
+    base = axis.cut[0] if axis.cut else axis
+    found = {} if base.whole else dict(origins(base))  # heads are split from channels
     return any(found.get(value, at) < at for atom in wholes(tokens) for value, at in origins(atom))
 
 
