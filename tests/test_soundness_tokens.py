@@ -320,6 +320,13 @@ def test_two_inputs_may_be_one_video_if_a_hint_says_so():
     model = Model(lambda x, q, k: sdpa(q, k, k).mean() + x)
     q, k = torch.randn(2, 2, 48, 8), torch.randn(2, 2, 48, 8)
     assert fates(model, latents(), q, k, grid=(3, 4, 4)) == [(3, 4, 4)]
+    for part in (lambda k: k[1:], lambda k: k[torch.tensor([1, 0])]):
+
+        def attend(x: Tensor, q: Tensor, k: Tensor, part: Callable = part) -> Tensor:
+            keys = part(k)
+            return sdpa(q[: len(keys)], keys, keys).mean() + x
+
+        assert fates(Model(attend), latents(), q, k, grid=(3, 4, 4)) == ["cross"]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class Memory:
         if not isinstance(known, Known):
             return unknown(example)
         taken = tuple((placed.get(axis, axis), at) for axis, at in known.taken)
-        apart = _apart(known.taken, before.taken) and not _overlap(example, written)
+        apart = _apart(known.taken, before.taken) and not _begin_together(example, written)
         axes, write = list(known.axes), Write(before.table, not now.table)
         whole = [leaf for axis in known.axes for leaf in leaves(axis)]
         covers = [all(leaf in whole for leaf in leaves(axis)) for axis in before.axes]
@@ -173,17 +173,7 @@ def _apart(one: Taken, other: Taken) -> bool:
     return any(axis in places and None not in (at, places[axis]) and at != places[axis] for axis, at in other)
 
 
-def _overlap(one: object, other: torch.Tensor) -> bool:
-    """Whether two views of one memory begin at one element, or one of them where the other goes on: positions
-    of an expanded dimension, or windows that overlap."""
-    if not isinstance(one, torch.Tensor):
-        return True
-    apart = size_expression(one.storage_offset()) - size_expression(other.storage_offset())
-    return equal(apart, 0) or any(
-        isinstance(apart, int)
-        and isinstance(step, int)
-        and step > 0
-        and apart % step == 0
-        and abs(apart) // step < n
-        for n, step in zip(one.shape, one.stride(), strict=True)
-    )
+def _begin_together(one: object, other: torch.Tensor) -> bool:
+    """Whether two views of one memory begin at one element, as positions of an expanded dimension do."""
+    places = [view.storage_offset() for view in (one, other) if isinstance(view, torch.Tensor)]
+    return len(places) == 2 and equal(*map(size_expression, places))

@@ -23,8 +23,6 @@ def same_samples(analysis: Analysis, call: AttentionCall) -> bool:
     for axis, at in k.taken:  # q = x[0] and k = x[1]; in q, k, v = qkv.unbind(2) a layer made the axis
         if axis in taken and taken[axis] != at and _of_tokens(analysis, axis):
             return False
-    if _of_one_another(q, k) or _of_one_another(k, q):
-        return False
     if are_inputs(analysis, q, k):
         return True
     heads = q.axes[-3], k.axes[-3]
@@ -43,13 +41,6 @@ def are_inputs(analysis: Analysis, *values: Known) -> bool:
 def _one_sample(a: Axis, b: Axis) -> bool:
     """Whether two axes hold the same samples; a single one that was taken out is not just any single one."""
     return shares(a, b) and taken_out(a) == taken_out(b)
-
-
-def _of_one_another(one: Known, other: Known) -> bool:
-    """Whether one is of a position that the other does not have: x[0] beside x[1:]."""
-    places = dict(one.taken)
-    cuts = [axis.cut for axis in other.axes if axis.cut is not None]
-    return any(base in places and not equal(places[base], start) for base, start, _ in cuts)
 
 
 def _of_tokens(analysis: Analysis, axis: Axis) -> bool:
