@@ -46,7 +46,8 @@ NO_GRID = (
     "dense: the graph does not show the (frames, rows, cols) of these tokens; "
     "call vsa_compile.prepare(model), again if its forward was replaced since, or pass "
     'options={"grid": (frames, rows, cols)}, in tokens, '
-    "whose product is their number"
+    "whose product is their number; if the video is a part of them, "
+    "video_grid(frames, rows, cols, start=..., tokens=...) says which"
 )
 
 

@@ -148,7 +148,8 @@ def unknown_grid(why: str = "") -> Reason:
     """`why`: the reason that a running prepared model gives."""
     way_out = (
         "call vsa_compile.prepare(model), again if its forward was replaced since, "
-        'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number'
+        'or pass options={"grid": (frames, rows, cols)}, in tokens, whose product is their number; if the '
+        "video is a part of them, video_grid(frames, rows, cols, start=..., tokens=...) says which"
     )
     text = f"the graph does not show the (frames, rows, cols) of these tokens; {why or way_out}"
     return Reason("unknown-grid", text, asked=True)
@@ -159,7 +160,8 @@ def not_learned(why: str) -> str:
     return (
         f"vsa_compile.prepare did not learn them either: {why or 'no argument of the model shows them'}. If "
         "they are video, call the model within `with vsa_compile.video_grid(frames, rows, cols):`, in "
-        "tokens, whose product is their number, and compile the model itself or its blocks, not what calls it"
+        "tokens, whose product is their number (start= and tokens= say where they are in a longer sequence), "
+        "and compile the model itself or its blocks, not what calls it"
     )
 
 
