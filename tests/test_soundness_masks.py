@@ -249,7 +249,44 @@ def beside_itself_in_an_expanded_dimension(x: Tensor, pad: Tensor) -> Tensor:
     return same[:, None, None]
 
 
+def a_run_of_positions_below_more_than_all(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.zeros(2, VIDEO + TEXT, dtype=torch.bool)
+    m[:, :32] = torch.arange(32) < VIDEO + pad[:, 0, 0, :TEXT].sum(1, keepdim=True)
+    return m[:, None, None]
+
+
+def infinity_less_itself(x: Tensor, pad: Tensor) -> Tensor:
+    bias = torch.where(pad[:, 0, 0], float("-inf"), 0.0)
+    return ((bias - bias) == 0)[:, None, None]
+
+
+def infinity_times_nothing(x: Tensor, pad: Tensor) -> Tensor:
+    bias = torch.where(pad[:, 0, 0], float("-inf"), 0.0)
+    return (bias * 0 == 0)[:, None, None]
+
+
+def bits_of_another_type(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.ones(2, VIDEO + TEXT)
+    m.view(torch.int32).fill_(1)
+    return (m > 0.5)[:, None, None]
+
+
+def a_count_beyond_its_type(x: Tensor, pad: Tensor) -> Tensor:
+    count = pad[:, 0, 0].sum(1, dtype=torch.int32, keepdim=True) + (2**31 - 1)
+    return (count > 0).expand(-1, VIDEO + TEXT)[:, None, None]
+
+
+def in_a_window_that_overlaps(x: Tensor, pad: Tensor) -> Tensor:
+    windows = torch.ones(2, 12, 12, dtype=torch.bool).unfold(1, 9, 3).unfold(2, 8, 4)
+    cleared, same = windows[:, 0, 0], windows[:, 1, 1]
+    same.fill_(True)
+    cleared.fill_(False)
+    return same.flatten(1)[:, None, None]
+
+
 MASKS_THAT_HIDE_VIDEO = (
+    a_run_of_positions_below_more_than_all, infinity_less_itself, infinity_times_nothing, bits_of_another_type,
+    a_count_beyond_its_type, in_a_window_that_overlaps,
     chosen_by_its_method, weighed_in_the_old_spelling, beyond_a_byte, above_what_no_byte_is_below,
     a_whole_number_that_is_rounded, half_a_number_that_is_rounded, filled_through_windows_that_overlap,
     beside_itself_in_an_expanded_dimension,

@@ -104,7 +104,7 @@ class Memory:
         if not isinstance(known, Known):
             return unknown(example)
         taken = tuple((placed.get(axis, axis), at) for axis, at in known.taken)
-        apart = _apart(known.taken, before.taken) and not _begin_together(example, written)
+        apart = _apart(known.taken, before.taken) and not _may_overlap(example, written)
         axes, write = list(known.axes), Write(before.table, not now.table)
         whole = [leaf for axis in known.axes for leaf in leaves(axis)]
         covers = [all(leaf in whole for leaf in leaves(axis)) for axis in before.axes]
@@ -122,7 +122,8 @@ class Memory:
                 return unknown(example, REORDERED if write.tokens else UNKNOWN)
         if apart:  # disjoint, but in one memory: the new axes of the whole hold here too
             return replace(known, axes=axes, taken=taken)
-        fact = self._fact_through(known, axes, before, now, complete)
+        alike = isinstance(example, torch.Tensor) and example.dtype == written.dtype  # else other numbers
+        fact = self._fact_through(known, axes, before, now, complete) if alike else None
         return Known(axes, fact, known.table and now.table, taken=taken)
 
     def _fact_through(
@@ -173,7 +174,31 @@ def _apart(one: Taken, other: Taken) -> bool:
     return any(axis in places and None not in (at, places[axis]) and at != places[axis] for axis, at in other)
 
 
-def _begin_together(one: object, other: torch.Tensor) -> bool:
-    """Whether two views of one memory begin at one element, as positions of an expanded dimension do."""
-    places = [view.storage_offset() for view in (one, other) if isinstance(view, torch.Tensor)]
-    return len(places) == 2 and equal(*map(size_expression, places))
+def _may_overlap(one: object, other: torch.Tensor) -> bool:
+    """Whether two views of one memory may share an element, as positions of an expanded dimension do, and
+    windows. Sizes that are symbols are only asked where the views begin."""
+    if not isinstance(one, torch.Tensor):
+        return True
+    apart = size_expression(one.storage_offset()) - size_expression(other.storage_offset())
+    steps: dict[int, tuple[int, int]] = {}  # stride -> how many of it one may be ahead of the other, from, to
+    for view, ahead in ((one, True), (other, False)):
+        for n, step in zip(view.shape, view.stride(), strict=True):
+            if not (isinstance(n, int) and isinstance(step, int) and isinstance(apart, int)):
+                return equal(apart, 0)
+            least, most = steps.get(step, (0, 0))
+            steps[step] = (least, most + n - 1) if ahead else (least - n + 1, most)
+    return _reaches(apart, sorted(steps.items(), reverse=True))
+
+
+def _reaches(distance: int, steps: list[tuple[int, tuple[int, int]]]) -> bool:
+    """Whether the distance can be made 0 by steps, from so many back to so many forth of each size."""
+    if not steps:
+        return distance == 0
+    (step, (least, most)), *finer = steps
+    if step == 0:
+        return distance == 0
+    back, forth = (sum(size * ends[way] for size, ends in finer) for way in (0, 1))
+    first, last = max(least, -((distance + forth) // step)), min(most, (-distance - back) // step)
+    if last - first > 3:  # one dimension runs through others
+        return True
+    return any(_reaches(distance + taken * step, finer) for taken in range(first, last + 1))

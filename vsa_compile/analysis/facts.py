@@ -155,10 +155,15 @@ def fitting(fact: Fact | None, dtype: torch.dtype) -> Fact | None:
             cast = _cast(claim.value, dtype)
             claims += [] if cast is None else [replace(claim, value=cast)]
         elif dtype in (torch.int32, torch.int64):
-            claims.append(claim)
+            claims += [claim] if _far_from_wrapping(claim.value, dtype) else []
         elif dtype == torch.bool and claim.kind == "at least" and _positive(claim.value):
             claims.append(replace(claim, kind="is", value=True))
     return replace(fact, claims=tuple(claims)) if claims or fact.rows else None
+
+
+def _far_from_wrapping(value: Any, dtype: torch.dtype) -> bool:
+    """Whether numbers of tokens can be added to a bound without leaving the type; sizes are small enough."""
+    return not isinstance(value, int) or 2 * abs(value) <= torch.iinfo(dtype).max
 
 
 def _positive(value: Any) -> bool:
@@ -244,15 +249,11 @@ def patched(
             overlap = proofs.overlap(claim, Claim("is", None, first, last))
             if overlap is not None:
                 claims.append(Claim(claim.kind, claim.value, *overlap))
-    new = [
-        Claim(claim.kind, claim.value - start if claim.kind == "position" else claim.value,
-              start + claim.start, stop if claim.stop is None else start + claim.stop)
-        for claim in (inside.claims if inside else ())
-    ]  # fmt: skip
+    new = shifted(inside, start, stop - start, proofs)
     if not all_rows:
         alike = proofs.pairwise(
             [before or Fact(), Fact(tuple(new))],
             lambda a, b: (b.kind, b.value) if (a.kind, a.value) == (b.kind, b.value) else None,
         )
         new = list(alike)
-    return Fact((*claims, *(claim for claim in new if proofs.overlap(claim, Claim("is", None, start, stop)))))
+    return Fact((*claims, *new))

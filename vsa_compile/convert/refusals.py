@@ -299,5 +299,9 @@ def scattered(name: str) -> str:
     return f"{name} spreads the video over the sequence, and only one run of tokens can be a grid"
 
 
+def several_grids(grids: list) -> str:
+    return f"tensors of positions show several: {', '.join(map(str, dict.fromkeys(grids)))}"
+
+
 def not_one_grid(name: str) -> str:
     return f"{name} are not those of one frames x rows x cols grid in raster order"

@@ -44,7 +44,8 @@ def register_grid_rule(cls: type[nn.Module], rule: Rule | None) -> None:
 
 
 def learn(model: nn.Module, given: Mapping[str, object], reader: Reader | None) -> VideoTokens:
-    """Where the video is: by a user's rule, by positions or by shapes, in this order.
+    """Where the video is: by a user's rule, by positions of known names, by shapes, or by whatever tensor has
+    the positions of a grid, in this order.
 
     `reader` reads values; None: values may not be read, as in a traced call.
     Raises OptionError if a user's rule returns no valid grid, or a place where the grid does not fit.
@@ -55,7 +56,10 @@ def learn(model: nn.Module, given: Mapping[str, object], reader: Reader | None) 
         if found is not None:
             return _checked(found if isinstance(found, VideoTokens) else VideoTokens(found))
     video = None if reader is None else reader.video(diffusers.POSITIONS, given)
-    return video or diffusers.by_shapes(model, given) or VideoTokens(None)
+    video = video or diffusers.by_shapes(model, given)
+    if video is None and reader is not None:
+        video = reader.by_any(given)
+    return video or VideoTokens(None)
 
 
 def _checked(video: VideoTokens) -> VideoTokens:

@@ -5,9 +5,11 @@ Reading position values makes the host wait for the device, so each tensor is re
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +55,12 @@ class Reader:
                 return self._remembered(rule, values)
         return None
 
+    def by_any(self, given: Mapping[str, object]) -> VideoTokens | None:
+        """The video that a tensor of positions shows, whatever its name is, also inside of dataclasses,
+        dictionaries and lists; None if there is none."""
+        tensors = [tensor for tensor in _tensors(given) if _may_be_positions(tensor)]
+        return self._remembered(_of_any, [tensors]) if tensors else None
+
     def _remembered(self, rule: Callable[..., VideoTokens], values: list[object]) -> VideoTokens:
         tensors = [value for value in _flat(values) if isinstance(value, Tensor)]
         rest = [value for value in _flat(values) if not isinstance(value, Tensor)]
@@ -75,7 +83,59 @@ def _flat(value: object) -> Iterator[object]:
         yield value
 
 
+def _tensors(value: object, depth: int = 4) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        yield from (x for item in value.values() for x in _tensors(item, depth - 1))
+    elif depth and isinstance(value, (tuple, list)):
+        yield from (x for item in value for x in _tensors(item, depth - 1))
+    elif depth and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        yield from (x for name in names for x in _tensors(getattr(value, name, None), depth - 1))
+
+
 # --- Positions ------------------------------------------------------------------------------------
+
+
+def _may_be_positions(x: Tensor) -> bool:
+    """Whether a shape is one of positions: (N, 3), (B, N, 3), (B, 3, N), (3, B, N) or (B, 3, N, 2), where the
+    last dimension is a patch's begin and end. Four columns may hold an index beside the three."""
+    if x.is_complex() or x.dtype == torch.bool or x.requires_grad or x.dim() not in (2, 3, 4):
+        return False
+    return any(True for _ in _as_columns(x))
+
+
+def _as_columns(x: Tensor) -> Iterator[Tensor]:
+    """(samples, N, 3 or 4) for each way to read a tensor as positions."""
+    if x.dim() == 2:
+        x = x[None]
+    if x.dim() == 3 and x.shape[-1] in (3, 4):
+        yield x
+    if x.dim() == 3 and x.shape[1] in (3, 4):
+        yield x.mT
+    if x.dim() == 3 and x.shape[0] == 3:
+        yield x.permute(1, 2, 0)
+    if x.dim() == 4 and x.shape[1] == 3 and x.shape[-1] == 2:
+        yield x[..., 0].mT
+
+
+def _of_any(tensors: Sequence[Tensor]) -> VideoTokens:
+    """The largest video that one of several tensors shows, the same for all samples."""
+    found: list[VideoTokens] = []
+    for tensor in tensors:
+        for places in _as_columns(tensor.detach().cpu()):
+            tokens = places.shape[1]
+            if tokens >= 8 and (places == places[:1]).all():
+                found.append(largest_raster(places[0], torch.arange(tokens), tokens))
+    found = [video for video in found if video.grid is not None]
+    if not found:
+        return VideoTokens(None)
+    largest = max(found, key=lambda video: math.prod(video.grid or ()))
+    others = [video for video in found if math.prod(video.grid or ()) == math.prod(largest.grid or ())]
+    if any(video != largest for video in others):
+        return VideoTokens(None, why=refusals.several_grids([video.grid for video in others]))
+    return largest
 
 
 def largest_raster(positions: Tensor, indices: Tensor, length: int) -> VideoTokens:

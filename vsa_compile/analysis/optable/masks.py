@@ -111,7 +111,9 @@ def _multiplied(call: OpCall) -> Result:
 
 
 def _nobodys(call: OpCall, fact: Fact) -> Known:
-    """A result in which nothing is left of its operands."""
+    """A result in which nothing is left of its operands. Of infinite ones, x - x and x * 0 are no numbers."""
+    if call.example.dtype.is_floating_point and call.name != "masked_fill":
+        fact = Fact()
     return Known(pointwise(call) or fresh_axes(call), fitting(fact, call.example.dtype), table=True)
 
 
