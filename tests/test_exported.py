@@ -61,3 +61,55 @@ def test_a_call_in_a_region_converts_exported(region):
     (site,) = vsa_compile.convert_exported(program, {"min_tokens": 0, "sparsity": 1e-6}).sites
     assert site.grid == (4, 4, 4), site.reason
     assert_same_output(program.module()(latents), model(latents))
+
+
+class WritesLater(torch.nn.Module):
+    """Tokens and a mask that are written to before attention."""
+
+    def __init__(self, write) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.write = torch.nn.Conv3d(4, 16, 1), write
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        x = self.patch(latents).flatten(2).transpose(1, 2).clone()
+        mask = torch.ones(2, 64, dtype=torch.bool)
+        self.write(x, mask)
+        x = x.unflatten(-1, (2, 8)).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask[:, None, None])
+
+
+def hidden(x: torch.Tensor, mask: torch.Tensor) -> None:
+    mask[:, 3:9] = False
+
+
+def hidden_in_a_region(x: torch.Tensor, mask: torch.Tensor) -> None:
+    with torch.no_grad():
+        flat = mask.view(-1)
+        flat[70:75].fill_(False)
+    x.mul_(flat.sum())
+
+
+def swapped(x: torch.Tensor, mask: torch.Tensor) -> None:
+    x[:, :32].copy_(x[:, 32:].flip(1))
+
+
+def kept(x: torch.Tensor, mask: torch.Tensor) -> None:
+    x[:, :, :8].mul_(2)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize(
+    ("write", "slug"),
+    [(hidden, "mask"), (hidden_in_a_region, "mask"), (swapped, "reordered"), (kept, "")],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_program_from_a_file_knows_which_values_share_memory(write, slug: str, loaded: bool, tmp_path):
+    model, latents = WritesLater(write), torch.randn(2, 4, 4, 4, 4)
+    program = torch.export.export(model, (latents,))
+    if loaded:
+        torch.export.save(program, tmp_path / "model.pt2")
+        program = torch.export.load(tmp_path / "model.pt2")
+    (site,) = vsa_compile.convert_exported(program, {"min_tokens": 0, "sparsity": 1e-6}).sites
+    assert site.slug == slug
+    assert_same_output(program.module()(latents), model(latents))

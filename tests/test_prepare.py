@@ -533,6 +533,72 @@ def test_keys_that_hold_more_than_the_queries_begin_where_the_hint_says():
     assert spy.places == [(8, 13)]
 
 
+def test_a_named_place_speaks_of_its_sequence_alone():
+    """A run of as many tokens in front of it, or another sequence of that length, is something else."""
+
+    def attend_apart(x: Tensor, text: Tensor) -> Tensor:
+        z = x.relu()
+        first, second = attend_jointly(z[:, :60]), attend_jointly(z[:, 60:])
+        return torch.cat([first, second, attend_jointly(text.relu())], 2)
+
+    spy = Spy(**OPTIONS)
+    args = torch.randn(1, 120, 32), torch.randn(1, 60, 32)
+    with vsa_compile.video_grid(3, 4, 5, start=60, tokens=120):
+        torch.compile(attend_apart, backend=spy)(*args)
+    assert spy.fates == [["unknown-grid", "sparse", "unknown-grid"]]
+
+
+def test_a_named_place_that_the_graph_shows_to_be_a_video_is_forgotten_outside():
+    def attend_and_unpatchify(x: Tensor) -> Tensor:
+        z = x.relu()
+        volume = z[:, 8:].view(1, 3, 4, 5, 8, 2, 2).permute(0, 4, 1, 2, 5, 3, 6)
+        return attend_jointly(z) + volume.mean()
+
+    spy, x = Spy(**OPTIONS), torch.randn(1, 68, 32)
+    compiled = torch.compile(attend_and_unpatchify, backend=spy)
+    with vsa_compile.video_grid(3, 4, 5, start=8, tokens=68):
+        compiled(x)
+    with vsa_compile.video_grid(3, 5, 4, start=8, tokens=68):  # the graph shows 3 x 4 x 5
+        compiled(x)
+    assert_same_output(compiled(x), attend_and_unpatchify(x))
+    assert [fate for graph in spy.fates for fate in graph][:2] == ["sparse", "unknown-grid"]
+    assert spy.fates[-1] == ["unknown-grid"]
+
+
+def test_text_of_any_length_in_front_of_a_hinted_video():
+    """Pinning the number of values made a number of the text's length, which the graph spells as a symbol."""
+
+    def attend_to_text(text: Tensor, x: Tensor) -> Tensor:
+        return attend_jointly(torch.cat([text, x.relu()], 1))
+
+    spy, x = Spy(**OPTIONS | {"sparsity": 1e-6}), torch.randn(1, 60, 32)
+    compiled = torch.compile(attend_to_text, backend=spy, dynamic=True)
+    with vsa_compile.video_grid(3, 4, 5):
+        for length in (5, 6):
+            text = torch.randn(1, length, 32)
+            assert_same_output(compiled(text, x), attend_to_text(text, x))
+    assert spy.fates == [["sparse"]]
+    torch._dynamo.reset()
+    compiled = torch.compile(attend_to_text, backend=spy, dynamic=True)
+    for length in (5, 6):
+        with vsa_compile.video_grid(3, 4, 5, start=length, tokens=60 + length):
+            text = torch.randn(1, length, 32)
+            assert_same_output(compiled(text, x), attend_to_text(text, x))
+    assert spy.fates == [["sparse"]] * 3
+
+
+def test_text_whose_length_is_data_is_no_part_of_a_named_sequence():
+    def attend_to_some(text: Tensor, seen: Tensor, x: Tensor) -> Tensor:
+        return attend_jointly(torch.cat([text[:, seen], x.relu()], 1))
+
+    spy = Spy(**OPTIONS)
+    args = torch.randn(1, 5, 32), torch.arange(5) < 3, torch.randn(1, 68, 32)
+    capture = torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+    with capture, vsa_compile.video_grid(3, 4, 5, start=8, tokens=68):
+        assert_same_output(torch.compile(attend_to_some, backend=spy)(*args), attend_to_some(*args))
+    assert spy.fates == [["unknown-grid"]]
+
+
 def test_reordered_sequences_are_not_the_named_one():
     spy, order = Spy(**OPTIONS), torch.randperm(68)
     x = joint(latents((3, 4, 5)), torch.randn(1, 8, 32))

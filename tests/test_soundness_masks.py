@@ -284,8 +284,15 @@ def in_a_window_that_overlaps(x: Tensor, pad: Tensor) -> Tensor:
     return same.flatten(1)[:, None, None]
 
 
+def a_part_that_begins_anew(x: Tensor, pad: Tensor) -> Tensor:
+    m = torch.cat([~pad[:, 0, 0, :20], torch.ones(2, VIDEO + TEXT - 20, dtype=torch.bool)], 1)
+    return m.tensor_split((VIDEO + TEXT, 0), 1)[2][:, None, None]
+
+
 MASKS_THAT_HIDE_VIDEO = (
-    a_run_of_positions_below_more_than_all, infinity_less_itself, infinity_times_nothing, bits_of_another_type,
+    a_part_that_begins_anew,
+    bits_of_another_type,
+    a_run_of_positions_below_more_than_all, infinity_less_itself, infinity_times_nothing,
     a_count_beyond_its_type, in_a_window_that_overlaps,
     chosen_by_its_method, weighed_in_the_old_spelling, beyond_a_byte, above_what_no_byte_is_below,
     a_whole_number_that_is_rounded, half_a_number_that_is_rounded, filled_through_windows_that_overlap,

@@ -284,6 +284,9 @@ def test_single_samples_are_told_apart():
         (lambda x: x[0][None], lambda x: x[1:]),
         (lambda x: x[::2], lambda x: x[1::2]),
         (lambda x: x[:1], lambda x: x[torch.tensor([1])]),
+        (lambda x: x[torch.tensor([0])], lambda x: x[torch.tensor([1])]),
+        (lambda x: x[torch.tensor(0)][None], lambda x: x[torch.tensor(1)][None]),
+        (lambda x: x.index_select(0, torch.tensor([0])), lambda x: x.index_select(0, torch.tensor([1]))),
     ):
         found = fates(
             Model(lambda x, q=queries, k=keys: sdpa(heads(q(x)), heads(k(x)), heads(k(x)))), latents()
@@ -291,6 +294,29 @@ def test_single_samples_are_told_apart():
         assert found == ["cross"]
     assert fates(Model(lambda x: attention(x[1][None])), latents()) == [GRID]
     assert fates(Model(lambda x: attention(x[1::2])), latents()) == [GRID]
+
+
+@pytest.mark.parametrize("at", [(0, 1), (0, -1), (1, 2)])
+def test_single_samples_of_a_symbolic_batch_are_told_apart(at: tuple[int, int]):
+    def attend(x: Tensor, i: int, j: int) -> Tensor:
+        return sdpa(heads(x[i][None]), heads(x[j][None]), heads(x[j][None]))
+
+    found = []
+
+    def backend(module: torch.fx.GraphModule, _: list) -> Callable:
+        settings = vsa_compile.Options.read({"min_tokens": 0, "sparsity": 1e-6})
+        found.extend(hasattr(one, "grid") for one in vsa_compile.backend.convert(module, settings))
+        return module.forward
+
+    for model in (Model(attend), Model(lambda x, *_: attend(x, *at))):
+        torch._dynamo.reset()
+        with torch.no_grad():
+            torch.compile(model, backend=backend, dynamic=True)(latents(3), *at)
+    torch._dynamo.reset()
+    same = Model(lambda x, i, j: attention(x[i][None]))
+    with torch.no_grad():
+        torch.compile(same, backend=backend, dynamic=True)(latents(3), *at)
+    assert found == [False, False, True]
 
 
 @pytest.mark.parametrize(

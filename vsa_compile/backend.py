@@ -276,7 +276,10 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, object] | N
     def look(decisions: list[Decision]) -> None:
         rows.extend(site_report(decision, settings) for decision in decisions)
 
-    done = convert(program.graph_module, settings, look)
+    done: list[Decision] = []
+    with _harmless(settings):
+        torch_compat.restore_aliases(program.graph_module)
+        done = convert(program.graph_module, settings, look)
     _name_outputs(program)
     gpu.register()
     return Report(tuple(rows) if done else (), settings)

@@ -171,7 +171,8 @@ def _run_within(known: Known, written: Known) -> Size | None:
 def _apart(one: Taken, other: Taken) -> bool:
     """Whether two values lie at different positions of one axis."""
     places = dict(one)
-    return any(axis in places and None not in (at, places[axis]) and at != places[axis] for axis, at in other)
+    found = [(at, places[axis]) for axis, at in other if axis in places]
+    return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in found)
 
 
 def _may_overlap(one: object, other: torch.Tensor) -> bool:
@@ -180,10 +181,12 @@ def _may_overlap(one: object, other: torch.Tensor) -> bool:
     if not isinstance(one, torch.Tensor):
         return True
     apart = size_expression(one.storage_offset()) - size_expression(other.storage_offset())
+    if not isinstance(apart, int):
+        return equal(apart, 0)
     steps: dict[int, tuple[int, int]] = {}  # stride -> how many of it one may be ahead of the other, from, to
     for view, ahead in ((one, True), (other, False)):
         for n, step in zip(view.shape, view.stride(), strict=True):
-            if not (isinstance(n, int) and isinstance(step, int) and isinstance(apart, int)):
+            if not (isinstance(n, int) and isinstance(step, int)):
                 return equal(apart, 0)
             least, most = steps.get(step, (0, 0))
             steps[step] = (least, most + n - 1) if ahead else (least - n + 1, most)

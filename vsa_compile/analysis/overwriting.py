@@ -9,7 +9,7 @@ from .algebra import REORDERED, UNKNOWN, Axis, includes, rigid, same, unit
 from .pieces import cut, put, turned
 from .sizes import equal
 from .unify import join
-from .values import Known, Taken
+from .values import Known, Somewhere, Taken
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Write:
         for (axis, at), source in zip(taken, _sources(taken, content), strict=True):
             if source == (axis, at):
                 continue
-            if at is None or not (self.blank or (all_of_it and len(taken) == 1)):
+            if isinstance(at, Somewhere) or not (self.blank or (all_of_it and len(taken) == 1)):
                 yield axis, Axis(axis.size, rigid=UNKNOWN)
                 continue
-            origin, position = source or (axis, None)
-            piece = unit() if position is None else cut(origin, position, position + 1)
+            origin, position = source or (axis, Somewhere())
+            piece = unit() if isinstance(position, Somewhere) else cut(origin, position, position + 1)
             now = axis if cut(axis, at, at + 1) is piece else put(axis, at, piece)
             out_of_order = turned(now) or rigid(now) == REORDERED
             yield axis, Axis(axis.size, rigid=REORDERED) if out_of_order else now
@@ -68,7 +68,7 @@ class Write:
         return written.taken if self.blank or all_of_it else ()
 
 
-def _sources(taken: Taken, content: Taken) -> Sequence[tuple[Axis, int | None] | None]:
+def _sources(taken: Taken, content: Taken) -> Sequence[tuple[Axis, int | Somewhere] | None]:
     """Which position of what is written goes to each position that is written into.
 
     k = qkv.unbind(2)[1] holds position 1 of (q, k, v), and k[:, i] position i of its tokens, too: of several,

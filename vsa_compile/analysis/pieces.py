@@ -18,6 +18,7 @@ from .algebra import (
     run,
     same,
     segments,
+    unit,
     wholes,
 )
 from .sizes import Size, at_most, divided, equal, product
@@ -48,6 +49,13 @@ def _between(position: Size, begin: Size, end: Size) -> Size | None:
     if at_most(end, position):
         return end
     return position if at_most(begin, position) and at_most(position, end) else None
+
+
+def single_of(*axes: Axis) -> Axis:
+    """A position that an index takes out of axes: two that are taken out are not the same."""
+    result, several = unit(), [axis for axis in axes if not equal(axis.size, 1)]
+    result.thinned = several[0] if several else None
+    return result
 
 
 def put(axis: Axis, start: Size, piece: Axis) -> Axis:

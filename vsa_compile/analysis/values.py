@@ -19,7 +19,13 @@ from .sizes import Size, equal
 from .unify import contradiction, join, meet, unify
 
 Layout = list[Axis]  # one axis per dimension of a tensor
-Taken = tuple[tuple[Axis, int | None], ...]
+
+
+class Somewhere:
+    """A position that the graph does not show. One object is one position, two may be two."""
+
+
+Taken = tuple[tuple[Axis, int | Somewhere], ...]
 
 
 @dataclass
@@ -29,7 +35,7 @@ class Known:
     `axes`: one per dimension. `fact`: what is known of its entries, for masks and their ingredients. `table`:
     it is computed from constants, parameters and positions alone, so its tokens are nobody's. `given`: it is
     an input of the graph, or a cast or view of one. `taken`: (axis, i) for each axis of which it holds
-    position i alone, as x.unbind(1)[i] does; i is None if not known.
+    position i alone, as x.unbind(1)[i] does.
     """
 
     axes: Layout
@@ -213,8 +219,9 @@ def align(a: Axis, b: Axis) -> Axis:
 
 
 def taken_at(axis: Axis, index: Any) -> Taken:
-    """Position `index` of an axis, counted from its start if both are numbers."""
+    """Position `index` of an axis, counted from its start."""
     if equal(axis.size, 1):
         return ()
-    known = isinstance(index, int) and isinstance(axis.size, int)
-    return ((axis, index % axis.size if known else None),)
+    if isinstance(index, int) and isinstance(axis.size, int):
+        return ((axis, index % axis.size),)
+    return ((axis, index if isinstance(index, int) and index >= 0 else Somewhere()),)

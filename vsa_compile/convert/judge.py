@@ -46,6 +46,7 @@ class Conversion:
     grid: Grid
     q_start: Size
     kv_start: Size
+    hinted: bool  # whether a hint had to say where the video is
     key_padding: Node | None
     query_padding: bool  # whether padding queries see nothing, too
     scale: float | None
@@ -82,7 +83,9 @@ class Needs(IntEnum):
 def needs(decision: Decision) -> Needs:
     """What the decision would change with. Text and cross-attention would change with hints that take them
     for a video: no graph is compiled again for each grid because of those."""
-    slug = "" if isinstance(decision, Conversion) else decision.reason.slug
+    if isinstance(decision, Conversion):
+        return Needs.THIS_HINT if decision.hinted else Needs.NO_HINT
+    slug = decision.reason.slug
     if slug in refusals.WITHOUT_HINT or any(segment.grid for segment in decision.segments):
         return Needs.NO_HINT
     return Needs.ANY_HINT if slug in refusals.OTHER_TOKENS else Needs.THIS_HINT

@@ -32,6 +32,7 @@ from .dynamo import (
     unwrapped,
     version_of,
 )
+from .exported import restore_aliases
 from .inductor import (
     ceil_div,
     compile_with_inductor,
@@ -133,6 +134,7 @@ __all__ = [
     "register_lowering",
     "registered_name",
     "reset_inductor",
+    "restore_aliases",
     "shape_carrier",
     "shape_environment",
     "size_expression",

@@ -11,7 +11,7 @@ import torch
 from ..algebra import REORDERED, UNKNOWN, Axis, respelled, rigid, unit
 from ..facts import Fact
 from ..graph_facts import example_of, sizes_of
-from ..pieces import cut
+from ..pieces import cut, single_of
 from ..sizes import Size, equal
 from ..values import Known, Layout, OpCall, Result, Taken, taken_at
 from . import carry
@@ -33,12 +33,12 @@ def _getitem(call: OpCall) -> Result:
 
 
 def taken_by(call: OpCall, layout: Layout, items: Sequence[object]) -> Taken:
-    """The positions that integer indices take, as in x[:, i]."""
+    """The positions that integer indices take, as in x[:, i], where i may be a tensor without dimensions."""
     result, position = (), 0
     for item in items:
         if item is None:
             continue
-        if not (isinstance(item, slice) or is_tensor(item)):
+        if not (isinstance(item, slice) or is_tensor(item)) or _is_number(item):
             result += taken_at(layout[position], call.literal(item))
         position += _consumed(item)
     return result
@@ -68,6 +68,12 @@ def is_tensor(item: object) -> bool:
     return isinstance(item, (list, tuple)) or isinstance(example_of(item), torch.Tensor)
 
 
+def _is_number(item: object) -> bool:
+    """Whether an index is a tensor of one integer."""
+    value = example_of(item)
+    return isinstance(value, torch.Tensor) and value.dim() == 0 and value.dtype is not torch.bool
+
+
 def indexed(call: OpCall, layout: Layout, index: object, sizes: Sequence[Size] = ()) -> Layout | None:
     """The axes of x[index]; `sizes` are the result's, if known.
 
@@ -94,7 +100,7 @@ def indexed(call: OpCall, layout: Layout, index: object, sizes: Sequence[Size] =
     if at is None:
         return result
     new = [
-        unit() if equal(size, 1) else Axis(size, rigid=order_of_taken(taken, items))
+        single_of(*taken) if equal(size, 1) else Axis(size, rigid=order_of_taken(taken, items))
         for size in sizes[at : at + len(sizes) - len(result)]
     ]
     return [*result[:at], *new, *result[at:]]
@@ -233,7 +239,8 @@ def _only(call: OpCall, dims: Any) -> Layout | None:
         return None
     moved = {dim % len(layout) for dim in (dims if isinstance(dims, (tuple, list)) else [dims])}
     return [
-        Axis(size, rigid=REORDERED if rigid(axis) != UNKNOWN else UNKNOWN) if dim in moved
+        single_of(axis) if equal(size, 1) and dim in moved
+        else Axis(size, rigid=REORDERED if rigid(axis) != UNKNOWN else UNKNOWN) if dim in moved
         else axis if equal(axis.size, size) else Axis(size, rigid=UNKNOWN)
         for dim, (axis, size) in enumerate(zip(layout, call.sizes, strict=True))
     ]  # fmt: skip

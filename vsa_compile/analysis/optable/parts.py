@@ -76,7 +76,7 @@ def _put_together(tensors: list[Known]) -> Axis | None:
     parts = [one.taken[-1] for one in tensors if one.taken]
     if len(parts) < len(tensors) or any(one.taken[:-1] != tensors[0].taken[:-1] for one in tensors):
         return None
-    axis, positions = parts[0][0], [position for _, position in parts if position is not None]
+    axis, positions = parts[0][0], [position for _, position in parts if isinstance(position, int)]
     if len(positions) < len(parts) or any(other is not axis for other, _ in parts):
         return None
     if positions != sorted(positions):
@@ -103,7 +103,7 @@ def _split(call: OpCall) -> Result:
         fact = carry.cut(call.fact(call.self_), dim - len(layout), start, stop, call.proofs)
         pieces.append(Known(axes, fact, known.table, taken=known.taken))
         start = stop
-    return tuple(pieces)
+    return tuple(pieces) if equal(start, layout[dim].size) else None  # tensor_split may go back
 
 
 @op("unbind")
