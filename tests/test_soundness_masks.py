@@ -361,6 +361,11 @@ def repeated_for_heads(x: Tensor, pad: Tensor) -> Tensor:
     return joined_with_ones(x, pad).repeat(1, 2, 1, 1)
 
 
+def a_count_of_numbers(x: Tensor, pad: Tensor) -> Tensor:
+    length = VIDEO + (pad[:, 0, 0, :TEXT].long() != 0).long().sum(-1, keepdim=True)
+    return (positions()[None] < length)[:, None, None]
+
+
 def chosen_by_its_method_for_the_text(x: Tensor, pad: Tensor) -> Tensor:
     return (~pad[:, 0, 0]).where(positions()[None] >= VIDEO, True)[:, None, None]
 
@@ -369,6 +374,7 @@ def chosen_by_its_method_for_the_text(x: Tensor, pad: Tensor) -> Tensor:
     "mask",
     [
         chosen_by_its_method_for_the_text,
+        a_count_of_numbers,
         cast_in_four_dimensions,
         repeated_for_queries,
         repeated_for_heads,

@@ -384,6 +384,34 @@ def test_views_where_heads_are_do_not_see_each_others_tokens_unasked(other: Call
     assert fates(OneView(), volume) == [GRID]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [lambda x: x.flip(1), lambda x: x[:, torch.tensor([1, 0])], lambda x: x[:, :1].expand_as(x)],
+    ids=["flip", "index", "expand"],
+)
+def test_views_that_were_split_from_the_batch_are_views(other: Callable[[Tensor], Tensor]):
+    class Views(Model):
+        def forward(self, latents: Tensor) -> Tensor:
+            q = self.tokens(latents).unflatten(0, (2, 2))
+            return sdpa(q, other(q), other(q)).mean() + sdpa(q, 2 * q, q)
+
+    assert fates(Views(attention), latents(4)) == ["cross", GRID]
+
+
+def test_two_videos_that_were_stacked_and_taken_apart_are_two():
+    def packed(x: Tensor, y: Tensor) -> Tensor:
+        q, k = torch.stack([x, y]).unbind(0)
+        return sdpa(heads(q), heads(k), heads(k))
+
+    def fused(x: Tensor, y: Tensor) -> Tensor:
+        q, k = torch.stack([x, 2 * x], 2).unbind(2)
+        return sdpa(heads(q), heads(k), heads(k)) + y.mean()
+
+    two = latents(), latents(seed=1)
+    assert fates(TwoVideos(packed), *two) == ["cross"]
+    assert fates(TwoVideos(fused), *two) == [GRID]
+
+
 def test_even_frames_and_odd_ones_are_two_videos():
     class Halves(Model):
         def forward(self, latents: Tensor) -> Tensor:

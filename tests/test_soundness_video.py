@@ -101,12 +101,18 @@ def frames_within_pairs_first(v: Tensor) -> Tensor:
     return v.unflatten(2, (2, 2)).transpose(2, 3).flatten(2, 3)
 
 
+def blocks_swapped(v: Tensor) -> Tensor:
+    """Parts of rows and of cols in each other's place."""
+    return v.unflatten(4, (2, 2)).unflatten(3, (2, 2)).transpose(3, 5).flatten(5, 6).flatten(3, 4)
+
+
 def rolled(v: Tensor) -> Tensor:
     return v.roll(1, -1)
 
 
 PIXELS_MOVED = (
     deinterleaved_cols, deinterleaved_frames, halves_of_rows_swapped, frames_within_pairs_first, rolled,
+    blocks_swapped,
 )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from .algebra import (
     REORDERED,
     UNKNOWN,
@@ -182,20 +184,22 @@ def derived(axis: Axis, size: Size, *, frames: bool = False) -> Axis:
 
 
 def _interleaved(axis: Axis) -> bool:
-    """Whether an axis holds every n-th position of another one and then others of it, or its inner part
-    before its outer one."""
+    """Whether an axis holds every n-th position of another one and then others of it, or inner parts of
+    frames, rows or cols that do not follow their outer parts."""
     thinned = [segment.thinned for segment in segments(axis) if segment.thinned is not None]
-    if len(thinned) > len(set(thinned)):
-        return True
-    places: dict[Axis, int] = {}
-    for factor in factors(axis):
-        whole = factor.whole
-        if whole is not None and factor in pieces(whole):
-            place = pieces(whole).index(factor)
-            if places.get(whole, -1) > place:
-                return True
-            places[whole] = place
-    return False
+    neighbours = pairwise(factors(axis))
+    return len(thinned) > len(set(thinned)) or any(_misplaced(*pair) for pair in neighbours)
+
+
+def _misplaced(before: Axis, after: Axis) -> bool:
+    whole = after.whole
+    if whole is None:
+        return False
+    place = pieces(whole).index(after)
+    if before.whole is whole:
+        return pieces(whole).index(before) > place
+    of_tokens = any(position > 1 for _, position in form_of(whole).origins)  # pixels are parts of channels
+    return place > 0 and of_tokens
 
 
 def reordered_by(axis: Axis) -> str:

@@ -26,7 +26,7 @@ def same_samples(analysis: Analysis, call: AttentionCall) -> bool:
     if are_inputs(analysis, q, k):
         return True
     heads = q.axes[-3], k.axes[-3]
-    views = any(_in_front(one, q.axes[-2]) for one in heads)
+    views = any(_in_front(one, q.axes[-2]) or _beside(one, q.axes[0]) for one in heads)
     return _one_sample(q.axes[0], k.axes[0]) and (not views or _one_sample(*heads))
 
 
@@ -51,6 +51,12 @@ def _of_tokens(analysis: Analysis, axis: Axis) -> bool:
             return True
         node = node.whole
     return False
+
+
+def _beside(axis: Axis, batch: Axis) -> bool:
+    """Whether an axis was split from the batch: views of each of its samples."""
+    base = axis.cut[0] if axis.cut else axis
+    return base.whole is not None and base.whole is batch.whole
 
 
 def _in_front(axis: Axis, tokens: Axis) -> bool:

@@ -15,9 +15,13 @@ from ..values import OpCall
 
 
 def cast(call: OpCall, _: Sequence[Axis]) -> Fact | None:
-    """The same entries in the result's dtype and shape."""
-    fact = call.fact(call.self_)
-    return fitting(fact, call.example.dtype) if fact else None
+    """The same entries in the result's dtype and shape. Numbers of truth values are not below 0."""
+    fact, source = call.fact(call.self_), example_of(call.self_)
+    kept = fitting(fact, call.example.dtype) if fact else None
+    if isinstance(source, torch.Tensor) and source.dtype == torch.bool:
+        counted = fitting(Fact((Claim("at least", 0),)), call.example.dtype)
+        kept = replace(kept, claims=kept.claims + counted.claims) if kept and counted else kept or counted
+    return kept
 
 
 def moved(call: OpCall, layout: Sequence[Axis]) -> Fact | None:

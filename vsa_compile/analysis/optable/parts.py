@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..algebra import REORDERED, UNKNOWN, Axis, concatenate, multiply, unit
+from ..algebra import REORDERED, UNKNOWN, Axis, concatenate, multiply, origins, same, unit, wholes
 from ..facts import Fact, constant
 from ..graph_facts import sizes_of
 from ..pieces import cut
@@ -66,8 +66,16 @@ def _stack(call: OpCall) -> Result:
     result = broadcast(tensors, [*call.sizes[:dim], *call.sizes[dim + 1 :]])
     result = in_order_of_all(result, tensors)
     one = unit() if len(tensors) == 1 else None
-    result.insert(dim, one or _put_together(tensors) or Axis(call.sizes[dim], rigid=UNKNOWN))
+    # Of several videos, positions of the new axis are other tokens; q, k and v are layers of one.
+    origin = [(call.node, 0)] if _of_several(tensors) else []
+    result.insert(dim, one or _put_together(tensors) or Axis(call.sizes[dim], origin, rigid=UNKNOWN))
     return result
+
+
+def _of_several(tensors: list[Known]) -> bool:
+    """Whether values have tokens of different videos."""
+    pairs = [pair for one in tensors[1:] for pair in zip(tensors[0].axes, one.axes, strict=False)]
+    return any(all(map(origins, (*wholes(a), *wholes(b)))) and not same(a, b) for a, b in pairs if a is not b)
 
 
 def _put_together(tensors: list[Known]) -> Axis | None:
