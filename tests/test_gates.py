@@ -298,6 +298,24 @@ def test_blocks_that_are_compiled_one_by_one():
 
 
 @pytest.mark.no_cover
+@pytest.mark.parametrize("place", [{}, {"start": 8, "tokens": 68}], ids=["alone", "behind others"])
+def test_calls_that_a_hint_makes_sparse_get_gates(place: dict[str, int]):
+    """A block alone shows no grid."""
+    block, graphs = ToyDiT(Habits()).blocks[0], []
+    x = torch.randn(1, place.get("tokens", 60), 64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ArgumentError, match="no attention call of this model can be given a gate"):
+        add_gates(block, x, None, options={"min_tokens": 0})
+    with vsa_compile.video_grid(3, 4, 5, **place):
+        weight, bias = add_gates(block, x, None, options={"min_tokens": 0})
+        torch.compile(block, backend=converting(graphs))(x, None).square().sum().backward()
+    ((conversion,),) = graphs
+    assert isinstance(conversion, Conversion)
+    assert conversion.gate is not None
+    for parameter in (weight, bias):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+
+
 def test_a_projection_under_an_adapter():
     peft = pytest.importorskip("peft")
     model = Attention()

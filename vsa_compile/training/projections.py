@@ -17,6 +17,7 @@ from ..analysis.backward_slice import nearest
 from ..analysis.graph_facts import argument, example_of, sizes_of
 from ..convert.judge import Conversion, attention_arguments, judge
 from ..options import Options
+from ..runtime.state import now
 from ..torch_compat import compiled_by, explaining_compile
 from .texts import no_projection, projection_not_called, projection_not_plain
 
@@ -53,7 +54,7 @@ def find_projections(
     sites = [
         (decision.name or "a call", _projection(analysis, decision, modules))
         for analysis in _graphs(model, args, kwargs)
-        for decision in judge(analysis, settings, guard=False)
+        for decision in judge(analysis, settings, hint=now.hint, guard=False)
         if isinstance(decision, Conversion)
     ]
     found: dict[nn.Module, Projection] = {}

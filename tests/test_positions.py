@@ -1,0 +1,122 @@
+"""Positions are found by what they are, whatever they are called and wherever they lie in the arguments."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from compare import assert_same_output
+from test_prepare import Spy, by_blocks
+from torch import Tensor, nn
+from toy import Habits, ToyDiT
+
+import vsa_compile
+from vsa_compile.grids.positions import Reader, VideoTokens
+
+pytestmark = pytest.mark.quick
+
+GRID, TOKENS = (3, 4, 5), 60
+OTHER = (3, 5, 4)
+
+
+def places(grid: tuple[int, int, int] = GRID) -> Tensor:
+    """(N, 3): frame, row and col of every token."""
+    return torch.cartesian_prod(*(torch.arange(size) for size in grid))
+
+
+@dataclasses.dataclass
+class Modality:
+    latent: Tensor
+    positions: Tensor
+
+
+def patches(grid: tuple[int, int, int] = GRID) -> Tensor:
+    """(1, 3, N, 2): begin and end of every patch, in seconds and pixels, as LTX-2 has them."""
+    begin = places(grid).float() * torch.tensor([8 / 25, 32, 32])
+    return torch.stack([begin, begin + 1], -1).permute(1, 0, 2)[None]
+
+
+def behind_text(grid: tuple[int, int, int] = GRID) -> Tensor:
+    """(N + 7, 3), as Flux and its kin have them: text is at 0."""
+    return torch.cat([torch.zeros(7, 3, dtype=torch.long), places(grid)])
+
+
+WITH_INDEX = torch.cat([places(), torch.zeros(TOKENS, 1, dtype=torch.long)], 1)
+FOUND = {
+    "(N, 3)": ({"img_ids": places()}, VideoTokens(GRID)),
+    "(B, N, 3)": (
+        {"x": torch.randn(2, TOKENS, 8), "indices_grid": places().expand(2, -1, -1)},
+        VideoTokens(GRID),
+    ),
+    "(B, 3, N)": ({"video_positions": places().T.float().expand(2, -1, -1)}, VideoTokens(GRID)),
+    "(3, B, N)": ({"ids": places().T[:, None].expand(-1, 2, -1)}, VideoTokens(GRID)),
+    "(B, 3, N, 2)": ({"p": patches()}, VideoTokens(GRID)),
+    "an index beside": ({"ids": WITH_INDEX}, VideoTokens(GRID)),
+    "a dataclass": ({"video": Modality(torch.randn(1, TOKENS, 8), patches())}, VideoTokens(GRID)),
+    "a dictionary": ({"batch": {"rope": [places()]}}, VideoTokens(GRID)),
+    "behind text": ({"ids": behind_text()}, VideoTokens(GRID, 7, 67)),
+    "the larger": ({"a": places((2, 3, 4)), "b": places()}, VideoTokens(GRID)),
+    "twice": ({"a": places(), "b": patches()}, VideoTokens(GRID)),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_positions_of_a_grid_are_found(name: str):
+    given, video = FOUND[name]
+    assert Reader().by_any(given) == video
+
+
+OF_SEVERAL_SAMPLES = torch.stack([places(), places(OTHER)])
+NOT_FOUND: dict[str, dict[str, Any]] = {
+    "features": {"x": torch.randn(2, TOKENS, 3)},
+    "reordered": {"ids": places()[torch.randperm(TOKENS, generator=torch.Generator().manual_seed(0))]},
+    "cols first": {"ids": places().flip(0)},
+    "another grid for each sample": {"ids": OF_SEVERAL_SAMPLES},
+    "one axis": {"ids": torch.arange(TOKENS)[:, None].expand(-1, 3)},
+    "truth values": {"mask": torch.ones(TOKENS, 3, dtype=torch.bool)},
+    "parameters": {"table": nn.Parameter(places().float())},
+    "few": {"color": torch.eye(3)},
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOUND)
+def test_what_is_no_positions_of_a_grid_shows_none(name: str):
+    video = Reader().by_any(NOT_FOUND[name])
+    assert video is None or video.grid is None
+
+
+def test_tensors_that_show_several_grids_show_none_and_the_reason_says_so():
+    video = Reader().by_any({"a": places(), "b": places(OTHER)})
+    assert video is not None
+    assert (video.grid, video.why) == (None, "tensors of positions show several: (3, 4, 5), (3, 5, 4)")
+
+
+def test_the_same_tensors_are_read_once():
+    reader, given = Reader(), {"ids": places()}
+    assert reader.by_any(given) is reader.by_any(given)
+    given["ids"].add_(1)
+    assert reader.by_any(given) == VideoTokens(GRID)
+
+
+class OfModalities(nn.Module):
+    """Tokens that come as they are, with their positions beside them; its blocks are compiled one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = ToyDiT(Habits(blocks=2)).blocks
+
+    def forward(self, video: Modality) -> Tensor:
+        x = video.latent
+        for block in self.blocks:
+            x = block(x, None)
+        return x
+
+
+def test_a_prepared_model_finds_positions_in_a_dataclass():
+    spy, model, plain = Spy(sparsity=1e-6), OfModalities(), OfModalities()
+    by_blocks(vsa_compile.prepare(model), spy)
+    with torch.no_grad():
+        for grid in (GRID, OTHER):
+            video = Modality(torch.randn(1, TOKENS, 64), patches(grid))
+            assert_same_output(model(video), plain(video))
+    assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
