@@ -37,10 +37,10 @@ def prepare(model: Model) -> Model:
     Call it once, before anything runs, for a transformer that is compiled block by block, or whose grid is
     hidden according to `explain`. The grid of a call is learned from the model's inputs if there is a rule
     (`register_grid_rule`), if their shapes show it, or if one of them, also in a dataclass, a dictionary or a
-    list, holds positions of three axes in raster order, whatever its name; else from the patch embedding (the
-    first convolution whose kernel is its stride). Positions that are data (coordinates, rotary tables, token
-    indices) are read once per tensor, for which the host waits; compile the model itself or its blocks in that
-    case, not code that calls it.
+    list, holds positions of three axes in raster order, whatever its name; else from the patch embedding
+    (the first convolution whose kernel is its stride). Positions that are data (coordinates, rotary tables,
+    token indices) are read once per tensor, for which the host waits; compile the model itself or its blocks
+    in that case, not code that calls it.
 
     The grid belongs to the call that learned it and to backwards that recompute this call, so threads and
     resolutions do not mix. It applies to everything inside this call: if that includes another compiled model

@@ -1,6 +1,7 @@
 """The table of operators: one entry per operator, with layout, mask fact and effects side by side."""
 
 from . import (  # noqa: F401  (they fill the table)
+    choices,
     compute,
     factories,
     indexing,

@@ -10,7 +10,7 @@ import torch
 
 from ..facts import Claim, Fact, Kind, Rows, constant, fitting
 from ..graph_facts import example_of
-from ..values import Known, Layout, OpCall, Result, broadcast, in_order_of_all
+from ..values import Known, Layout, OpCall, Result, broadcast
 from . import carry
 from .compute import pointwise, reduced
 from .factories import fresh_axes
@@ -98,7 +98,7 @@ def _added(call: OpCall) -> Result:
         call.name.startswith("sub") and call.self_ is call.other and isinstance(call.example, torch.Tensor)
     )
     if itself and call.literal(call.node.kwargs.get("alpha", 1)) == 1:
-        return _nobodys(call, constant(0))
+        return nobodys(call, constant(0))
     return pointwise(call)
 
 
@@ -106,11 +106,11 @@ def _multiplied(call: OpCall) -> Result:
     """Nothing is left of a value that is multiplied by 0 everywhere."""
     facts = [call.fact(argument) for argument in (call.self_, call.other)]
     if any(claim.kind == "is" and claim.value == 0 for fact in facts if fact for claim in fact.everywhere):
-        return _nobodys(call, constant(0))
+        return nobodys(call, constant(0))
     return pointwise(call)
 
 
-def _nobodys(call: OpCall, fact: Fact) -> Known:
+def nobodys(call: OpCall, fact: Fact) -> Known:
     """A result in which nothing is left of its operands. Of infinite ones, x - x and x * 0 are no numbers."""
     if call.example.dtype.is_floating_point and call.name != "masked_fill":
         fact = Fact()
@@ -239,73 +239,6 @@ def _equality(value: bool) -> FactRule:
 
 op("eq", fact=_equality(True))(pointwise)
 op("ne", "not_equal", fact=_equality(False))(pointwise)
-
-
-# --- Choices --------------------------------------------------------------------------------------
-
-
-def _chosen(call: OpCall, condition: object, yes: Fact | None, no: Fact | None) -> Fact | None:
-    """`yes` where the condition is True, `no` where it is False, and their common claims everywhere."""
-    asked = call.fact(condition) or Fact()
-    known = [fact for fact in (asked, yes, no) if fact is not None]
-    dims = {fact.dim for fact in known if fact.claims != fact.everywhere}
-    if len(dims) > 1:
-        return None
-    claims: list[Claim] = []
-    for taken, value in ((yes, True), (no, False)):
-        if taken is not None:
-            claims += call.proofs.pairwise([asked, taken], _where(value))
-    if yes is not None and no is not None:
-        claims += call.proofs.pairwise([yes, no], lambda a, b: (a.kind, a.value) if _alike(a, b) else None)
-    return fitting(Fact(tuple(claims), next(iter(dims), -1)), call.example.dtype)
-
-
-def _where(value: bool) -> Callable[[Claim, Claim], Pair]:
-    return lambda asked, taken: (taken.kind, taken.value) if asked.value is value else None
-
-
-def _alike(a: Claim, b: Claim) -> bool:
-    return a.kind == b.kind and bool(a.value == b.value)
-
-
-def _filled_at(call: OpCall) -> Result:
-    """If everything is filled, nothing of the input is left."""
-    mask, value = call.fact(call.arg(1, "mask")), call.fact(call.arg(2, "value"))
-    if any(claim.value is True for claim in (mask.everywhere if mask else ())):
-        return _nobodys(call, value or Fact())
-    return pointwise(call)
-
-
-op("masked_fill", fact=lambda call, _: _chosen(
-    call, call.arg(1, "mask"), call.fact(call.arg(2, "value")), call.fact(call.self_)
-))(_filled_at)  # fmt: skip
-
-
-def _either(call: OpCall) -> Result:
-    """Each entry comes from one of two operands; if one of them is reordered, so is the result."""
-    layout = pointwise(call)
-    operands = [call.known(argument) for argument in _choices(call)[1:]]
-    return layout and in_order_of_all(layout, [one for one in operands if one is not None])
-
-
-def _choices(call: OpCall) -> tuple[object, object, object]:
-    """The condition, and what is taken where it is True and False: torch.where(condition, x, y) or
-    x.where(condition, y)."""
-    method = call.node.op == "call_method" or call.node.target is torch.Tensor.where
-    condition, yes = (1, 0) if method else (0, 1)
-    return (
-        call.arg(condition, "condition"),
-        call.arg(yes, "input", call.arg(yes, "self")),
-        call.arg(2, "other"),
-    )
-
-
-def _where_fact(call: OpCall, _: Layout) -> Fact | None:
-    condition, yes, no = _choices(call)
-    return _chosen(call, condition, call.fact(yes), call.fact(no))
-
-
-op("where", fact=_where_fact)(_either)
 
 
 # --- Bounds ---------------------------------------------------------------------------------------
