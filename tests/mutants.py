@@ -355,6 +355,8 @@ COMPILER_MUTANTS = (
     Mutant("stacked videos", "two videos that were stacked are one", "vsa_compile/analysis/optable/parts.py::_stack", "[(call.node, 0)] if _of_several(tensors) else []", "[]", (*TOKENS, "-k", "stacked_and_taken")),
     Mutant("blocks swapped", "parts of rows and cols in each other's place are rows and cols", "vsa_compile/analysis/pieces.py::_misplaced", "place > 0 and of_tokens", "False", (*VIDEO, "-k", "before_a_convolution")),
     Mutant("counted truth", "numbers of truth values may be below 0", "vsa_compile/analysis/optable/carry.py::cast", "source.dtype == torch.bool", "False", (*MASKS, "-k", "count_of_numbers")),
+    Mutant("halo", "circular padding by hand is another order", "vsa_compile/analysis/pieces.py::derived", "len(known) == 1 and _is_halo(axis, known[0])", "False", (*VIDEO, "-k", "cut_together")),
+    Mutant("lifted numbers", "a number that export made an input is unknown", BACKEND + "::convert_exported", "torch_compat.note_numbers(program)", "pass", ("tests/test_exported.py", "-k", "from_a_file")),
     Mutant("hint over proof", "a hint overrides a reordering", HINTED + "::fills", "segment.order == REORDERED", "False", ("tests/test_soundness_tokens.py", "-k", "hint")),
     Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "conversion.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),

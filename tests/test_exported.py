@@ -90,6 +90,18 @@ def hidden_in_a_region(x: torch.Tensor, mask: torch.Tensor) -> None:
     x.mul_(flat.sum())
 
 
+def opened(x: torch.Tensor, mask: torch.Tensor) -> None:
+    """Export makes an input of the number that is assigned."""
+    mask.zero_()
+    mask[:, :40] = True
+    mask[:, 40:] = True
+
+
+def opened_in_part(x: torch.Tensor, mask: torch.Tensor) -> None:
+    mask.zero_()
+    mask[:, :40] = True
+
+
 def swapped(x: torch.Tensor, mask: torch.Tensor) -> None:
     x[:, :32].copy_(x[:, 32:].flip(1))
 
@@ -101,7 +113,14 @@ def kept(x: torch.Tensor, mask: torch.Tensor) -> None:
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize(
     ("write", "slug"),
-    [(hidden, "mask"), (hidden_in_a_region, "mask"), (swapped, "reordered"), (kept, "")],
+    [
+        (hidden, "mask"),
+        (hidden_in_a_region, "mask"),
+        (swapped, "reordered"),
+        (kept, ""),
+        (opened, ""),
+        (opened_in_part, "mask"),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_program_from_a_file_knows_which_values_share_memory(write, slug: str, loaded: bool, tmp_path):

@@ -295,3 +295,25 @@ def test_masks_that_may_hide_video_stay_dense(spelling: str):
     text = torch.arange(9) < torch.tensor([[4], [7]])
     mask = torch.rand(2, TOKENS + 9, generator=torch.Generator().manual_seed(1)) < 0.9
     assert masked(UNPROVED[spelling], text, mask) == [False]
+
+
+def test_a_scale_that_is_an_argument_is_guarded():
+    """Under dynamic=True whole numbers and fractions are values of the graph."""
+
+    def attend(module: Video, x: Tensor, scale: float) -> Tensor:
+        x = x @ module.weight  # whose width is no symbol
+        return sdpa(heads(x), heads(x), heads(x), scale=scale)
+
+    model, scales = Video(attend), []
+
+    def convert(module, example_inputs):
+        settings = vsa_compile.Options.read({"min_tokens": 0, "sparsity": 1e-6})
+        scales.extend(one.scale for one in vsa_compile.backend.convert(module, settings))
+        return module.forward
+
+    compiled = torch.compile(model, backend=convert, dynamic=True)
+    latents = torch.randn(2, 16, *GRID, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for scale in (2, 3, 0.5, 0.25):
+            assert_same_output(compiled(latents, scale), model(latents, scale))
+    assert scales == [2, 3, 0.5, 0.25]

@@ -130,13 +130,23 @@ def first_frame_repeated(v: Tensor) -> Tensor:
     return torch.cat([v[:, :, :1], v], 2)
 
 
+def circular_cols(v: Tensor) -> Tensor:
+    """Circular padding by hand, as for panoramas."""
+    return torch.cat([v[..., -1:], v, v[..., :1]], -1)
+
+
 def every_second_frame(v: Tensor) -> Tensor:
     return v[:, :, ::2]
 
 
 @pytest.mark.parametrize(
     ("cut", "grid"),
-    [(reference_frames_first, (4, 4, 4)), (first_frame_repeated, (5, 4, 4)), (every_second_frame, (2, 4, 4))],
+    [
+        (reference_frames_first, (4, 4, 4)),
+        (first_frame_repeated, (5, 4, 4)),
+        (every_second_frame, (2, 4, 4)),
+        (circular_cols, (4, 4, 6)),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_clip_that_is_cut_together_before_a_convolution_is_a_video(cut: Callable, grid: tuple):

@@ -279,6 +279,7 @@ def convert_exported(program: ExportedProgram, options: Mapping[str, object] | N
     done: list[Decision] = []
     with _harmless(settings):
         torch_compat.restore_aliases(program.graph_module)
+        torch_compat.note_numbers(program)
         done = convert(program.graph_module, settings, look)
     _name_outputs(program)
     gpu.register()

@@ -83,6 +83,40 @@ def second_half_turned(x: Any, s: Spot) -> Any:
     return y
 
 
+def _beside(s: Spot) -> int | None:
+    """Another dimension than the edited one, of several positions."""
+    others = [dim for dim, size in enumerate(s.shape) if dim != s.dim and size > 1]
+    return s.random.choice(others) if others else None
+
+
+@edit
+def set_at_places_of_another_dimension(x: Any, s: Spot) -> Any:
+    """All of it is backwards, and an index says where each position of another dimension goes."""
+    dim, y = _beside(s), s.call(torch.empty_like, x)
+    if dim is None:
+        return x.flip(s.dim)
+    places = s.call(torch.arange, s.shape[dim]).flip(0)
+    how = s.random.choice(("index_copy", "setitem"))
+    if how == "index_copy":
+        y.zero_()
+        return y.index_copy_(dim, places, x.flip(s.dim))
+    s.put(y, (slice(None),) * dim + (places,), x.flip(s.dim))
+    return y
+
+
+@edit
+def set_beside_in_two_parts(x: Any, s: Spot) -> Any:
+    """The first half of another dimension is backwards, the second is not."""
+    dim, y = _beside(s), s.random.choice((lambda: s.call(torch.empty_like, x), x.clone))()
+    if dim is None:
+        return x.flip(s.dim)
+    front = (slice(None),) * dim
+    first, second = (*front, slice(None, s.shape[dim] // 2)), (*front, slice(s.shape[dim] // 2, None))
+    s.put(y, first, x.flip(s.dim)[first])
+    s.put(y, second, x[second])
+    return y
+
+
 @edit
 def set_through_a_view(x: Any, s: Spot) -> Any:
     y = x.clone()

@@ -173,6 +173,15 @@ def chosen_by_where(x: Any, s: Spot) -> Any:
 
 
 @edit
+def chosen_by_method(x: Any, s: Spot) -> Any:
+    """x.where(condition, y), whose arguments stand in another order than torch.where's."""
+    shape = [1] * len(s.shape)
+    shape[s.dim] = s.size
+    first = (s.call(torch.arange, s.size) >= 0).view(shape)
+    return s.call(torch.Tensor.where, x.flip(s.dim), first, x)
+
+
+@edit
 def stacked_backwards(x: Any, s: Spot) -> Any:
     parts = x.unbind(s.dim)
     return s.call(torch.stack, [parts[i] for i in reversed(range(s.size))], dim=s.dim)

@@ -176,11 +176,17 @@ def derived(axis: Axis, size: Size, *, frames: bool = False) -> Axis:
     Runs of frames that follow each other in another order, reference frames put first, are a new clip.
     """
     known = [source for source in segments(axis) if origins(source)]
-    orders = {order(part) for part in (segments(axis) if frames else [axis])} - {""}
+    own = known[0] if len(known) == 1 and _is_halo(axis, known[0]) else axis
+    orders = {order(part) for part in (segments(axis) if frames else [own])} - {""}
     kept = REORDERED if _interleaved(axis) or REORDERED in orders else "".join(orders)
     result = Axis(size, origins(known[0]) if len(known) == 1 else (), rigid=kept)
     result.source = known[0] if len(known) == 1 else axis
     return result
+
+
+def _is_halo(axis: Axis, whole: Axis) -> bool:
+    """Whether an axis is another one between runs of it, as circular padding puts them there."""
+    return all(one is whole or (one.cut is not None and one.cut[0] is whole) for one in segments(axis))
 
 
 def _interleaved(axis: Axis) -> bool:

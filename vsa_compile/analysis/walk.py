@@ -13,13 +13,14 @@ from ..torch_compat import (
     counters,
     is_state,
     known_at_least,
+    number_of,
     registered_name,
     shape_environment,
     size_hint,
 )
 from .algebra import REORDERED, Axis, Form, form_of, mark_origins
 from .effects import Memory
-from .facts import Proofs
+from .facts import Proofs, constant
 from .graph_facts import argument, bodies_of, example_of, first_argument, is_call, sizes_of
 from .optable import Entry, entry_of, value_of, written_by
 from .sizes import Size, equal
@@ -283,12 +284,14 @@ def _source(module: GraphModule, node: Node) -> Value:
 
     Of four, all but the second, which is where pictures have their channels.
     """
-    example, constant = example_of(node), node.op == "get_attr"
-    if example is None and constant:
+    example, held = example_of(node), node.op == "get_attr"
+    if example is None and held:
         example = getattr(module, str(node.target), None)
     value = unknown(example, "")
     if isinstance(value, Known):
-        value.table = constant or is_state(node)
+        number = number_of(node)
+        value.fact = None if number is None else constant(number)
+        value.table = held or is_state(node) or number is not None
         value.given = not value.table
         if len(value.axes) >= 4:
             axes = list(value.axes)

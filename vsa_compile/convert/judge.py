@@ -24,7 +24,7 @@ from ..grid import Grid, Hint
 from ..ops.break_even import KernelAtHand, kernel_at_hand
 from ..ops.functional import DTYPES
 from ..options import Options
-from ..torch_compat import depends_on_data, guard_at_least
+from ..torch_compat import depends_on_data, guard_at_least, size_expression
 from . import refusals
 from .gate_matching import gate_misfit, gates_of
 from .hinted import Video, hinted_video
@@ -248,10 +248,12 @@ def _as_many(keys: Size, values: Size) -> bool:
 
 
 def _constant(arguments: dict[str, Any], name: str) -> Any:
-    """A scalar argument. Under dynamic=True a float is a value of the graph; it is guarded then."""
+    """A scalar argument. Under dynamic=True a number is a value of the graph; it is guarded then."""
     value = example_of(arguments[name])
     if isinstance(value, torch.SymFloat):
         return float(value)
+    if isinstance(value, torch.SymInt) and not depends_on_data(size_expression(value)):
+        return int(value)
     if value is not None and not isinstance(value, (bool, int, float)):
         raise Refused(refusals.dynamic_argument(name))
     return value

@@ -32,7 +32,7 @@ from .dynamo import (
     unwrapped,
     version_of,
 )
-from .exported import restore_aliases
+from .exported import note_numbers, number_of, restore_aliases
 from .inductor import (
     ceil_div,
     compile_with_inductor,
@@ -126,6 +126,8 @@ __all__ = [
     "mode_patches",
     "new_buffer",
     "no_frame",
+    "note_numbers",
+    "number_of",
     "on_examples",
     "own_code",
     "owned_namespaces",

@@ -1,4 +1,4 @@
-"""Exported programs: example values that share memory."""
+"""Exported programs: example values that share memory, and numbers that became inputs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -18,6 +19,24 @@ def restore_aliases(module: GraphModule) -> None:
     """
     if any(_is_apart(node) for node in _calls(module)):
         _restore(module, None)
+
+
+_NUMBER = "vsa_compile_number"
+
+
+def note_numbers(program: ExportedProgram) -> None:
+    """Let `number_of` know the numbers of a program that export made inputs, as it does of m[...] = True.
+    Checked on torch 2.13."""
+    names = program.graph_signature.inputs_to_lifted_tensor_constants
+    for node in program.graph_module.graph.nodes:
+        value = program.constants.get(names.get(node.name, ""))
+        if isinstance(value, torch.Tensor) and value.dim() == 0:
+            node.meta[_NUMBER] = value.item()
+
+
+def number_of(node: Node) -> bool | int | float | None:
+    """The number that an input of an exported program is, if it is one."""
+    return node.meta.get(_NUMBER)
 
 
 def _calls(module: GraphModule) -> list[Node]:

@@ -198,14 +198,10 @@ op("copy")(_copied_from)
 def _constant_now(value: float | None) -> WriteRule:
     def rule(call: OpCall) -> Known | None:
         known = call.known(call.self_)
-        number = call.literal(call.arg(1, "value")) if value is None else value
+        fact = call.fact(call.arg(1, "value")) if value is None else constant(value)
         if known is None:
             return None
-        fact = (
-            fitting(constant(number), example_of(call.self_).dtype)
-            if isinstance(number, (bool, int, float))
-            else None
-        )
+        fact = fact and fitting(Fact(fact.everywhere), example_of(call.self_).dtype)
         return Known(list(known.axes), fact, table=True)
 
     return rule
