@@ -12,6 +12,7 @@ from toy import Habits, ToyDiT
 
 import vsa_compile
 from vsa_compile.grids.positions import Reader, VideoTokens
+from vsa_compile.grids.volumes import of_volume
 
 pytestmark = pytest.mark.quick
 
@@ -120,3 +121,58 @@ def test_a_prepared_model_finds_positions_in_a_dataclass():
             video = Modality(torch.randn(1, TOKENS, 64), patches(grid))
             assert_same_output(model(video), plain(video))
     assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
+
+
+# --- Volumes ---------------------------------------------------------------------------------------
+
+
+class Embedding(nn.Module):
+    patch_size = (1, 2, 2)
+
+
+class Linear(nn.Module):
+    """Its patch embedding is a linear layer; a module of it knows the size of a patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_channels, self.embedding = 16, Embedding()
+        self.patch, self.blocks = nn.Linear(16 * 4, 64), ToyDiT(Habits(blocks=2)).blocks
+
+    def forward(self, volume: Tensor) -> Tensor:
+        patches = volume.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 2, 3, 5, 1, 4, 6)
+        x = self.patch(patches.flatten(4).flatten(1, 3))
+        for block in self.blocks:
+            x = block(x, None)
+        return x
+
+
+def test_a_prepared_model_with_a_linear_patch_embedding_counts_patches():
+    spy, model, plain = Spy(sparsity=1e-6), Linear(), Linear()
+    plain.load_state_dict(model.state_dict())
+    by_blocks(vsa_compile.prepare(model), spy)
+    with torch.no_grad():
+        for frames, rows, cols in (GRID, OTHER):
+            volume = torch.randn(1, 16, frames, 2 * rows, 2 * cols)
+            assert_same_output(model(volume), plain(volume))
+    assert {fate for graph in spy.fates for fate in graph} == {"sparse"}
+
+
+@pytest.mark.parametrize(
+    ("given", "grid"),
+    [
+        ({"x": torch.empty(1, 16, 3, 4, 6)}, (3, 2, 3)),
+        ({"x": torch.empty(1, 3, 16, 4, 6)}, (3, 2, 3)),
+        ({"x": torch.empty(1, 3, 4, 6, 16)}, (3, 2, 3)),
+        ({"x": [torch.empty(16, 3, 4, 6)] * 2}, (3, 2, 3)),
+        ({"x": torch.empty(1, 16, 3, 4, 6), "text": torch.empty(1, 5, 8)}, (3, 2, 3)),
+        ({"x": torch.empty(1, 16, 16, 4, 6)}, None),  # which are the channels?
+        ({"x": torch.empty(1, 7, 3, 4, 6)}, None),
+        ({"x": torch.empty(1, 16, 3, 5, 6)}, None),  # padded to patches, or cut?
+        ({"x": [torch.empty(16, 3, 4, 6), torch.empty(16, 3, 6, 4)]}, None),
+        ({"x": torch.empty(1, 16, 3, 4, 6), "y": torch.empty(1, 16, 3, 4, 8)}, None),
+        ({"x": torch.empty(1, 12, 64)}, None),
+    ],
+)
+def test_the_volume_of_a_call_shows_its_grid_if_the_channels_are_known(given: dict, grid: tuple | None):
+    video = of_volume(Linear(), given)
+    assert (video and video.grid) == grid

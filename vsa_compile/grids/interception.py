@@ -29,19 +29,20 @@ _MARK = "_vsa_compile_interception"
 class Prepared:
     """One prepared model: what its blocks share. A copy of the model gets one of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, watches: bool = False) -> None:
         self.number = next(_numbers)
         self.reader = Reader()
         self.undone = False
+        self.watches = watches  # whether a convolution shows the grid
         self.captures = True  # whether Dynamo should capture data-dependent sizes
         self._classes: dict[tuple[type, Role], type] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> Prepared:
-        copy = memo[id(self)] = Prepared()
+        copy = memo[id(self)] = Prepared(self.watches)
         return copy
 
     def __reduce__(self) -> tuple:
-        return Prepared, ()
+        return Prepared, (self.watches,)
 
     def subclass(self, base: type, role: Role) -> type:
         """A subclass of `base` with a forward in that role."""

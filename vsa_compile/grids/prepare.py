@@ -24,6 +24,7 @@ from .grid_rules import learn
 from .interception import Prepared, intercept, prepared_as, release
 from .positions import VideoTokens
 from .recompute import resume_in_backward
+from .volumes import of_volume
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,7 +39,8 @@ def prepare(model: Model) -> Model:
     hidden according to `explain`. The grid of a call is learned from the model's inputs if there is a rule
     (`register_grid_rule`), if their shapes show it, or if one of them, also in a dataclass, a dictionary or a
     list, holds positions of three axes in raster order, whatever its name; else from the patch embedding
-    (the first convolution whose kernel is its stride). Positions that are data (coordinates, rotary tables,
+    (the first convolution whose kernel is its stride), or, where that is a linear layer, from the size of its
+    patches and the only five-dimensional argument. Positions that are data (coordinates, rotary tables,
     token indices) are read once per tensor, for which the host waits; compile the model itself or its blocks
     in that case, not code that calls it.
 
@@ -139,7 +141,10 @@ def _begin(
     model: nn.Module, prepared: Prepared, given: dict[str, object]
 ) -> tuple[ModelCall, Callable[[], None]]:
     call = ModelCall(prepared.number)
-    _tell(call, learn(model, given, prepared.reader))
+    video = learn(model, given, prepared.reader)
+    if video.grid is None and not video.why and not prepared.watches:
+        video = of_volume(model, given) or video
+    _tell(call, video)
     return call, running.begin(call)
 
 
@@ -206,6 +211,7 @@ class _PatchWatcher:
 def _watch_patches(model: nn.Module, prepared: Prepared) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.kernel_size == module.stride:
+            prepared.watches = True
             hooks = [hook for hook in module._forward_hooks.values() if isinstance(hook, _PatchWatcher)]
             if not any(hook.prepared is prepared for hook in hooks):
                 module.register_forward_hook(_PatchWatcher(prepared))
