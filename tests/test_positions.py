@@ -77,6 +77,7 @@ NOT_FOUND: dict[str, dict[str, Any]] = {
     "truth values": {"mask": torch.ones(TOKENS, 3, dtype=torch.bool)},
     "parameters": {"table": nn.Parameter(places().float())},
     "few": {"color": torch.eye(3)},
+    "no memory": {"ids": places().to("meta")},
 }
 
 

@@ -101,6 +101,8 @@ def _tensors(value: object, depth: int = 4) -> Iterator[Tensor]:
 def _may_be_positions(x: Tensor) -> bool:
     """Whether a shape is one of positions: (N, 3), (B, N, 3), (B, 3, N), (3, B, N) or (B, 3, N, 2), where the
     last dimension is a patch's begin and end. Four columns may hold an index beside the three."""
+    if type(x) is not Tensor or x.is_meta:  # nothing to read
+        return False
     if x.is_complex() or x.dtype == torch.bool or x.requires_grad or x.dim() not in (2, 3, 4):
         return False
     return any(True for _ in _as_columns(x))
