@@ -38,6 +38,20 @@ def test_a_model_of_the_zoo_converts_exported(case: zoo.Case, functional: bool):
     assert_same_output(got[0], wanted[0], RULE_C * case.tolerance)
 
 
+def test_a_model_of_the_zoo_converts_from_a_file_and_can_be_saved_again(tmp_path):
+    (case,) = (case for case in zoo.VIDEO if case.name == "wan")
+    model, inputs = case.build()
+    arguments, path = inputs(case.grid), tmp_path / "model.pt2"
+    with torch.no_grad():
+        torch.export.save(torch.export.export(model, (), arguments), path)
+        program = torch.export.load(path)
+        report = vsa_compile.convert_exported(program, {"min_tokens": 0, "sparsity": 1e-6})
+        assert report.converted == case.sites
+        torch.export.save(program, path)
+        got, wanted = torch.export.load(path).module()(**arguments), model(**arguments)
+    assert_same_output(got[0], wanted[0], RULE_C * case.tolerance)
+
+
 class Region(torch.nn.Module):
     """Latents -> tokens -> attention, within a region that export keeps as an operator."""
 
