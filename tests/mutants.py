@@ -361,6 +361,7 @@ COMPILER_MUTANTS = (
     Mutant("cut patches", "what is left of a volume beside patches is cut off", "vsa_compile/grids/volumes.py::of_volume", "any(size % extent for size, extent in sizes)", "False", ("tests/test_positions.py",)),
     Mutant("one sample's positions", "positions of the first sample are those of all", "vsa_compile/grids/positions.py::_of_any", "(places == places[:1]).all()", "True", ("tests/test_positions.py",)),
     Mutant("several positions", "of several grids the first is the video", "vsa_compile/grids/positions.py::_of_any", "any(video != largest for video in others)", "False", ("tests/test_positions.py",)),
+    Mutant("repeated in steps", "a key mask that is repeated twice is one between tokens", "vsa_compile/analysis/optable/carry.py::_padding_rows", "fact is not None and fact.rows is not None and fact.rows.how == 'rows'", "False", (*MASKS, "-k", "however")),
     Mutant("hint over proof", "a hint overrides a reordering", HINTED + "::fills", "segment.order == REORDERED", "False", ("tests/test_soundness_tokens.py", "-k", "hint")),
     Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "conversion.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),

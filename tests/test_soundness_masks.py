@@ -289,7 +289,14 @@ def a_part_that_begins_anew(x: Tensor, pad: Tensor) -> Tensor:
     return m.tensor_split((VIDEO + TEXT, 0), 1)[2][:, None, None]
 
 
+def of_one_head_between_repeats(x: Tensor, pad: Tensor) -> Tensor:
+    m = joined_with_ones(x, pad).repeat(1, 2, 1, 1)
+    m[:, 1, :, 3:9] = False
+    return m.expand(-1, -1, VIDEO + TEXT, -1)
+
+
 MASKS_THAT_HIDE_VIDEO = (
+    of_one_head_between_repeats,
     a_part_that_begins_anew,
     bits_of_another_type,
     a_run_of_positions_below_more_than_all, infinity_less_itself, infinity_times_nothing,
@@ -361,6 +368,10 @@ def repeated_for_heads(x: Tensor, pad: Tensor) -> Tensor:
     return joined_with_ones(x, pad).repeat(1, 2, 1, 1)
 
 
+def repeated_for_heads_then_queries(x: Tensor, pad: Tensor) -> Tensor:
+    return joined_with_ones(x, pad).expand(-1, 2, -1, -1).expand(-1, -1, VIDEO + TEXT, -1)
+
+
 def a_count_of_numbers(x: Tensor, pad: Tensor) -> Tensor:
     length = VIDEO + (pad[:, 0, 0, :TEXT].long() != 0).long().sum(-1, keepdim=True)
     return (positions()[None] < length)[:, None, None]
@@ -375,6 +386,7 @@ def chosen_by_its_method_for_the_text(x: Tensor, pad: Tensor) -> Tensor:
     [
         chosen_by_its_method_for_the_text,
         a_count_of_numbers,
+        repeated_for_heads_then_queries,
         cast_in_four_dimensions,
         repeated_for_queries,
         repeated_for_heads,

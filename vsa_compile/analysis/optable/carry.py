@@ -46,17 +46,20 @@ def stretched(call: OpCall, layout: Sequence[Axis]) -> Fact | None:
     if known is not None and fact is not None:
         kept = len(known.axes) >= -fact.dim and layout[fact.dim] is known.axes[fact.dim]
         result = Fact(fact.claims if kept else fact.everywhere, fact.dim if kept else -1)
-    rows = _padding_rows(call)
+    rows = _padding_rows(call, fact)
     return replace(result or Fact(), rows=rows) if rows else result
 
 
-def _padding_rows(call: OpCall) -> Rows | None:
-    """Whether a key padding (B or 1, 1, 1, N) is repeated for every head or query."""
+def _padding_rows(call: OpCall, fact: Fact | None) -> Rows | None:
+    """Whether a key padding (B or 1, 1, 1, N) is repeated for every head or query, at once or in steps."""
     sizes = [sizes_of(example) or [] for example in (example_of(call.self_), call.example)]
-    flat = len(sizes[0]) == len(sizes[1]) == 4 and equal(sizes[0][1], 1) and equal(sizes[0][2], 1)
-    if not flat or not equal(sizes[0][3], sizes[1][3]):
+    if not len(sizes[0]) == len(sizes[1]) == 4 or not equal(sizes[0][3], sizes[1][3]):
         return None
-    if not (equal(sizes[0][0], 1) or equal(sizes[0][0], sizes[1][0])):  # repeated for other samples
+    alike = equal(sizes[0][0], sizes[1][0])
+    if fact is not None and fact.rows is not None and fact.rows.how == "rows":
+        return fact.rows if alike else None
+    flat = equal(sizes[0][1], 1) and equal(sizes[0][2], 1)
+    if not flat or not (alike or equal(sizes[0][0], 1)):  # repeated for other samples
         return None
     return Rows("rows", (call.self_, call.stamp(call.self_)))
 
