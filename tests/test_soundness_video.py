@@ -106,13 +106,17 @@ def blocks_swapped(v: Tensor) -> Tensor:
     return v.unflatten(4, (2, 2)).unflatten(3, (2, 2)).transpose(3, 5).flatten(5, 6).flatten(3, 4)
 
 
+def of_two_copies(v: Tensor) -> Tensor:
+    return v.repeat(1, 1, 1, 2, 1)[:, :, :, 3:7]
+
+
 def rolled(v: Tensor) -> Tensor:
     return v.roll(1, -1)
 
 
 PIXELS_MOVED = (
     deinterleaved_cols, deinterleaved_frames, halves_of_rows_swapped, frames_within_pairs_first, rolled,
-    blocks_swapped,
+    blocks_swapped, of_two_copies,
 )  # fmt: skip
 
 
@@ -128,6 +132,11 @@ def reference_frames_first(v: Tensor) -> Tensor:
 
 def first_frame_repeated(v: Tensor) -> Tensor:
     return torch.cat([v[:, :, :1], v], 2)
+
+
+def upsampled_but_for_the_first(v: Tensor) -> Tensor:
+    """Channels become frames and pixels, as in a decoder."""
+    return v.repeat(1, 2, 1, 1, 1).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5).flatten(2, 3)[:, :, 1:]
 
 
 def circular_cols(v: Tensor) -> Tensor:
@@ -146,6 +155,7 @@ def every_second_frame(v: Tensor) -> Tensor:
         (first_frame_repeated, (5, 4, 4)),
         (every_second_frame, (2, 4, 4)),
         (circular_cols, (4, 4, 6)),
+        (upsampled_but_for_the_first, (7, 4, 4)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

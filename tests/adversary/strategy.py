@@ -221,7 +221,7 @@ def _mingled(spot: Spot, found: list[tuple[GraphModule, torch.fx.Node]]) -> bool
         if way == 0:
             made = a + 0 * (a - b).mean()
         elif way == 1:
-            made = a * (spot.call(torch.nn.functional.mse_loss, a, b) > 0)
+            made = a * (spot.call(torch.nn.functional.mse_loss, a, b) >= 0)  # of a value and itself it is 0
         elif way == 2:
             table = (
                 spot.call(torch.ones, spot.shape[-2:])[None]

@@ -177,11 +177,23 @@ def derived(axis: Axis, size: Size, *, frames: bool = False) -> Axis:
     """
     known = [source for source in segments(axis) if origins(source)]
     own = known[0] if len(known) == 1 and _is_halo(axis, known[0]) else axis
-    orders = {order(part) for part in (segments(axis) if frames else [own])} - {""}
+    orders = {_order_of_run(part) for part in (segments(axis) if frames else [own])} - {""}
     kept = REORDERED if _interleaved(axis) or REORDERED in orders else "".join(orders)
     result = Axis(size, origins(known[0]) if len(known) == 1 else (), rigid=kept)
     result.source = known[0] if len(known) == 1 else axis
     return result
+
+
+def _order_of_run(axis: Axis) -> str:
+    """The order of an axis. A run of frames and the pixels within each may begin amid one."""
+    outer, *inner = factors(axis.cut[0]) if axis.cut else [axis]
+    upsampled = inner and _is_of_tokens(outer) and not any(map(_is_of_tokens, inner))
+    return rigid(axis) if upsampled else order(axis)
+
+
+def _is_of_tokens(node: Axis) -> bool:
+    """Whether a node is frames, rows or cols of a value, and not its channels."""
+    return any(position > 1 for _, position in origins(node))
 
 
 def _is_halo(axis: Axis, whole: Axis) -> bool:
@@ -204,8 +216,7 @@ def _misplaced(before: Axis, after: Axis) -> bool:
     place = pieces(whole).index(after)
     if before.whole is whole:
         return pieces(whole).index(before) > place
-    of_tokens = any(position > 1 for _, position in form_of(whole).origins)  # pixels are parts of channels
-    return place > 0 and of_tokens
+    return place > 0 and _is_of_tokens(whole)  # pixels are parts of channels
 
 
 def reordered_by(axis: Axis) -> str:
