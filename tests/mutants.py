@@ -364,6 +364,8 @@ COMPILER_MUTANTS = (
     Mutant("repeated in steps", "a key mask that is repeated twice is one between tokens", "vsa_compile/analysis/optable/carry.py::_padding_rows", "fact is not None and fact.rows is not None and fact.rows.how == 'rows'", "False", (*MASKS, "-k", "however")),
     Mutant("upsampled", "a run of frames and pixels is askew", "vsa_compile/analysis/pieces.py::_order_of_run", "inner and _is_of_tokens(outer) and not any(map(_is_of_tokens, inner))", "False", (*VIDEO, "-k", "cut_together")),
     Mutant("copies of rows", "a run of two copies of rows is in order before a convolution", "vsa_compile/analysis/pieces.py::_order_of_run", "inner and _is_of_tokens(outer) and not any(map(_is_of_tokens, inner))", "True", (*VIDEO, "-k", "before_a_convolution")),
+    Mutant("no samples", "positions of no samples are read", "vsa_compile/grids/positions.py::_may_be_positions", "x.numel() > 0", "True", ("tests/test_positions.py", "-k", "any_argument")),
+    Mutant("their attributes", "a model whose attributes fail stops", "vsa_compile/grids/volumes.py::_attribute", "except Exception:", "except AttributeError:", ("tests/test_positions.py", "-k", "any_argument")),
     Mutant("hint over proof", "a hint overrides a reordering", HINTED + "::fills", "segment.order == REORDERED", "False", ("tests/test_soundness_tokens.py", "-k", "hint")),
     Mutant("witness", "a recompute under another hinted grid", ARGS + "::AttendArgs.new_witness", "self.q.new_empty((*self.grid, 0))", "self.q.new_empty(0)", ("tests/test_state.py", "-k", "another_hinted")),
     Mutant("padding rows", "queries that are padding left as they are", REWRITE + "::_edit", "conversion.query_padding", "False", ("tests/test_hidden.py", "-k", "padding")),

@@ -1,6 +1,7 @@
 """Positions are found by what they are, whatever they are called and wherever they lie in the arguments."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,6 +86,50 @@ NOT_FOUND: dict[str, dict[str, Any]] = {
 def test_what_is_no_positions_of_a_grid_shows_none(name: str):
     video = Reader().by_any(NOT_FOUND[name])
     assert video is None or video.grid is None
+
+
+ODD: dict[str, Callable[[], Any]] = {
+    "sparse": lambda: places().float().to_sparse(),
+    "compressed": lambda: places().float().to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor([places(), places()[:20]]),
+    "quantized": lambda: torch.quantize_per_tensor(places().float(), 1.0, 0, torch.quint8),
+    "float8": lambda: places().float().to(torch.float8_e4m3fn),
+    "unsigned": lambda: places().to(torch.uint16),
+    "no samples": lambda: torch.zeros(0, TOKENS, 3),
+    "no tokens": lambda: torch.zeros(2, 0, 3),
+    "a list of nested": lambda: [torch.nested.nested_tensor([places(), places()[:20]])],
+}
+
+
+class Ignores(nn.Module):
+    """Does not look at its argument, and fails where its attributes are asked for."""
+
+    in_channels, in_dim, patch_size = [16], "16", (0, 2, 2)
+
+    @property
+    def config(self) -> Any:
+        raise KeyError("config")
+
+    def forward(self, x: Any) -> int:
+        return 3
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of what it calls a prototype or deprecated
+@pytest.mark.parametrize("name", ODD)
+def test_a_prepared_model_runs_with_any_argument(name: str):
+    assert vsa_compile.prepare(Ignores())(ODD[name]()) == 3
+
+
+def test_a_prepared_model_runs_under_transforms():
+    class Doubles(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    model, x = vsa_compile.prepare(Doubles()), places().float().expand(2, -1, -1)
+    assert torch.equal(torch.vmap(model)(x), 2 * x)
+    assert torch.equal(torch.func.functionalize(model)(x), 2 * x)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(model, tracing_mode="real")(x)
+    assert torch.equal(traced(x), 2 * x)
 
 
 def test_tensors_that_show_several_grids_show_none_and_the_reason_says_so():

@@ -299,6 +299,10 @@ def scattered(name: str) -> str:
     return f"{name} spreads the video over the sequence, and only one run of tokens can be a grid"
 
 
+def unreadable(error: str) -> str:
+    return f"its positions cannot be read ({error.splitlines()[0]})"
+
+
 def several_grids(grids: list) -> str:
     return f"tensors of positions show several: {', '.join(map(str, dict.fromkeys(grids)))}"
 

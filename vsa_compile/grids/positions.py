@@ -59,7 +59,10 @@ class Reader:
         """The video that a tensor of positions shows, whatever its name is, also inside of dataclasses,
         dictionaries and lists; None if there is none."""
         tensors = [tensor for tensor in _tensors(given) if _may_be_positions(tensor)]
-        return self._remembered(_of_any, [tensors]) if tensors else None
+        try:
+            return self._remembered(_of_any, [tensors]) if tensors else None
+        except RuntimeError as error:  # under torch.func and tracers, tensors have no values to read
+            return VideoTokens(None, why=refusals.unreadable(str(error)))
 
     def _remembered(self, rule: Callable[..., VideoTokens], values: list[object]) -> VideoTokens:
         tensors = [value for value in _flat(values) if isinstance(value, Tensor)]
@@ -101,11 +104,17 @@ def _tensors(value: object, depth: int = 4) -> Iterator[Tensor]:
 def _may_be_positions(x: Tensor) -> bool:
     """Whether a shape is one of positions: (N, 3), (B, N, 3), (B, 3, N), (3, B, N) or (B, 3, N, 2), where the
     last dimension is a patch's begin and end. Four columns may hold an index beside the three."""
-    if type(x) is not Tensor or x.is_meta:  # nothing to read
+    if type(x) is not Tensor or not is_plain(x) or x.is_meta or x.dtype not in _NUMBERS or x.requires_grad:
         return False
-    if x.is_complex() or x.dtype == torch.bool or x.requires_grad or x.dim() not in (2, 3, 4):
-        return False
-    return any(True for _ in _as_columns(x))
+    return x.dim() in (2, 3, 4) and x.numel() > 0 and any(True for _ in _as_columns(x))
+
+
+_NUMBERS = (torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor has one shape and strides: it is neither nested nor sparse."""
+    return not x.is_nested and x.layout == torch.strided
 
 
 def _as_columns(x: Tensor) -> Iterator[Tensor]:
