@@ -355,7 +355,7 @@ COMPILER_MUTANTS = (
     Mutant("stacked videos", "two videos that were stacked are one", "vsa_compile/analysis/optable/parts.py::_stack", "[(call.node, 0)] if _of_several(tensors) else []", "[]", (*TOKENS, "-k", "stacked_and_taken")),
     Mutant("blocks swapped", "parts of rows and cols in each other's place are rows and cols", "vsa_compile/analysis/pieces.py::_misplaced", "place > 0 and _is_of_tokens(whole)", "False", (*VIDEO, "-k", "before_a_convolution")),
     Mutant("counted truth", "numbers of truth values may be below 0", "vsa_compile/analysis/optable/carry.py::cast", "source.dtype == torch.bool", "False", (*MASKS, "-k", "count_of_numbers")),
-    Mutant("halo", "circular padding by hand is another order", "vsa_compile/analysis/pieces.py::derived", "len(known) == 1 and _is_halo(axis, known[0])", "False", (*VIDEO, "-k", "cut_together")),
+    Mutant("halo", "circular padding by hand is another order", "vsa_compile/analysis/pieces.py::derived", "len(inside) == 1 and _is_halo(axis, inside[0])", "False", (*VIDEO, "-k", "cut_together")),
     Mutant("lifted numbers", "a number that export made an input is unknown", BACKEND + "::convert_exported", "torch_compat.note_numbers(program)", "pass", ("tests/test_exported.py", "-k", "from_a_file")),
     Mutant("channels unsure", "any dimension of a volume may be its channels", "vsa_compile/grids/volumes.py::of_volume", "len(found) != 1", "not found", ("tests/test_positions.py",)),
     Mutant("cut patches", "what is left of a volume beside patches is cut off", "vsa_compile/grids/volumes.py::of_volume", "any(size % extent for size, extent in sizes)", "False", ("tests/test_positions.py",)),

@@ -144,6 +144,11 @@ def circular_cols(v: Tensor) -> Tensor:
     return torch.cat([v[..., -1:], v, v[..., :1]], -1)
 
 
+def upsampled_and_circular(v: Tensor) -> Tensor:
+    doubled = v.repeat_interleave(2, 4)
+    return torch.cat([doubled[..., -1:], doubled, doubled[..., :1]], -1)
+
+
 def every_second_frame(v: Tensor) -> Tensor:
     return v[:, :, ::2]
 
@@ -156,6 +161,7 @@ def every_second_frame(v: Tensor) -> Tensor:
         (every_second_frame, (2, 4, 4)),
         (circular_cols, (4, 4, 6)),
         (upsampled_but_for_the_first, (7, 4, 4)),
+        (upsampled_and_circular, (4, 4, 10)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

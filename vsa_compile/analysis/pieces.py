@@ -176,7 +176,8 @@ def derived(axis: Axis, size: Size, *, frames: bool = False) -> Axis:
     Runs of frames that follow each other in another order, reference frames put first, are a new clip.
     """
     known = [source for source in segments(axis) if origins(source)]
-    own = known[0] if len(known) == 1 and _is_halo(axis, known[0]) else axis
+    inside = [part for part in segments(axis) if part.cut is None]
+    own = inside[0] if len(inside) == 1 and _is_halo(axis, inside[0]) else axis
     orders = {_order_of_run(part) for part in (segments(axis) if frames else [own])} - {""}
     kept = REORDERED if _interleaved(axis) or REORDERED in orders else "".join(orders)
     result = Axis(size, origins(known[0]) if len(known) == 1 else (), rigid=kept)
