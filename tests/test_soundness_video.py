@@ -153,6 +153,22 @@ def every_second_frame(v: Tensor) -> Tensor:
     return v[:, :, ::2]
 
 
+def test_a_decoder_that_drops_the_first_frame_of_what_it_upsampled_makes_a_video():
+    class Decoder(nn.Module):
+        """Convolution, channels to frames and pixels, all but the first frame, convolution."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv3d(4, 32, 1), nn.Conv3d(4, WIDTH, 1)
+
+        def forward(self, volume: Tensor) -> Tensor:
+            x = self.first(volume).unflatten(1, (4, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+            x = x.flatten(6, 7).flatten(4, 5).flatten(2, 3)[:, :, 1:]
+            return attention(self.last(x).flatten(2).transpose(1, 2))
+
+    assert fates(Decoder(), latents(grid=(2, 2, 3))) == [(3, 4, 6)]
+
+
 @pytest.mark.parametrize(
     ("cut", "grid"),
     [

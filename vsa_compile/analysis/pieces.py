@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from torch.fx import Node
+
 from .algebra import (
     REORDERED,
     UNKNOWN,
@@ -193,8 +195,11 @@ def _order_of_run(axis: Axis) -> str:
 
 
 def _is_of_tokens(node: Axis) -> bool:
-    """Whether a node is frames, rows or cols of a value, and not its channels."""
-    return any(position > 1 for _, position in origins(node))
+    """Whether a node is frames, rows or cols of a value, and not channels: inputs have these second."""
+    return any(
+        position > 1 or not (isinstance(value, Node) and value.op == "placeholder")
+        for value, position in origins(node)
+    )
 
 
 def _is_halo(axis: Axis, whole: Axis) -> bool:
