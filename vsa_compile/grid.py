@@ -33,8 +33,7 @@ class Grid(NamedTuple):
 
 class Hint(NamedTuple):
     """Where a video lies that the graph does not show: tokens start.. of a sequence of `length` tokens, in
-    raster order; or, whatever `length` is, any run of as many tokens. A tuple of ints, which Dynamo can
-    compare in a guard."""
+    raster order; if `length` is None, any run of as many tokens. Dynamo can compare it in a guard."""
 
     grid: GridSizes
     start: int = 0

@@ -300,7 +300,7 @@ def scattered(name: str) -> str:
 
 
 def unreadable(error: str) -> str:
-    return f"its positions cannot be read ({error.splitlines()[0]})"
+    return f"its positions cannot be read ({error.partition(chr(10))[0]})"
 
 
 def several_grids(grids: list) -> str:

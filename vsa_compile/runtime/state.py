@@ -136,9 +136,9 @@ def video_grid(
             out = compiled(x)
 
     frames, rows, cols: in tokens (after patchify), raster order. For all threads of the process. A call is
-    converted if exactly one run of its sequence, in queries and keys alike, has frames * rows * cols tokens;
-    or, with `tokens`, if its queries are a sequence of that many, of which tokens start.. are the video. All
-    others of this sequence stay dense.
+    converted if exactly one run of its sequence, in queries and keys alike, has frames * rows * cols tokens.
+    With `tokens` it is converted instead if its queries are a sequence of that many, of which tokens start..
+    are the video, or if they were cut out of such a sequence there; its other tokens stay dense.
     Each grid is compiled for itself, also grids of equal numbers of tokens (landscape, portrait). A backward
     that recomputes activations (checkpointing) sees the grid of its forward.
     Raises OptionError unless frames, rows and cols are positive integers, start is 0 or more, and start +
