@@ -18,13 +18,7 @@ from . import methods, torch_compat
 from .analysis import analyse
 from .analysis.graph_facts import example_of
 from .convert.edits import Edit, apply
-from .convert.judge import (
-    Decision,
-    Needs,
-    Refusal,
-    judge,
-    needs,
-)
+from .convert.judge import Decision, Needs, Refusal, judge, needs
 from .convert.refusals import no_guards
 from .convert.rewrite import plan
 from .errors import (
