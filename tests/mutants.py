@@ -324,6 +324,8 @@ COMPILER_MUTANTS = (
     Mutant("windows as heads", "what stands where heads do is no window", SITES_PY + "::_read", "call.known[name].axes[:-2]", "call.known[name].axes[:-3]", (*VIDEO, "-k", "where_heads")),
     Mutant("each frame", "channels, rows and cols of each frame are a video", "vsa_compile/analysis/tokens.py::is_raster", "not _of_each_frame(value, p, elsewhere)", "True", (*VIDEO, "-k", "each_frame")),
     Mutant("frames in front", "channels, rows and cols behind frames are a video", "vsa_compile/analysis/tokens.py::_of_each_frame", "{first - 1} - {0}", "set()", (*VIDEO, "-k", "each_frame")),
+    Mutant("torn", "rows, cols and another axis taken for a grid by a table", "vsa_compile/analysis/tokens.py::is_raster", "not _is_torn(atoms)", "True", (*TOKENS, "-k", "table_of_positions")),
+    Mutant("torn latents", "the same, of a linear patch embedding", "vsa_compile/analysis/tokens.py::_is_torn", "isinstance(value, Volume) or _is_5d(value)", "isinstance(value, Volume)", (*TOKENS, "-k", "table_of_positions")),
     Mutant("heads in front", "heads that are moved in front are channels of a picture", "vsa_compile/analysis/optable/views.py::_show_video", "third - second != len(layout) - third", "False", (*VIDEO, "-k", "audio")),
     Mutant("views", "views are each other's tokens", "vsa_compile/convert/no_video.py::same_samples", "not views or _one_sample(*heads)", "True", (*TOKENS, "-k", "views")),
     Mutant("halves of frames", "even frames are the odd ones", "vsa_compile/convert/no_video.py::_of_tokens", "origins(node)", "False", (*TOKENS, "-k", "even_frames")),

@@ -178,8 +178,24 @@ KEYS_TURNED_BY_NOTHING = Case(
     ),
     (Change("indexed", 16383, 0), Change("padded_and_cut_askew", 65392, 0)),
 )  # fmt: skip
+# Tokens read as (rows, cols, q or k or v), which are as many as frames: a table has a place for each.
+TORN = Case(
+    Plan(
+        (3, 3, 3),
+        (
+            Block("self", heads="transpose", held="grid", rope="folded", positional=True),
+            Block(
+                "self", heads="transpose", held="grid", norm="rms", rope="half", gqa="expand", scale=0.25,
+                positional=True, contiguous=True, modulated=True, masked=True,
+            ),
+        ),
+        batch=2, width=12, text=4, patch="rearrange", unpatch=False,
+    ),
+    (Change("memory_read_otherwise", 5508, 0),),
+)  # fmt: skip
 
 
+@example(case=TORN)
 @example(case=KEYS_TURNED_BY_NOTHING)
 @example(case=CUT_AND_SPLIT)
 @example(case=TURNED_ADDED)

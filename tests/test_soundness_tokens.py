@@ -724,3 +724,27 @@ def test_prepare_does_not_take_text_of_equal_length_for_the_video():
 
     text = torch.randn(2, VIDEO, WIDTH, generator=torch.Generator().manual_seed(3))
     assert dense(fates(vsa_compile.prepare(TextFirst(attend)), latents(), text))
+
+
+def table_of_positions() -> Tensor:
+    """(64, 16), of positions of three axes in raster order."""
+    frames, rows, cols = torch.meshgrid(*map(torch.arange, GRID), indexing="ij")
+    return torch.stack([frames, rows, cols, frames + 1], -1).reshape(VIDEO, 4).repeat(1, 4).cos()
+
+
+@pytest.mark.parametrize("embed", ["a convolution", "a linear layer"])
+def test_a_table_of_positions_makes_no_video_of_rows_cols_and_parts_of_a_width(embed: str):
+    """Frames were taken for the parts of each width, which are as many; the table has a place for each."""
+    embedding = nn.Linear(4, WIDTH)
+
+    def attend(x: Tensor) -> Tensor:
+        torn = x.reshape(x.shape[0], 4, VIDEO, 4)[:, 1].repeat(1, 1, 4)
+        return attention(torn * table_of_positions())
+
+    class Linear(nn.Module):
+        def forward(self, video: Tensor) -> Tensor:
+            return attend(embedding(video.permute(0, 2, 3, 4, 1)).flatten(1, 3))
+
+    model = Model(attend) if embed == "a convolution" else Linear()
+    assert fates(model, latents(), grid=GRID) == ["not-raster"]
+    assert fates(Model(lambda x: attention(x * table_of_positions())), latents()) == [GRID]

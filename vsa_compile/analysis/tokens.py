@@ -25,6 +25,7 @@ from .algebra import (
 from .graph_facts import example_of, sizes_of
 from .pieces import order
 from .sizes import equal
+from .values import Volume
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,30 @@ def is_raster(atoms: list[Axis], elsewhere: Set[Origin] = frozenset()) -> bool:
     that are in the batch; with those, atoms may be the channels, rows and cols of each frame."""
     if len(atoms) != 3:
         return False
-    positions: dict[object, list[int]] = {}
+    known: dict[object, list[int]] = {}
     for atom in atoms:
         for origin, position in origins(atom):
-            positions.setdefault(origin, []).append(position)
-    return any(
+            known.setdefault(origin, []).append(position)
+    return not _is_torn(atoms) and any(
         len(p) == 3 and p[0] < p[1] < p[2] and not _of_each_frame(value, p, elsewhere)
-        for value, p in positions.items()
+        for value, p in known.items()
     )
+
+
+def _is_torn(atoms: list[Axis]) -> bool:
+    """Whether one or two axes of a volume stand where others of it would be, as (rows, cols, another)."""
+    places: dict[object, list[bool]] = {}
+    for place, atom in enumerate(atoms if len(atoms) == 3 else ()):
+        for value, position in origins(atom):
+            # Of five dimensions the video is (1, 2, 3), (2, 3, 4) or (1, 3, 4).
+            usual = {position} if isinstance(value, Volume) else {position - 2, position - 1}
+            if isinstance(value, Volume) or _is_5d(value):
+                places.setdefault(value, []).append(place in usual)
+    return any(len(right) < 3 and not all(right) for right in places.values())
+
+
+def _is_5d(value: object) -> bool:
+    return isinstance(value, Node) and len(sizes_of(example_of(value)) or ()) == 5
 
 
 def _of_each_frame(value: object, positions: list[int], elsewhere: Set[Origin]) -> bool:
@@ -95,16 +112,17 @@ def _of_each_frame(value: object, positions: list[int], elsewhere: Set[Origin]) 
     front of them: of (batch, frames, channels, rows, cols) the last three are no video."""
     first, _, last = positions
     between = {*range(first, last)} - {*positions}
-    if isinstance(value, Node) and len(sizes_of(example_of(value)) or ()) == 5:
+    if _is_5d(value):
         between |= {first - 1} - {0}
     return any((value, at) in elsewhere for at in between)
 
 
 def out_of_order(atoms: list[Axis]) -> bool:
-    """Whether axes of one value follow each other in another order than in that value."""
+    """Whether axes of one value follow each other in another order than in that value, or are not where they
+    are in it."""
     known = [dict(origins(atom)) for atom in atoms]
     pairs = [(a[value], b[value]) for a, b in combinations(known, 2) for value in a.keys() & b.keys()]
-    return any(first > second for first, second in pairs)
+    return any(first > second for first, second in pairs) or _is_torn(atoms)
 
 
 def _is_window(atom: Axis, apart: set[Axis]) -> bool:

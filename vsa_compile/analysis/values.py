@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.fx import Node
@@ -23,6 +23,12 @@ Layout = list[Axis]  # one axis per dimension of a tensor
 
 class Somewhere:
     """A position that the graph does not show. One object is one position, two may be two."""
+
+
+class Volume(NamedTuple):
+    """Of three axes that are the frames, rows and cols of `value`, in this order: what introduced them."""
+
+    value: object
 
 
 Taken = tuple[tuple[Axis, int | Somewhere], ...]

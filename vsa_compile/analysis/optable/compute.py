@@ -7,7 +7,7 @@ from ..graph_facts import example_of
 from ..pieces import derived
 from ..sizes import equal
 from ..unify import unify
-from ..values import Known, Layout, OpCall, Result, align, broadcast
+from ..values import Known, Layout, OpCall, Result, Volume, align, broadcast
 from . import carry
 from .table import op, own
 
@@ -196,8 +196,8 @@ def _spatial(call: OpCall) -> Result:
     volume, sizes = len(layout) - first == 3, zip(layout[first:], call.sizes[first:], strict=True)
     spatial = [derived(axis, size, frames=volume and at == 0) for at, (axis, size) in enumerate(sizes)]
     if volume and not equal(channels.size, 1):
-        mark_origins(layout[first:], (call.node, "before"))
-        mark_origins(spatial, call.node)
+        mark_origins(layout[first:], Volume((call.node, "before")))
+        mark_origins(spatial, Volume(call.node))
     kept = equal(channels.size, call.sizes[first - 1]) and "conv" not in call.name
     return [*front, channels if kept else Axis(call.sizes[first - 1]), *spatial]
 
@@ -212,7 +212,7 @@ def _meshgrid(call: OpCall) -> Result:
     if not all(one and len(one.axes) <= 1 for one in known) or not isinstance(call.example, (tuple, list)):
         return None
     axes: Layout = [one.axes[0] if one and one.axes else unit() for one in known]
-    mark_origins(axes, call.node)
+    mark_origins(axes, Volume(call.node) if len(axes) == 3 else call.node)
     if call.node.kwargs.get("indexing", "ij") == "xy":
         axes[:2] = axes[1::-1]
     table = all(one.table for one in known if one)

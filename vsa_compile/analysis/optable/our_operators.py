@@ -18,7 +18,7 @@ from ..pieces import order
 from ..sizes import equal
 from ..tokens import out_of_order
 from ..unify import unify
-from ..values import Known, OpCall, Result
+from ..values import Known, OpCall, Result, Volume
 from .table import own
 
 
@@ -37,7 +37,7 @@ def _hint(call: OpCall) -> Result:
     frames, rows, cols = (Axis(size) for size in grid)
     if start is None and not equal(multiply([frames, rows, cols]).size, tokens):
         cols.size = sympy.sympify(tokens) / (frames.size * rows.size)
-    mark_origins([frames, rows, cols], call.node)
+    mark_origins([frames, rows, cols], Volume(call.node))
     video = multiply([frames, rows, cols])
     if start is not None:
         video = concatenate([Axis(start), video, Axis(tokens - start - video.size)])

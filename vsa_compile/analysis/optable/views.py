@@ -18,7 +18,7 @@ from ..algebra import (
 )
 from ..regroup import regroup
 from ..sizes import equal
-from ..values import Layout, OpCall, Result
+from ..values import Layout, OpCall, Result, Volume
 from . import carry
 from .table import op, own, python
 
@@ -55,7 +55,7 @@ def _show_video(layout: Layout) -> None:
         axes = [axis for _, axis in three]
         whole = wholes(multiply(axes), opaque=True)
         if len(whole) == 1 and len(factors(whole[0])) == 3 and not rigid(whole[0]):
-            mark_origins(axes, ("unpatchify", whole[0]))
+            mark_origins(axes, Volume(("unpatchify", whole[0])))
 
 
 @op("permute", fact=carry.moved)
