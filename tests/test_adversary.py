@@ -76,6 +76,24 @@ KEYS_COPIED = Case(
     Plan((4, 4, 5), (Block("text-among-keys", qkv="unbind"),), width=8, text=4, patch="tokens"),
     (Change("filled_in_order", 37, 1),),
 )
+# (q, k, v), heads and their width, swapped and back, are no channels in front of a video.
+HEADS_SWAPPED_BACK = Case(
+    Plan(
+        (5, 4, 4),
+        (
+            Block(
+                "one-stream-before", "unbind", "permute", "view", "grid", rope="interleaved", gqa="repeat",
+                scale=0.25, positional=True, modulated=True,
+            ),
+            Block(
+                "one-stream-before", heads="permute", held="grid", rope="interleaved", groups=2, gqa="repeat",
+                positional=True,
+            ),
+        ),
+        batch=2, width=12, text=6, patch="rearrange", unpatch=False, seed=2,
+    ),
+    (Change("transposed_and_back", 15496, 0),),
+)  # fmt: skip
 # Flipped keys, to which turned ones are added, by a table moved along by one: its second sine is 0, too.
 KEYS_FLIPPED = Case(
     Plan(
@@ -183,10 +201,13 @@ TORN = Case(
     Plan(
         (3, 3, 3),
         (
-            Block("self", heads="transpose", held="grid", rope="folded", positional=True),
             Block(
-                "self", heads="transpose", held="grid", norm="rms", rope="half", gqa="expand", scale=0.25,
-                positional=True, contiguous=True, modulated=True, masked=True,
+                "self", "permute", held="grid", norm="layer", rope="folded", rope_first=True, gqa="repeat",
+                positional=True,
+            ),
+            Block(
+                "self", "permute", held="grid", norm="rms", rope="half", rope_first=True, gqa="expand",
+                scale=0.25, positional=True, contiguous=True, modulated=True, masked=True,
             ),
         ),
         batch=2, width=12, text=4, patch="rearrange", unpatch=False,
@@ -224,6 +245,7 @@ def unedited(plan: Plan) -> dict[str, Claim]:
     return judged(Case(plan, ()))
 
 
+@example(case=HEADS_SWAPPED_BACK)
 @example(case=KEYS_COPIED)
 @examples(60)
 @given(case=cases(PLANS, KEEPING))

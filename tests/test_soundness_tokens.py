@@ -125,6 +125,17 @@ def test_a_buffer_that_is_filled_in_order_has_the_same_tokens(way: str):
     assert fates(model, latents(grid=SMALL_GRID)) == [SMALL_GRID]
 
 
+@WAYS
+def test_what_is_filled_backwards_stays_in_another_order_to_its_last_position(way: str):
+    """Of three frames no two lie side by side that could still show in which order they were."""
+
+    def backwards(x: Tensor) -> Tensor:
+        return filled(x.unflatten(1, (3, 2, 2)), [2, 0, 1], way).flatten(1, 3)
+
+    model = Model(lambda x: attention(backwards(x)) + x)
+    assert fates(model, latents(grid=(3, 2, 2)), grid=(3, 2, 2)) == ["reordered"]
+
+
 def erased_by_zero(x: Tensor, y: Tensor) -> Tensor:
     return x.clone().mul_(0).add_(y)
 

@@ -27,12 +27,26 @@ def pooled_behind_one(x: Tensor) -> Tensor:
     return x.unflatten(1, (-1, 4, 4))[:, None].transpose(4, 5).mean((3, 5), keepdim=True)
 
 
+def pooled_as_one_channel(x: Tensor) -> Tensor:
+    return x.unflatten(1, (-1, 4, 4)).mean(-1, keepdim=True).permute(0, 4, 1, 2, 3).mean((3, 4))
+
+
+def pooled_of_one_sample(x: Tensor) -> Tensor:
+    return x[0].unflatten(0, (-1, 4, 4)).permute(3, 0, 1, 2).mean((2, 3))
+
+
 def pooled_head_by_head(x: Tensor) -> Tensor:
     """(B, heads, N/16, 4, 4, width): what looks like an unpatchify, but for patches that have cols alone."""
     return x.unflatten(1, (-1, 4, 4)).unflatten(-1, (2, -1)).permute(0, 4, 1, 2, 3, 5).mean((3, 4))
 
 
-@pytest.mark.parametrize("pool", [pooled, pooled_around_the_channels, pooled_behind_one, pooled_head_by_head])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        pooled, pooled_around_the_channels, pooled_behind_one, pooled_as_one_channel, pooled_of_one_sample,
+        pooled_head_by_head,
+    ],
+)  # fmt: skip
 def test_audio_features_that_are_pooled_are_no_video(pool: Callable[[Tensor], Tensor]):
     """Their tokens are split into three axes, but no channels stand in front of these."""
 

@@ -58,7 +58,8 @@ class Write:
             origin, position = source or (axis, Somewhere())
             piece = unit() if isinstance(position, Somewhere) else cut(origin, position, position + 1)
             now = axis if cut(axis, at, at + 1) is piece else put(axis, at, piece)
-            out_of_order = turned(now) or rigid(now) == REORDERED
+            # Single positions do not show that the axis they are of was in another order.
+            out_of_order = turned(now) or REORDERED in (rigid(now), rigid(axis))
             yield axis, Axis(axis.size, rigid=REORDERED) if out_of_order else now
 
     def content(self, known: Known, written: Known, *, all_of_it: bool) -> Taken:

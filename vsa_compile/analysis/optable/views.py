@@ -34,12 +34,13 @@ def _reshape(call: OpCall) -> Result:
     return regroup(call.input, call.sizes) if call.input is not None else None
 
 
-def _show_video(layout: Layout) -> None:
+def _show_video(before: Layout, layout: Layout) -> None:
     """Mark tokens that were split into three dimensions as a video, if channels were moved in front of them.
+    `before`: the layout before the move.
 
     (B, N, c p q) -> (B, T, H, W, c, p, q) -> (B, c, T, H, p, W, q) is an unpatchify: it makes a picture of
     channels over three axes. Splitting a dimension into three alone proves nothing: audio is pooled that way.
-    Patches have rows and cols or neither: (B, heads, T, H, W, width) is no picture.
+    Patches have rows and cols or neither: (B, heads, T, H, W, width) is no picture; nor is (B, N, 3, H, D).
     """
     pieces = [(position, axis) for position, axis in enumerate(layout) if axis.whole and not origins(axis)]
     for three in combinations(pieces, 3):
@@ -49,6 +50,7 @@ def _show_video(layout: Layout) -> None:
             or third - second != len(layout) - third
             or max(second - first, third - second) > 2
             or equal(layout[first - 1].size, 1)
+            or before.index(layout[first - 1]) < max(before.index(axis) for _, axis in three)
             or any(axis is layout[first - 1] for _, axis in three)
         ):
             continue
@@ -64,7 +66,7 @@ def _permute(call: OpCall) -> Result:
     if layout is None:
         return None
     result = [layout[dim] for dim in call.rest(1, "dims")]
-    _show_video(result)
+    _show_video(layout, result)
     return result
 
 
@@ -76,7 +78,7 @@ def _transpose(call: OpCall) -> Result:
     a, b = (call.arg(i, f"dim{i - 1}", call.arg(i, f"axis{i - 1}")) for i in (1, 2))
     result = list(layout)
     result[a], result[b] = result[b], result[a]
-    _show_video(result)
+    _show_video(layout, result)
     return result
 
 
@@ -145,7 +147,7 @@ def _movedim(call: OpCall) -> Result:
     rest = iter([axis for dim, axis in enumerate(layout) if dim not in source])
     moved = dict(zip(destination, source, strict=True))
     result = [layout[moved[dim]] if dim in moved else next(rest) for dim in range(len(layout))]
-    _show_video(result)
+    _show_video(layout, result)
     return result
 
 
