@@ -51,6 +51,7 @@ REWRITE, BACKEND = "vsa_compile/convert/rewrite.py", "vsa_compile/backend.py"
 EDITS, STRIDES = "vsa_compile/convert/edits.py", "vsa_compile/convert/strides.py"
 ANNOUNCE, HINTED = "vsa_compile/report/announce.py", "vsa_compile/convert/hinted.py"
 GATES = "vsa_compile/training/gates.py"
+PATCH, EAGER_CALLS = "vsa_compile/patch.py", ("tests/test_patch.py",)
 DYNAMO, REWRITING = "vsa_compile/torch_compat/dynamo.py", "tests/test_rewrite.py"
 
 KERNEL_MUTANTS = (
@@ -185,7 +186,7 @@ COMPILER_MUTANTS = (
     Mutant("above 0", "huge scores that are rounded up overflow", VECTORS + "::below_highest", "at::vec::clamp_max(x, V(0.f))", "x", (*CPP_EACH[:2], "-k", "cpp-float32 and huge")),
     Mutant("inside hooks", "our forward around hooks that are removed", "vsa_compile/grids/interception.py::intercept", "not _replace_own(...)", "True", ("tests/test_calls.py", "-k", "come_and_go")),
     Mutant("unwrapped", "Accelerator.unwrap_model takes our forward away", "vsa_compile/grids/interception.py::Prepared.forward", "del wrapped.__wrapped__", "pass", ("tests/test_calls.py", "-k", "regions")),
-    Mutant("shared copy", "a copy shares what the model is told", "vsa_compile/grids/interception.py::Prepared.__deepcopy__", "copy = memo[id(self)] = Prepared(self.watches)", "copy = self", ("tests/test_calls.py", "-k", "apart")),
+    Mutant("shared copy", "a copy shares what the model is told", "vsa_compile/grids/interception.py::Prepared.__deepcopy__", "copy = memo[id(self)] = Prepared(self.watches, deepcopy(self.attention, memo))", "copy = self", ("tests/test_calls.py", "-k", "apart")),
     Mutant("no retreat", "a model fails where Dynamo cannot capture", "vsa_compile/torch_compat/dynamo.py::capture_failures", "(exc.TorchDynamoException,)", "()", ("tests/test_calls.py", "-k", "capturing")),
     Mutant("today's state", "a recompute sees what holds now", "vsa_compile/plan/history.py::History._in_force", "position_of_forward()", "None", ("tests/test_state.py", "-k", "recompute and not bit")),
     Mutant("today's share", "a recompute reads the step of now", "vsa_compile/plan/schedule.py::SparsitySchedule.share_in_force", "sparsity == self._sparsity.now", "True", ("tests/test_state.py", "-k", "step_of_the_schedule")),
@@ -194,7 +195,7 @@ COMPILER_MUTANTS = (
     Mutant("conflict", "threads overrule each other", "vsa_compile/runtime/requests.py::Requests._check", "other.value != value", "False", ("tests/test_state.py", "-k", "told")),
     Mutant("aot", "conversions without the guards that they need", BACKEND + "::_decided", "torch_compat.guards_hold()", "True", ("tests/test_state.py", "-k", "guards")),
     Mutant("sparse for good", "what aot_compile makes stays sparse, unsaid", BACKEND + "::_decided", "warnings.warn(sparse_for_good(), stacklevel=2)", "", ("tests/test_state.py", "-k", "guards")),
-    Mutant("own options", "explain forgets what the model was compiled with", "vsa_compile/report/explain.py::_options", "compiled_with(model) if options is None else None", "None", ("tests/test_main.py", "-k", "own_options")),
+    Mutant("own options", "explain forgets what the model was compiled with", "vsa_compile/report/explain.py::options_of", "compiled_with(model) if options is None else None", "None", ("tests/test_main.py", "-k", "own_options")),
     Mutant("price", "every method is priced as VSA", "vsa_compile/report/cost.py::_cost", "methods.get(method)", "methods.vsa", ("tests/test_main.py", "-k", "costs")),
     Mutant("gate inside", "a gate that reaches no call is forgotten", "vsa_compile/convert/gate_matching.py::gates_of", "times[marker] == 0", "False", ("tests/test_gates.py", "-k", "inside")),
     Mutant("counted alike", "sizes that count one mask are two", "vsa_compile/analysis/facts.py::Proofs.at_least", "self.respelled(a - b)", "a - b", ("tests/test_hidden.py", "-m", "slow", "-k", "prepared_model_converts and hunyuan_video15")),
@@ -219,7 +220,7 @@ COMPILER_MUTANTS = (
     Mutant("rule start", "a user's rule may begin the video anywhere", "vsa_compile/options.py::read_hint", "not is_int(start) or start < 0", "False", ("tests/test_bad_inputs.py", "-k", "rule")),
     Mutant("program unchecked", "anything is taken for an exported program", BACKEND + "::convert_exported", "not isinstance(program, ExportedProgram)", "False", ("tests/test_bad_inputs.py", "-k", "convert_exported")),
     Mutant("model unchecked", "anything is explained", "vsa_compile/report/explain.py::explain", "not callable(model)", "False", ("tests/test_bad_inputs.py", "-k", "explain")),
-    Mutant("layers", "a number for the first of several", SITES_PY + "::_check_layer", "len(indices) > 1", "False", ("tests/test_sites.py", "-k", "several_lists")),
+    Mutant("layers", "a number for the first of several", SITES_PY + "::check_layer", "len(indices) > 1", "False", ("tests/test_sites.py", "-k", "several_lists")),
     Mutant("slower", "a kernel that never wins runs", SITES_PY + "::_check_tokens", "raise Refused(refusals.slower(kernel.name, kernel.faster))", "least = 0", BREAK_EVEN),
     Mutant("never measured", "another kernel's break-even for one that was not measured", "vsa_compile/ops/break_even.py::_least", "CPU.get(kernel, {})", "CPU.get(kernel, {torch.float32: 0})", BREAK_EVEN),
     Mutant("in silence", "dense for speed without a word", ANNOUNCE + "::announce", "_say_once(decision)", "pass", BREAK_EVEN),
@@ -302,7 +303,7 @@ COMPILER_MUTANTS = (
     Mutant("bound of 0", "a count that may be none is True", FACTS + "::fitting", "_positive(claim.value)", "True", MASKS),
     Mutant("three ways", "any three axes of bare tokens are a video", "vsa_compile/analysis/optable/views.py::_show_video", "first < 2", "False", ("tests/test_soundness_video.py", "-k", "audio")),
     Mutant("no channels", "a dimension of size 1 taken for channels", "vsa_compile/analysis/optable/views.py::_show_video", "equal(layout[first - 1].size, 1)", "False", ("tests/test_soundness_video.py", "-k", "audio")),
-    Mutant("unpatchify", "an unpatchify shows nothing of its tokens", "vsa_compile/analysis/optable/views.py::_show_video", "mark_origins(axes, ('unpatchify', whole[0]))", "", ("tests/test_random_models.py", "-k", "bare_tokens")),
+    Mutant("unpatchify", "an unpatchify shows nothing of its tokens", "vsa_compile/analysis/optable/views.py::_show_video", "mark_origins(axes, Volume(('unpatchify', whole[0])))", "", ("tests/test_random_models.py", "-k", "bare_tokens")),
     Mutant("blank memory", "the adversary judges by memory that nobody wrote to", "tests/adversary/truth.py::reads_blank_memory", "a.isfinite().all() and torch.equal(a, b)", "True", ("tests/test_adversary.py", "-k", "nobody_wrote")),
     Mutant("negative sum", "any sum of integers counts a mask", "vsa_compile/analysis/optable/masks.py::_counted", "known.given or source.dtype == torch.bool or nonnegative", "True", MASKS),
     Mutant("method's order", "x.where(condition, y) is read as torch.where(x, condition, y)", "vsa_compile/analysis/optable/choices.py::_choices", "call.node.op == 'call_method' or call.node.target is torch.Tensor.where", "False", (*MASKS, "-k", "chosen_by")),
@@ -326,6 +327,17 @@ COMPILER_MUTANTS = (
     Mutant("frames in front", "channels, rows and cols behind frames are a video", "vsa_compile/analysis/tokens.py::_of_each_frame", "{first - 1} - {0}", "set()", (*VIDEO, "-k", "each_frame")),
     Mutant("torn", "rows, cols and another axis taken for a grid by a table", "vsa_compile/analysis/tokens.py::is_raster", "not _is_torn(atoms)", "True", (*TOKENS, "-k", "table_of_positions")),
     Mutant("torn latents", "the same, of a linear patch embedding", "vsa_compile/analysis/tokens.py::_is_torn", "isinstance(value, Volume) or _is_5d(value)", "isinstance(value, Volume)", (*TOKENS, "-k", "table_of_positions")),
+    Mutant("filled to the end", "the last single position hides that the others were reordered", "vsa_compile/analysis/overwriting.py::Write.placed", "REORDERED in (rigid(now), rigid(axis))", "rigid(now) == REORDERED", (*TOKENS, "-k", "last_position")),
+    Mutant("heads back", "heads that were swapped and back taken for a picture of channels", "vsa_compile/analysis/optable/views.py::_show_video", "before.index(layout[first - 1]) < max((before.index(axis) for _, axis in three))", "False", ("tests/test_adversary.py", "-k", "spelling")),
+    Mutant("eager mask", "any mask of an eager call counts as open over the video", PATCH + "::EagerAttention._open_run", "_all(mask[..., slice(*run)])", "True", (*EAGER_CALLS, "-k", "written_to")),
+    Mutant("eager writes", "a mask is not read again after it was written to", PATCH + "::EagerAttention._open_run", "(version, run)", "run", (*EAGER_CALLS, "-k", "written_to")),
+    Mutant("eager lengths", "eager cross-attention gets a graph of its own", PATCH + "::EagerAttention._stays_dense", "len(lengths) > 1", "False", (*EAGER_CALLS, "-k", "other_lengths")),
+    Mutant("eager layers", "dense layers of eager calls become sparse", PATCH + "::EagerAttention._stays_dense", "self.options.dense_layers", "()", (*EAGER_CALLS, "-k", "gradients")),
+    Mutant("eager recompute", "a recompute does not know the path of its layer", PATCH + "::EagerAttention._path", "self._paths.update({module: path for path, module in model.named_modules()})", "return next(path for path, module in model.named_modules() if module is modules[0])", (*EAGER_CALLS, "-k", "gradients")),
+    Mutant("eager frames", "what compiles eager calls is traced by the frame around", PATCH + "::EagerAttention.__init__", "disable(self._attend)", "self._attend", (*EAGER_CALLS, "-k", "breaks_graphs")),
+    Mutant("eager copies", "copies of a patched model are not patched", "vsa_compile/grids/interception.py::Prepared.__deepcopy__", "Prepared(self.watches, deepcopy(self.attention, memo))", "Prepared(self.watches)", (*EAGER_CALLS, "-k", "copies")),
+    Mutant("eager scripts", "torch.jit.script does not know the function any more", "vsa_compile/runtime/eager_calls.py::install", "scripts_as(_routed, original)", "", (*EAGER_CALLS, "-k", "what_it_was")),
+    Mutant("eager where", "explain names the first break for every call", "vsa_compile/report/explain.py::_Census._where", "(one, name) == (file, function)", "True", (*EAGER_CALLS, "-k", "where_the_graph_breaks")),
     Mutant("heads in front", "heads that are moved in front are channels of a picture", "vsa_compile/analysis/optable/views.py::_show_video", "third - second != len(layout) - third", "False", (*VIDEO, "-k", "audio")),
     Mutant("views", "views are each other's tokens", "vsa_compile/convert/no_video.py::same_samples", "not views or _one_sample(*heads)", "True", (*TOKENS, "-k", "views")),
     Mutant("halves of frames", "even frames are the odd ones", "vsa_compile/convert/no_video.py::_of_tokens", "origins(node)", "False", (*TOKENS, "-k", "even_frames")),

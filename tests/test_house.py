@@ -31,6 +31,7 @@ ALLOWED = {
     "report": _BASE | {"plan", "methods", "analysis", "options", "runtime", "ops", "convert", "grids"},
     "backend": _BASE
     | {"plan", "methods", "analysis", "options", "runtime", "ops", "convert", "grids", "training", "report"},
+    "patch": _BASE | {"options", "runtime", "convert", "grids", "report", "backend"},
     "tools": _BASE | {"plan", "methods", "options", "ops", "convert", "report", "backend"},
 }
 # The specification and the kernels never import each other: one checks the other.

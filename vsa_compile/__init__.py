@@ -12,6 +12,7 @@ from .methods import register_method
 from .ops import aten, cpu, flops, gpu, schema  # noqa: F401  (operators, kernels and formulas register themselves)
 from .ops.functional import attention
 from .options import Options
+from .patch import patch_attention, unpatch_attention
 from .plan.schedule import SparsitySchedule
 from .report.explain import explain
 from .report.site_report import Report, SiteReport
@@ -39,10 +40,12 @@ __all__ = [
     "denoising",
     "dense",
     "explain",
+    "patch_attention",
     "prepare",
     "register_grid_rule",
     "register_method",
     "remove_gates",
+    "unpatch_attention",
     "unprepare",
     "video_grid",
     "vsa",

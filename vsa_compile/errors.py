@@ -182,6 +182,11 @@ def conversion_failed(error: Exception) -> str:
     )
 
 
+def not_prepared(model: str) -> str:
+    way_out = "Call vsa_compile.prepare(model) first: it learns the grid."
+    return bad_value("model", model, "a prepared model", way_out)
+
+
 def options_twice() -> str:
     return (
         "options are given to vsa.with_options(...) and to torch.compile as well. Give all of them to one of "

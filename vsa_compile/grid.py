@@ -44,6 +44,11 @@ class Hint(NamedTuple):
         """Of the video."""
         return Grid(*self.grid).tokens
 
+    @property
+    def sequence(self) -> int:
+        """Tokens of the sequence that holds the video."""
+        return self.tokens if self.length is None else self.length
+
     def __repr__(self) -> str:
         at = "" if self.length is None else f" from token {self.start} of {self.length} on"
         return f"{self.grid}{at}"

@@ -93,6 +93,7 @@ OF_MODELS = tuple(
     )
     for function, allowed in (
         *((f, "a torch.nn.Module.") for f in (vsa_compile.prepare, vsa_compile.unprepare)),
+        *((f, "a torch.nn.Module.") for f in (vsa_compile.patch_attention, vsa_compile.unpatch_attention)),
         *((f, "a torch.nn.Module.") for f in (vsa_compile.add_gates, vsa_compile.remove_gates)),
         (
             vsa_compile.explain,
@@ -101,6 +102,23 @@ OF_MODELS = tuple(
         ),
     )
     for name, given, shown in (("3", 3, "'int'"), ("None", None, "'NoneType'"))
+)
+
+OF_PATCHES = (
+    Row(
+        "X24",
+        "patch_attention of a model that is not prepared",
+        lambda: str(vsa_compile.patch_attention(torch.nn.Linear(4, 4))),
+        "ArgumentError: model is 'Linear', but it must be a prepared model. Call vsa_compile.prepare(model) "
+        "first: it learns the grid.",
+    ),
+    Row(
+        "X24",
+        "patch_attention with a sparsity of 1",
+        lambda: str(vsa_compile.patch_attention(vsa_compile.prepare(torch.nn.Linear(4, 4)), {"sparsity": 1})),
+        "OptionError: sparsity is 1, but it must be a number from 0 (dense) to below 1: the share of "
+        "query-key work that is NOT computed. 0.875 keeps one tile in eight.",
+    ),
 )
 
 IN_FRONT = "but it must be an integer >= 0: the number of tokens in front of the video."
@@ -340,4 +358,4 @@ OPTIONS = (
     ),
 )
 
-ROWS = (*OPTIONS, *OF_MODELS, *OF_RULES, *OF_METHODS)
+ROWS = (*OPTIONS, *OF_MODELS, *OF_PATCHES, *OF_RULES, *OF_METHODS)

@@ -92,13 +92,20 @@ def needs(decision: Decision) -> Needs:
 
 
 def judge(
-    analysis: Analysis, options: Options, *, hint: Hint | None = None, guard: bool = True, why: str = ""
+    analysis: Analysis,
+    options: Options,
+    *,
+    hint: Hint | None = None,
+    guard: bool = True,
+    why: str = "",
+    within: str = "",
 ) -> list[Decision]:
     """One Conversion or Refusal for every SDPA call of an analysed graph and its bodies, in graph order.
 
     `hint`: the process's, which goes before the grid of the options. If the number of tokens is symbolic, the
     comparison with min_tokens becomes a guard of the graph, so that Dynamo recompiles when a call crosses it;
     `guard=False` only looks at the example inputs. `why`: the process's reason why a grid is unknown.
+    `within`: the path of the module that runs the graph, if the graph does not show it.
     """
     hint = hint or (options.grid and Hint(options.grid))
     read = [_segments(analysis, call) for call in analysis.calls]
@@ -106,7 +113,7 @@ def judge(
     gates = gates_of(analysis, [attention_arguments(call.node).get("query") for call in analysis.calls])
     decisions: list[Decision] = []
     for call, segments, gate in zip(analysis.calls, read, gates, strict=True):
-        name = module_path(call.node)
+        name = module_path(call.node) or within
         try:
             conversion = _judge(analysis, call, name, segments, options, hint, videos, guard)
             _check_tokens(analysis, conversion, options, guard)
@@ -171,7 +178,7 @@ def _judge(
     mask, known = call.padding or (arguments["attn_mask"], call.known.get("attn_mask"))
     arguments["attn_mask"] = mask
     key_padding = _key_padding(analysis, known, arguments, video.kv_start, video.kv_stop)
-    _check_layer(name, options)
+    check_layer(name, options)
     scale = _constant(arguments, "scale")
     return Conversion(call, name, *video, key_padding, call.padding_sees_nothing, scale)
 
@@ -310,8 +317,10 @@ def kernel_of(conversion: Conversion, options: Options) -> KernelAtHand:
     return kernel_at_hand(out.device, out.dtype, options.tile, query.shape[-1])
 
 
-def _check_layer(name: str, options: Options) -> None:
-    """An index in dense_layers means that block in every list of blocks; a path, a module and all in it."""
+def check_layer(name: str, options: Options) -> None:
+    """Raise Refused if a call in the module `name` is to stay dense, or if that cannot be told.
+
+    An index in dense_layers means that block in every list of blocks; a path, a module and all in it."""
     if not options.dense_layers:
         return
     if not name:

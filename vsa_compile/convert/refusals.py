@@ -282,12 +282,14 @@ def func_transform() -> Reason:
     return Reason("func-transform", "the graph is under a torch.func transform", asked=True)
 
 
-def not_captured() -> Reason:
+def not_captured(where: str) -> Reason:
+    """`where` the graph breaks; "" if that is unknown."""
+    where = where or 'often at a data-dependent size (TORCH_LOGS="graph_breaks" shows where)'
     return Reason(
         "not-captured",
-        "Dynamo has this call in no graph and runs it eagerly: the graph breaks, often at a data-dependent "
-        'size (TORCH_LOGS="graph_breaks" shows where). Call vsa_compile.prepare(model), or compile with '
-        "fullgraph=True: both capture data-dependent sizes",
+        f"Dynamo has this call in no graph and runs it eagerly: the graph breaks, {where}. Call "
+        "vsa_compile.prepare(model), which captures data-dependent sizes, and then "
+        "vsa_compile.patch_attention(model), which makes calls sparse that are in no graph",
     )
 
 

@@ -14,10 +14,11 @@ import inspect
 import itertools
 import types
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any, SupportsIndex
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .diffusers import know_as
 from .positions import Reader
@@ -29,8 +30,9 @@ _MARK = "_vsa_compile_interception"
 class Prepared:
     """One prepared model: what its blocks share. A copy of the model gets one of its own."""
 
-    def __init__(self, watches: bool = False) -> None:
+    def __init__(self, watches: bool = False, attention: Callable[..., Tensor] | None = None) -> None:
         self.number = next(_numbers)
+        self.attention = attention  # what patch_attention put there: eager attention calls run through it
         self.reader = Reader()
         self.undone = False
         self.watches = watches  # whether a convolution shows the grid
@@ -38,11 +40,11 @@ class Prepared:
         self._classes: dict[tuple[type, Role], type] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> Prepared:
-        copy = memo[id(self)] = Prepared(self.watches)
+        copy = memo[id(self)] = Prepared(self.watches, deepcopy(self.attention, memo))
         return copy
 
     def __reduce__(self) -> tuple:
-        return Prepared, (self.watches,)
+        return Prepared, (self.watches, self.attention)
 
     def subclass(self, base: type, role: Role) -> type:
         """A subclass of `base` with a forward in that role."""

@@ -87,6 +87,21 @@ def unprepare(model: Model) -> Model:
     return model
 
 
+def preparation_of(model: nn.Module) -> Prepared | None:
+    """What the blocks of a prepared model share; None if the model is not prepared.
+
+    Raises ArgumentError if `model` is no torch.nn.Module.
+    """
+    return prepared_as(_plain(model), _learning)
+
+
+def attention_of(model: object) -> Callable[..., Tensor] | None:
+    """What runs the eager attention calls of a model, or of its compiled form, that `patch_attention` got."""
+    plain = getattr(model, "_orig_mod", model)
+    prepared = preparation_of(plain) if isinstance(plain, nn.Module) else None
+    return prepared.attention if prepared is not None else None
+
+
 def _plain(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ArgumentError(bad_value("model", type(model).__name__, "a torch.nn.Module"))
@@ -118,7 +133,7 @@ def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
             return forward(model, *args, **kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if torch.compiler.is_compiling():
-            call, before = ModelCall(prepared.number), running.now
+            call, before = ModelCall(prepared.number, attention=prepared.attention), running.now
             _tell(call, learn(model, given, None))
             running.now = call
             try:
@@ -140,7 +155,7 @@ def _learning(forward: Callable, prepared: Prepared, cls: type) -> Callable:
 def _begin(
     model: nn.Module, prepared: Prepared, given: dict[str, object]
 ) -> tuple[ModelCall, Callable[[], None]]:
-    call = ModelCall(prepared.number)
+    call = ModelCall(prepared.number, attention=prepared.attention)
     video = learn(model, given, prepared.reader)
     if video.grid is None and not video.why and not prepared.watches:
         video = of_volume(model, given) or video

@@ -11,6 +11,7 @@ from fractions import Fraction
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..grid import Size, TileGrid, kept_tiles
 
@@ -83,7 +84,7 @@ class Site:
             every = mask.new_ones((mask.shape[0], video))
             mask = torch.cat([mask[:, : self.kv_start], every, mask[:, end:]], dim=1)[:, None, None, :]
         grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=grouped)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=grouped)
 
 
 def box_sums(x: Tensor, boxes: TileGrid) -> Tensor:

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.library import Library, register_autograd, register_fake
+from torch.nn.functional import scaled_dot_product_attention
 
 from .. import methods
 from ..errors import ArgumentError, DoubleBackwardError, double_backward, kv_alike, no_func_transform
@@ -116,7 +116,7 @@ def _attention(
     if autocast:
         q, k, v, gate = _autocast(kind, q, k, v, gate)  # pyright: ignore[reportAssignmentType]
     if any(isinstance(size, int) and size == 0 for size in q.shape):
-        out = F.scaled_dot_product_attention(q, k, v)  # nothing to compute, but differentiable
+        out = scaled_dot_product_attention(q, k, v)  # nothing to compute, but differentiable
         return out if gate is None else out + gate
     if sparsity != 0:
         _refuse_transforms(q, k, v)

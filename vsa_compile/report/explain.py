@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
@@ -21,9 +21,17 @@ from ..convert.refusals import not_captured
 from ..convert.rewrite import plan
 from ..errors import ArgumentError, bad_value
 from ..grid import Hint
+from ..grids.prepare import attention_of
 from ..options import Options
-from ..runtime import state
-from ..torch_compat import compiled_by, compiled_with, depends_on_data, explaining_compile
+from ..runtime import eager_calls, state
+from ..torch_compat import (
+    GraphBreak,
+    compiled_by,
+    compiled_with,
+    depends_on_data,
+    explaining_compile,
+    graph_break,
+)
 from .site_report import Report, SiteReport, amounts, site_report
 
 
@@ -36,21 +44,30 @@ class _Optioned(Protocol):
     ) -> Options: ...
 
 
+@runtime_checkable
+class _Patched(Protocol):
+    """What runs the eager attention calls of a model that `patch_attention` got."""
+
+    options: Options
+
+
 @dataclass(frozen=True, eq=False)
 class _Run:
     """One run of a graph while a model was explained.
 
     modules: those whose methods were on the call stack, innermost first. parameters: the ids of parameters
-    among the inputs. broken: whether Dynamo broke the graph before the end of its function. hint, why: the
-    process's at the time, or the reason why there is none.
+    among the inputs. end: why Dynamo ended the graph before its function, None if it did not. hint, why: the
+    process's at the time, or the reason why there is none. single: whether it is the graph of an eager call
+    of a model that `patch_attention` got.
     """
 
     analysis: Analysis
     modules: list[torch.nn.Module]
     parameters: set[int]
-    broken: bool
+    end: GraphBreak | None
     hint: Hint | None
     why: str
+    single: bool
 
     @property
     def by_data(self) -> bool:
@@ -68,14 +85,22 @@ def _collect(module: GraphModule, example_inputs: list[object]) -> Callable:
 
     A function at module level, because Dynamo keys compiled code by it: repeated explains share code.
     """
-    analysis = analyse(module)
-    end = getattr(module, "compile_subgraph_reason", None)
-    broken = getattr(end, "graph_break", True)
+    return _collector(module, single=False)
+
+
+def _collect_call(module: GraphModule, example_inputs: list[object]) -> Callable:
+    """`_collect` for the graph of an eager call."""
+    return _collector(module, single=True)
+
+
+def _collector(module: GraphModule, *, single: bool) -> Callable:
+    analysis, end = analyse(module), graph_break(module)
 
     def run(*args: Any) -> Any:
         parameters = {id(x) for x in args if isinstance(x, torch.nn.Parameter)}
         now = state.now
-        _found.append(_Run(analysis, _modules_on_stack(), parameters, broken, now.hint, now.why))
+        modules = eager_calls.modules_on_stack()
+        _found.append(_Run(analysis, modules, parameters, end, now.hint, now.why, single))
         return module.forward(*args)
 
     return run
@@ -100,17 +125,19 @@ def explain(
         shown = model if isinstance(model, type) else type(model).__name__
         allowed = "a torch.nn.Module, or a function, pipeline or compiled form of one"
         raise ArgumentError(bad_value("model", shown, allowed, "For example explain(model, **inputs)."))
-    settings = state.wanted(_options(model, options)).options
+    settings = state.wanted(options_of(model, options)).options
     methods.get(settings.method)
     with _explaining:
         try:
-            with compiled_by(model, partial(explaining_compile, backend=_collect)) as explained:
-                explained(*args, **kwargs)
+            with _explained(model) as explained:
+                with eager_calls.compiled_by(partial(explaining_compile, backend=_collect_call)):
+                    explained(*args, **kwargs)
                 runs = list(_found)
                 owner = getattr(model, "_orig_mod", model)
                 owner = getattr(owner, "__self__", owner)
                 whole = len(runs) == 1 and _is_whole(runs[0], owner)
-                census = None if whole else _Census(owner)
+                ends = [run.end for run in runs if run.end is not None]
+                census = None if whole else _Census(owner, ends)
                 if census is not None:
                     with census, torch.compiler.set_stance("force_eager"):
                         explained(*args, **kwargs)
@@ -121,61 +148,76 @@ def explain(
     return Report(tuple(sites), settings)
 
 
-def _options(model: object, options: Mapping[str, object] | None) -> Options:
-    """The given options, else those that the model was compiled with."""
+def _explained(model: Any) -> AbstractContextManager[Callable]:
+    """The model as it will run, with its analysis in the place of Inductor: compiled, unless only its eager
+    calls are."""
+    if compiled_with(model) is None and attention_of(model) is not None:
+        return nullcontext(model)
+    return compiled_by(model, partial(explaining_compile, backend=_collect))
+
+
+def options_of(model: object, options: Mapping[str, object] | Options | None) -> Options:
+    """The given options, else those that the model was compiled with, or `patch_attention` got."""
     compiled = compiled_with(model) if options is None else None
     if compiled is not None and isinstance(compiled[0], _Optioned):
         backend, keywords = compiled
         return backend.read_options(**keywords)
-    return Options.read(options)
+    patched = attention_of(model) if options is None else None
+    return Options.read(patched.options if isinstance(patched, _Patched) else options)
 
 
 def _is_whole(run: _Run, model: object) -> bool:
-    """Whether the graph is the whole model: not broken, and called directly by the model."""
-    return not run.broken and all(getattr(m, "_orig_mod", m) is model for m in run.modules)
+    """Whether the graph is the whole model: it was called by the model directly, and has all of it."""
+    return (
+        run.end is None and not run.single and all(getattr(m, "_orig_mod", m) is model for m in run.modules)
+    )
 
 
 def _rows(run: _Run, settings: Options, names: Mapping[int, str]) -> list[SiteReport]:
     """The rows of one graph with full module paths. `names`: module id -> path."""
     owner = next((names[id(m)] for m in run.modules if id(m) in names), "")
-    decisions = judge(run.analysis, settings, hint=run.hint, guard=False, why=run.why)
+    within = owner if run.single else ""
+    decisions = judge(run.analysis, settings, hint=run.hint, guard=False, why=run.why, within=within)
     decisions, _ = plan(run.analysis.module, decisions, state.wanted(settings))
     rows = [site_report(decision, settings) for decision in decisions]
-    return [replace(row, name=".".join(filter(None, (owner, row.name)))) for row in rows]
-
-
-def _modules_on_stack() -> list[torch.nn.Module]:
-    """The modules whose methods are being called, innermost first."""
-    frame, modules = sys._getframe(1), []
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, torch.nn.Module):
-            modules.append(owner)
-        frame = frame.f_back
-    return modules
+    return rows if within else [replace(row, name=".".join(filter(None, (owner, row.name)))) for row in rows]
 
 
 class _Census(TorchFunctionMode):
     """While entered, records every attention call that runs, as a row "not captured by Dynamo"."""
 
-    def __init__(self, model: object) -> None:
+    def __init__(self, model: object, ends: list[GraphBreak]) -> None:
         super().__init__()
+        self.ends = ends
         self.modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
         self.names = {id(module): name for name, module in self.modules.items()}
         self.calls: list[SiteReport] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func is eager_calls.original:
             self._note(*(args[i] if i < len(args) else kwargs[n] for i, n in enumerate(("query", "key"))))
         return func(*args, **kwargs)
 
     def _note(self, query: torch.Tensor, key: torch.Tensor) -> None:
         tokens, kv_tokens, per_pair = amounts(query.shape, key.shape)
-        name = next((self.names[id(m)] for m in _modules_on_stack() if id(m) in self.names), "")
-        flops, reason = per_pair * tokens * kv_tokens, not_captured()
+        modules = eager_calls.modules_on_stack()
+        name = next((self.names[id(m)] for m in modules if id(m) in self.names), "")
+        flops, reason = per_pair * tokens * kv_tokens, not_captured(self._where())
         row = SiteReport(name, False, reason.text, reason.slug, None, (), tokens, 0, 0, flops, flops)
         self.calls.append(row)
+
+    def _where(self) -> str:
+        """Where the graph breaks that would have this call, and why."""
+        stack = eager_calls.code_on_stack()
+        for i, (file, function, line) in enumerate(stack):
+            broken = [(abs(at - line), at, end.why) for end in self.ends for one, name, at in end.stack
+                      if (one, name) == (file, function)]  # fmt: skip
+            if broken:
+                _, at, why = min(broken)
+                called = f", which calls {stack[i - 1][1]}" if i else ""
+                return f"at line {at} of {Path(file).name}, in {function}{called}: {why}"
+        return ""
 
     def fits(self, call: SiteReport, run: _Run, site: SiteReport) -> int:
         """How well a row matches this call: 3 by path, 2 by the module's parameters, 1 by size, 0 not."""

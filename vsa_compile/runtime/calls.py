@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from ..errors import StateError, forward_unknown
 from ..grid import GridSizes
 from ..plan.history import Backward, Backwards
@@ -23,6 +25,7 @@ class ModelCall:
 
     A plain object: Dynamo makes its ints symbolic, while it takes those of an nn.Module for constants.
     model: the number of the prepared model. images: (batch * frames, rows, cols).
+    attention: what `patch_attention` has its eager attention calls run through.
     first, last: the numbers of its autograd nodes, from `first` to below `last`, which is None until it ends;
     every thread counts its own. backward: the one within which it runs, or -1.
     """
@@ -33,6 +36,7 @@ class ModelCall:
     length: int | None = None  # of the sequence; None if it is the video alone
     images: GridSizes | None = None
     why: str = ""  # why there is no grid
+    attention: Callable[..., Tensor] | None = None
     met: bool = True
     first: int = 0
     last: int | None = None

@@ -13,6 +13,7 @@ from .autograd import (
 )
 from .dynamo import (
     FakeMode,
+    GraphBreak,
     capture_failures,
     capturing,
     check_in_compile,
@@ -24,11 +25,13 @@ from .dynamo import (
     fake_mode_of,
     forget_compiled,
     frame_version,
+    graph_break,
     guard_on_attribute,
     guards_hold,
     no_frame,
     on_examples,
     own_code,
+    scripts_as,
     unwrapped,
     version_of,
 )
@@ -83,6 +86,7 @@ from .tensors import assert_on_device, flash_backward_on_cpu, flash_on_cpu
 
 __all__ = [
     "FakeMode",
+    "GraphBreak",
     "ShapeEnvironment",
     "after_backward",
     "assert_on_device",
@@ -107,6 +111,7 @@ __all__ = [
     "flash_on_cpu",
     "forget_compiled",
     "frame_version",
+    "graph_break",
     "guard_at_least",
     "guard_equal",
     "guard_on_attribute",
@@ -137,6 +142,7 @@ __all__ = [
     "registered_name",
     "reset_inductor",
     "restore_aliases",
+    "scripts_as",
     "shape_carrier",
     "shape_environment",
     "size_expression",

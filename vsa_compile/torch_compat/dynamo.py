@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch.fx import GraphModule
@@ -95,6 +96,35 @@ def no_frame(function: Callable) -> Callable:
 
     skip_code(function.__code__)
     return function
+
+
+def scripts_as(function: Callable, builtin: Callable) -> None:
+    """Let torch.jit.script take `function` for `builtin`. Checked on torch 2.13."""
+    from torch.jit import _builtins
+
+    operator = _builtins._find_builtin(builtin)
+    if operator is not None:
+        _builtins._register_builtin(function, operator)
+
+
+class GraphBreak(NamedTuple):
+    """Why Dynamo ended a graph within a function, in a line, and the user's code there, outermost first:
+    (file, function, line)."""
+
+    why: str
+    stack: tuple[tuple[str, str, int], ...]
+
+
+def graph_break(module: GraphModule) -> GraphBreak | None:
+    """Why a captured graph ends before its function does; None if it does not. Checked on torch 2.13."""
+    end: Any = getattr(module, "compile_subgraph_reason", None)
+    if end is None:
+        return GraphBreak("", ())
+    if not end.graph_break:
+        return None
+    resumed = re.compile("torch_dynamo_resume_in_(.*)_at_[0-9]+")
+    stack = [(one.filename, resumed.sub(r"\1", one.name), one.lineno or 0) for one in end.user_stack]
+    return GraphBreak(end.reason.partition("\n")[0], tuple(stack))
 
 
 def version_of(tensor: torch.Tensor) -> int | None:
